@@ -1,0 +1,29 @@
+"""One method on one data set.
+
+  python -m subtune_jax.main --config=configs/finetune.py:method=lp_ft,dataset=emoji_domains/noto
+
+Arguments after the colon, all optional: method (lp, ft, lp_ft, subtuning, gradual_unfreezing),
+dataset, blocks (of subtuning, joined by +), image_size, epochs. Everything else is an override:
+--config.lp_ft.learning_rates="(1e-6,1e-5)".
+"""
+
+from subtune_jax.experiments import compare_config
+
+
+def get_config(arg: str = ""):
+  """One method; `arg` is "key=value,key=value"."""
+  config = compare_config.default()
+  given = compare_config.parse_argument(
+    arg, ("method", "dataset", "blocks", "image_size", "epochs")
+  )
+  method = given.get("method", "lp_ft")
+  compare_config.use_method(config, method)
+  compare_config.use_dataset(config, given.get("dataset", "emoji_domains/noto"))
+  if "blocks" in given:
+    config.subtuning.blocks = tuple(given["blocks"].split("+"))
+  if "image_size" in given:
+    config.data.image_size = compare_config.integer("image_size", given["image_size"])
+  if "epochs" in given and method != "lp":
+    config[method].epochs = compare_config.integer("epochs", given["epochs"])
+  config.name = f"finetune-{method}-{config.data.train.replace('/', '-')}"
+  return config

@@ -1,0 +1,58 @@
+"""Reads the command line: every mistake in it is one line that names the fix, and exit code 2."""
+
+import difflib
+import importlib.util
+import pathlib
+import sys
+from typing import Any, NoReturn
+
+from absl import flags
+
+CONFIGS = pathlib.Path("configs")
+
+
+def fail(text: str) -> NoReturn:
+  """Ends the process with one error line and code 2."""
+  sys.stderr.write(f"error: {text}\n")
+  sys.exit(2)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+  return f"; the nearest is {near[0]}" if near else ""
+
+
+def _load_config(argument: str) -> Any:
+  """The config of "file.py" or "file.py:argument"."""
+  file, _, given = argument.partition(":")
+  path = pathlib.Path(file)
+  if not path.is_file():
+    known = [str(p) for folder in (path.parent, CONFIGS) for p in sorted(folder.glob("*.py"))]
+    fail(f"no config file {path}{_nearest(str(path), known)}")
+  spec = importlib.util.spec_from_file_location("_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(given) if given else module.get_config()
+
+
+def _fields(config: Any, prefix: str = "") -> list[str]:
+  names = []
+  for name, value in config.items():
+    names += _fields(value, f"{prefix}{name}.") if hasattr(value, "items") else [prefix + name]
+  return names
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses absl flags; for `app.run(..., flags_parser=parse)`."""
+  given = [a.lstrip("-") for a in argv[1:] if a.startswith("-")]
+  files = [a.removeprefix("config=") for a in given if a.startswith("config=")]
+  try:
+    if files:
+      fields = _fields(_load_config(files[-1]))
+      for argument in given:
+        name = argument.split("=", 1)[0].removeprefix("config.")
+        if argument.startswith("config.") and name not in fields:
+          fail(f"the config has no field {name!r}{_nearest(name, fields)}")
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError) as e:
+    fail(" ".join(str(e).split()))

@@ -1,0 +1,143 @@
+"""A labelled set of images held in memory."""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+  """Images and labels as arrays, checked when made, read-only afterwards.
+
+  Attributes:
+    images: [n, height, width, 3] uint8, RGB.
+    labels: [n] int32, positions in `class_names`.
+    groups: [n] str. Examples of one group are variants of one thing: folds keep a group whole and
+      bootstraps resample groups.
+    ids: [n] str, the name of each example at its source.
+    class_names: one name per class.
+    name: the name in the registry, such as "emoji_domains/noto".
+    split: "train", "validation" or "test".
+
+  Raises:
+    ValueError: on making one whose fields do not fit the above or each other.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  groups: np.ndarray
+  ids: np.ndarray
+  class_names: tuple[str, ...]
+  name: str
+  split: str
+
+  def __post_init__(self):
+    _check_images(self)
+    _check_columns(self)
+    _check_classes(self)
+    for field in ("images", "labels", "groups", "ids"):
+      view = getattr(self, field).view()
+      view.flags.writeable = False
+      object.__setattr__(self, field, view)
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def subset(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
+    """Returns the examples at `indices` ([m] integers in 0..n-1, repeats allowed), in that order.
+
+    Raises:
+      ValueError: no index, an index out of range, or not a vector of integers.
+    """
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or indices.size == 0 or indices.dtype.kind not in "iu":
+      raise ValueError(
+        f"{self._where}: indices must be a vector of at least one integer, got shape "
+        f"{indices.shape} and dtype {indices.dtype}. For a mask, pass np.flatnonzero(mask)."
+      )
+    outside = indices[(indices < 0) | (indices >= len(self))]
+    if outside.size:
+      raise ValueError(
+        f"{self._where}: index {outside[0]} is out of range; allowed: 0 to {len(self) - 1}."
+      )
+    return dataclasses.replace(
+      self,
+      images=self.images[indices],
+      labels=self.labels[indices],
+      groups=self.groups[indices],
+      ids=self.ids[indices],
+    )
+
+  def fingerprint(self) -> str:
+    """Returns the SHA-256 (hex) of the content: images, labels, groups, ids, class names, in order.
+
+    `name` and `split` are left out: the same content under another name is the same data. The
+    value does not depend on the machine's byte order or on the width of the string arrays.
+    """
+    header = {
+      "shape": self.images.shape,
+      "groups": self.groups.tolist(),
+      "ids": self.ids.tolist(),
+      "class_names": self.class_names,
+    }
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(self.labels, dtype="<i4"))
+    digest.update(np.ascontiguousarray(self.images))
+    return digest.hexdigest()
+
+  @property
+  def _where(self) -> str:
+    return f"Dataset {self.name!r}, split {self.split!r}"
+
+
+def _check_images(data: Dataset) -> None:
+  images = data.images
+  if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+    raise ValueError(
+      f"{data._where}: images must be a uint8 array of values 0 to 255, got {_describe(images)}."
+    )
+  if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+    raise ValueError(
+      f"{data._where}: images must have the shape [n, height, width, 3] with at least one image, "
+      f"got {images.shape}."
+    )
+
+
+def _check_columns(data: Dataset) -> None:
+  for field, wanted in (("labels", np.int32), ("groups", np.str_), ("ids", np.str_)):
+    column = getattr(data, field)
+    if not isinstance(column, np.ndarray) or not np.issubdtype(column.dtype, wanted):
+      raise ValueError(
+        f"{data._where}: {field} must be a NumPy array of {wanted.__name__}, "
+        f"got {_describe(column)}."
+      )
+    if column.shape != (len(data.images),):
+      raise ValueError(
+        f"{data._where}: {field} must have one value per image, shape ({len(data.images)},), "
+        f"got {column.shape}."
+      )
+
+
+def _check_classes(data: Dataset) -> None:
+  names = data.class_names
+  if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+    raise ValueError(f"{data._where}: class_names must be a tuple of str, got {names!r}.")
+  repeated = sorted({name for name in names if names.count(name) > 1})
+  if repeated:
+    raise ValueError(f"{data._where}: class_names must differ, repeated: {repeated}.")
+  outside = np.flatnonzero((data.labels < 0) | (data.labels >= len(names)))
+  if outside.size:
+    first = outside[0]
+    raise ValueError(
+      f"{data._where}: label {data.labels[first]} of {str(data.ids[first])!r} (index {first}) is "
+      f"out of range; allowed: 0 to {len(names) - 1}, for {len(names)} class names."
+    )
+
+
+def _describe(value: object) -> str:
+  if isinstance(value, np.ndarray):
+    return f"an array of {value.dtype}"
+  return f"a {type(value).__name__}"

@@ -1,0 +1,363 @@
+"""Compares methods on one data set and its shifted siblings.
+
+For each method: a training per learning rate on the first seed, the rate with the best validation
+accuracy, a training per further seed at that rate; then the test splits are read, once.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+from typing import Any, TextIO
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subtune_jax import data, masks, methods, models, weights
+from subtune_jax.experiments import compare_config, facts, writers
+from subtune_jax.experiments import progress as progress_lib
+from subtune_jax.experiments import workdir as workdir_lib
+from subtune_jax.models import heads
+from subtune_jax.report import html, records, table
+from subtune_jax.training import checkpoint, evaluate, export, loop, resume
+from subtune_jax.training import ledger as ledger_lib
+from subtune_jax.training import plan as plan_lib
+from subtune_jax.training import step as step_lib
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass
+class _Run:
+  """What every part of the run needs."""
+
+  config: Any
+  workdir: pathlib.Path
+  train: data.Dataset
+  validation: data.Dataset
+  engine: loop.Engine
+  pretrained: weights.Pretrained
+  ledger: ledger_lib.Ledger
+  rows: dict[str, Row]
+  writer: writers.MetricWriter
+  progress: progress_lib.Progress
+
+
+def run(
+  config: Any, workdir: str | os.PathLike, *, command: str = "", stream: TextIO | None = None
+) -> Row:
+  """Runs a comparison, or goes on with one that was killed.
+
+  Args:
+    config: from `compare_config.default()`.
+    workdir: where everything is written.
+    command: how the run was started, for the report.
+    stream: where progress and the final table go; standard output by default.
+
+  Returns:
+    The record, as written to WORKDIR/results.json.
+
+  Raises:
+    ValueError: a config that makes no sense, a workdir of another config, bad weights or data.
+  """
+  stream = stream or sys.stdout
+  grids = {name: compare_config.learning_rates(config, name) for name in config.methods}
+  _check(config)
+  engine, pretrained, train, validation = _load(config)
+  _check_methods(config, grids, engine, pretrained)
+  workdir, entered = workdir_lib.enter(workdir, config)
+  ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
+  rows = ledger.rows()
+  progress = progress_lib.Progress(_total_epochs(config, grids), stream)
+  progress.line(_first_line(config, grids, engine, workdir))
+  if entered:
+    progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
+  writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
+  state = _Run(
+    config, workdir, train, validation, engine, pretrained, ledger, rows, writer, progress
+  )
+  chosen = {name: _train_method(state, name, rates) for name, rates in grids.items()}
+  writer.close()
+  progress.line("reading the test splits")
+  record = _record(state, chosen, command)
+  workdir_lib.write_json(workdir / records.RESULTS, record)
+  report = html.write_report(workdir)
+  progress.close()
+  summary = table.summarize(records.load(workdir))
+  stream.write(f"{table.format_table(summary)}\n\nreport: {report}\n")
+  return record
+
+
+def _check(config: Any) -> None:
+  seeds = tuple(config.seeds)
+  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+    raise ValueError(f"seeds is {seeds}; give at least one, all different, none negative")
+  if not config.methods or len(set(config.methods)) != len(config.methods):
+    raise ValueError(f"methods is {tuple(config.methods)}; give at least one, each once")
+  if config.resume not in ("latest", "last_good"):
+    raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
+  if config.backbone.dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
+  if config.data.train in config.data.ood:
+    raise ValueError(f"data.ood holds data.train, {config.data.train!r}; name other sets there")
+
+
+def _load(config: Any):
+  """(engine, pretrained weights with a fresh head, train split, validation split)."""
+  size = config.data.image_size
+  train = data.load(config.data.train, "train", size)
+  validation = data.load(config.data.train, "validation", size)
+  dtype = jnp.dtype(config.backbone.dtype)
+  model = models.create(config.backbone.name, num_classes=len(train.class_names), dtype=dtype)
+  pretrained = weights.load_pretrained(config.backbone.weights, model, image_size=size)
+  augmentation = None
+  if config.augment.kind != "none":
+    augmentation = step_lib.Augmentation(
+      config.augment.kind, config.augment.pad, config.augment.flip, config.augment.num_views
+    )
+  engine = loop.Engine(
+    model, pretrained.preprocessing, batch_size=config.batch_size, augmentation=augmentation
+  )
+  return engine, pretrained, train, validation
+
+
+def _check_methods(config, grids, engine, pretrained) -> None:
+  """Every stage is applied to the network once, so that a bad block fails before anything runs."""
+  for name, rates in grids.items():
+    for stage in compare_config.make_method(config, name, rates[0]):
+      plan_lib.make_plan(engine.model, pretrained.variables, stage)
+
+
+def _epochs(method: methods.Method) -> int:
+  return sum(getattr(stage.solver, "epochs", 1) for stage in method)
+
+
+def _is_deterministic(method: methods.Method) -> bool:
+  """Whether no stage depends on the seed."""
+  return all(isinstance(stage.solver, methods.LBFGS) for stage in method)
+
+
+def _total_epochs(config: Any, grids: Mapping[str, tuple[float, ...]]) -> int:
+  total = 0
+  for name, rates in grids.items():
+    method = compare_config.make_method(config, name, rates[0])
+    more = 0 if _is_deterministic(method) else len(config.seeds) - 1
+    total += _epochs(method) * (len(rates) + more)
+  return total
+
+
+def _first_line(config, grids, engine, workdir) -> str:
+  trainings = sum(len(rates) for rates in grids.values())
+  return (
+    f"{config.name}: {', '.join(grids)} on {config.data.train} at {config.data.image_size} px, "
+    f"{trainings} learning rates and {len(config.seeds)} seeds, on {facts.devices(engine.mesh)}; "
+    f"results go to {workdir}"
+  )
+
+
+def _train_method(run: _Run, name: str, rates: tuple[float, ...]) -> Row:
+  """Grid on the first seed, choice on validation, the other seeds at the choice."""
+  seeds = tuple(run.config.seeds)
+  grid = [_train(run, name, rate, seeds[0]) for rate in rates]
+  finite = [row for row in grid if row["validation_accuracy"] is not None]
+  if not finite:
+    raise ValueError(f"{name}: every learning rate of {rates} diverged; lower them")
+  best = max(finite, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+  rate = best["learning_rate"]
+  method = compare_config.make_method(run.config, name, rate)
+  if _is_deterministic(method):
+    chosen = [best | {"seed": seed} for seed in seeds]
+  else:
+    chosen = [best] + [_train(run, name, rate, seed) for seed in seeds[1:]]
+    bad = [row["seed"] for row in chosen if row["validation_accuracy"] is None]
+    if bad:
+      raise ValueError(f"{name}: learning rate {rate} diverged with seed {bad[0]}; lower the rates")
+  return {"name": name, "grid": grid, "chosen": chosen, "learning_rate": rate}
+
+
+def _describe(run: _Run, name: str, method: methods.Method, seed: int) -> Row:
+  """Everything that the result of a training depends on."""
+  config = run.config
+  used = {"data", "backbone", "augment", "batch_size"}
+  return {
+    "config": {k: v for k, v in workdir_lib.as_json(config).items() if k in used},
+    "train": run.train.fingerprint(),
+    "validation": run.validation.fingerprint(),
+    "weights": run.pretrained.sha256,
+    "method": name,
+    "stages": [facts.plain(stage) for stage in method],
+    "seed": seed,
+  }
+
+
+def _train(run: _Run, name: str, rate: float, seed: int) -> Row:
+  """One training: from the ledger, from its checkpoint, or from the pretrained weights."""
+  method = compare_config.make_method(run.config, name, rate)
+  key = ledger_lib.key_of(_describe(run, name, method, seed))
+  what = f"{name} lr={rate:g} seed={seed}" if rate else name
+  if key in run.rows:
+    run.progress.skip(_epochs(method))
+    return run.rows[key]
+  checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints" / key)
+  saver = resume.Saver(
+    checkpoints, key, every_seconds=run.config.checkpoint_seconds,
+    last_good=run.config.resume == "last_good",
+  )  # fmt: skip
+  row = {"key": key, "method": name, "learning_rate": rate, "seed": seed}
+  row |= _fit(run, method, seed, saver, what, key)
+  run.ledger.append(row)
+  run.rows[key] = row
+  checkpoints.clear()
+  score = row["validation_accuracy"]
+  outcome = "diverged" if score is None else f"validation {score:.3f}"
+  run.progress.line(f"{what}: {outcome}, {row['seconds']:.1f} s + {row['compile_seconds']:.1f} s "
+                    "compiling")  # fmt: skip
+  return row
+
+
+def _fit(run: _Run, method, seed, saver, what, key) -> Row:
+  """The figures of one training; its tuned leaves go to WORKDIR/tasks/<key>."""
+  variables = heads.init_head(run.engine.model, run.pretrained.variables, seed)
+  steps = iter(range(1, 1 << 30))
+
+  def on_epoch(row):
+    run.writer.write(next(steps), what.replace(" ", "/"), row)
+    run.progress.epoch(what, row)
+
+  try:
+    result = loop.fit(
+      run.engine, variables, method, run.train, run.validation, seed=seed, on_epoch=on_epoch,
+      saver=saver, on_resume=lambda text: run.progress.line(f"{what}: {text}"),
+    )  # fmt: skip
+  except loop.NonFiniteLossError as e:
+    logging.warning("%s: %s", what, e)
+    run.progress.line(f"{what}: {e}")
+    return {"validation_accuracy": None, "validation_loss": None, "history": [], "stages": [],
+            "seconds": 0.0, "compile_seconds": 0.0, "moved": None}  # fmt: skip
+  note = {"backbone": run.config.backbone.weights, "class_names": list(run.train.class_names)}
+  export.save_task(
+    run.workdir / "tasks" / key, result.variables, result.touched, run.pretrained.variables, note
+  )
+  last = result.history[-1]
+  return {
+    "validation_accuracy": last["validation_accuracy"],
+    "validation_loss": last["validation_loss"],
+    "history": result.history, "stages": result.stages, "seconds": round(result.seconds, 3),
+    "compile_seconds": round(result.compile_seconds, 3), "moved": result.moved,
+  }  # fmt: skip
+
+
+def _test_sets(config: Any) -> Iterator[data.Dataset]:
+  for name in (config.data.train, *config.data.ood):
+    yield data.load(name, "test", config.data.image_size)
+
+
+def _test(run: _Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -> dict[str, Any]:
+  """Logits of every chosen training of a method on every test set, written and scored."""
+  tests: dict[str, Any] = {}
+  for row in rows:
+    key = row["key"]
+    if key in tests:
+      continue
+    variables, _ = export.load_task(run.workdir / "tasks" / key, run.pretrained.variables)
+    tests[key] = {}
+    for test in test_sets:
+      logits = run.engine.predict(variables, test.images)
+      path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
+      _write_npz(run.workdir / path, logits=logits, labels=test.labels, groups=test.groups,
+                 ids=test.ids)  # fmt: skip
+      tests[key][test.name] = {
+        "accuracy": evaluate.accuracy(logits, test.labels),
+        "loss": evaluate.cross_entropy(logits, test.labels),
+        "logits": path,
+      }
+  return tests
+
+
+def _write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
+  path.parent.mkdir(exist_ok=True)
+  temporary = path.with_suffix(".tmp.npz")
+  np.savez_compressed(temporary, **arrays)
+  os.replace(temporary, path)
+
+
+def _record(run: _Run, chosen: Mapping[str, Row], command: str) -> Row:
+  """The record of the run; reads the test splits."""
+  config = run.config
+  test_sets = list(_test_sets(config))
+  trainings = []
+  keep = set()
+  for name, result in chosen.items():
+    tests = _test(run, name, result["chosen"], test_sets)
+    keep |= set(tests)
+    trainings += [_training_row(row, True, tests[row["key"]]) for row in result["chosen"]]
+    trainings += [_training_row(row, False) for row in result["grid"] if row["key"] not in tests]
+  for folder in (run.workdir / "tasks").iterdir():
+    if folder.name not in keep:  # learning rates that were not chosen
+      shutil.rmtree(folder)
+  records.save_images(
+    run.workdir, {t.name: t.images for t in test_sets}, {t.name: t.ids for t in test_sets}
+  )
+  return {
+    "name": config.name,
+    "title": config.title,
+    "command": command,
+    **facts.run_facts(run.engine.mesh),
+    "config": workdir_lib.as_json(config),
+    "backbone": _backbone_row(run),
+    "data": {
+      "train": run.train.name, "id": run.train.name, "ood": list(config.data.ood),
+      "class_names": list(run.train.class_names), "num_train": len(run.train),
+      "num_validation": len(run.validation), "num_test": {t.name: len(t) for t in test_sets},
+      "attribution": "; ".join(filter(None, (data.attribution(t.name) for t in test_sets))),
+    },
+    "methods": [_method_row(name, result) for name, result in chosen.items()],
+    "trainings": trainings,
+  }  # fmt: skip
+
+
+def _training_row(row: Row, chosen: bool, test: Row | None = None) -> Row:
+  names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "validation_accuracy",
+           "moved", "history", "key")  # fmt: skip
+  out = {name: row[name] for name in names} | {"chosen": chosen}
+  return out | ({"test": test} if chosen else {})
+
+
+def _method_row(name: str, result: Row) -> Row:
+  best, grid = result["chosen"][0], result["grid"]
+  stages = best["stages"]
+  setting, value = "learning_rate", result["learning_rate"]
+  rows = [
+    {k: row[k] for k in ("learning_rate", "validation_accuracy", "validation_loss")} for row in grid
+  ]
+  edge = len(grid) > 1 and value in (grid[0]["learning_rate"], grid[-1]["learning_rate"])
+  if "grid" in stages[-1]:  # the probe searched its strength itself
+    setting, value = "l2", stages[-1]["l2"]
+    rows = [{"validation_loss": None, **row} for row in stages[-1]["grid"]]
+    edge = stages[-1]["grid_edge"]
+  names = ("title", "blocks", "trained_params", "solver", "epochs")
+  return {
+    "name": name, "title": compare_config.TITLES[name], "setting": setting,
+    "learning_rate": value, "grid": rows, "grid_edge": edge,
+    "stages": [{k: stage[k] for k in names} for stage in stages],
+    "trained_params": max(stage["trained_params"] for stage in stages),
+  }  # fmt: skip
+
+
+def _backbone_row(run: _Run) -> Row:
+  params = run.pretrained.variables["params"]
+  model, config = run.engine.model, run.config
+  counts = dict.fromkeys((*model.block_names, plan_lib.HEAD), 0)
+  for path, leaf in zip(masks.paths(params), jax.tree.leaves(params), strict=True):
+    counts[plan_lib.unit_of(path, tuple(counts))] += int(np.size(leaf))
+  head = counts.pop(plan_lib.HEAD)
+  return {
+    "name": config.backbone.name, "weights": config.backbone.weights,
+    "sha256": run.pretrained.sha256, "image_size": config.data.image_size,
+    "block_names": list(model.block_names), "block_params": counts, "head_params": head,
+    "num_params": sum(counts.values()) + head,
+  }  # fmt: skip

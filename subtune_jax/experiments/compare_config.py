@@ -1,0 +1,176 @@
+"""The fields of a comparison of methods, and what they mean for the other rooms.
+
+`configs/*.py` start from `default()` and change what they need. A field that is not here is an
+error.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from subtune_jax import data, methods
+
+TITLES = {
+  "lp": "Linear probing",
+  "ft": "Full fine-tuning",
+  "lp_ft": "LP-FT",
+  "subtuning": "SubTuning",
+  "gradual_unfreezing": "Gradual unfreezing",
+}
+
+# Learning rates that a full run tries, by decades (Adam). LP-FT wants lower ones than full
+# fine-tuning does (LP-FT, appendix on hyper-parameters).
+GRIDS = {
+  "ft": (1e-5, 1e-4, 1e-3, 1e-2),
+  "lp_ft": (1e-6, 1e-5, 1e-4, 1e-3),
+  "subtuning": (1e-5, 1e-4, 1e-3, 1e-2),
+  "gradual_unfreezing": (1e-5, 1e-4, 1e-3, 1e-2),
+}
+
+
+def default() -> ml_collections.ConfigDict:
+  """A comparison of the four methods on Emoji Domains, one learning rate each."""
+  config = ml_collections.ConfigDict()
+  config.experiment = "compare"  # which module of subtune_jax.experiments runs
+  config.name = "compare"  # names the default workdir, runs/<name>
+  config.title = "Linear probing, full fine-tuning, LP-FT and SubTuning"  # heads the report
+  config.methods = ("lp", "ft", "lp_ft", "subtuning")  # which, in the order of the table
+  config.seeds = (0, 1, 2)  # heads, orders and views; grids are searched on the first
+  config.batch_size = 64  # examples per step, over all devices
+  config.resume = "latest"  # "latest", or "last_good": skip a damaged newest checkpoint
+  config.checkpoint_seconds = 30.0  # least time between two checkpoints of one training
+  config.tensorboard = True  # write TensorBoard events through clu (needs TensorFlow)
+
+  config.data = data = ml_collections.ConfigDict()
+  data.train = "emoji_domains/noto"  # its train and validation splits; its test split is "ID"
+  data.ood = ("emoji_domains/twemoji", "emoji_domains/openmoji", "emoji_domains/fluent")
+  data.image_size = 64  # pixels, square
+
+  config.backbone = backbone = ml_collections.ConfigDict()
+  backbone.name = "efficientnet_lite0"  # subtune_jax.models
+  backbone.weights = "efficientnet_lite0/imagenet"  # a known name, or a file
+  backbone.dtype = "float32"  # of the computation: "float32" or "bfloat16"
+
+  config.augment = augment = ml_collections.ConfigDict()
+  augment.kind = "none"  # "none", "shift" or "resized_crop"
+  augment.pad = 4  # of "shift": largest shift in pixels
+  augment.flip = False  # mirror left and right half of the time
+  augment.num_views = 1 << 20  # views repeat after so many epochs
+
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  optimizer.name = "adam"  # "adam" (AdamW where weight_decay > 0) or "sgd"
+  optimizer.momentum = 0.9  # of "sgd"
+  optimizer.nesterov = False  # of "sgd"
+  optimizer.weight_decay = 0.0
+  optimizer.clip_norm = 0.0  # of the gradient of what is trained; 0 is off
+  optimizer.schedule = "cosine"  # "cosine" or "constant"
+  optimizer.warmup = 0.0  # share of the steps
+
+  config.lp = lp = ml_collections.ConfigDict()
+  lp.l2 = methods.DEFAULT_L2  # strengths tried, chosen on validation
+  lp.standardize = "scalar"  # "scalar", "feature" or "none"
+
+  config.ft = _gradient(epochs=8, learning_rates=(1e-3,), norm_mode="batch")
+  config.lp_ft = _gradient(epochs=8, learning_rates=(1e-4,), norm_mode="running")
+  config.subtuning = _gradient(epochs=8, learning_rates=(1e-3,), norm_mode="batch")
+  config.subtuning.blocks = ("block13", "block14", "block15", "top")  # trained beside the head
+  config.gradual_unfreezing = _gradient(epochs=4, learning_rates=(1e-3,), norm_mode="batch")
+  config.gradual_unfreezing.groups = ("block14 block15 top", "block11 block12 block13")
+  return config
+
+
+def _gradient(*, epochs: int, learning_rates: tuple[float, ...], norm_mode: str) -> Any:
+  config = ml_collections.ConfigDict()
+  config.epochs = epochs  # of each stage
+  config.learning_rates = learning_rates  # peak rates tried, chosen on validation
+  config.head_factor = 1.0  # the head's rate as a multiple of the backbone's
+  config.norm_mode = norm_mode  # BatchNorm of tuned blocks: "batch" or "running" statistics
+  return config
+
+
+def learning_rates(config: ml_collections.ConfigDict, name: str) -> tuple[float, ...]:
+  """The grid of a method; (0.0,) for the probe, which searches its own."""
+  if name not in TITLES:
+    raise ValueError(f"unknown method {name!r}; allowed: {', '.join(TITLES)}")
+  if name == "lp":
+    return (0.0,)
+  rates = tuple(float(rate) for rate in config[name].learning_rates)
+  if not rates or list(rates) != sorted(set(rates)):
+    raise ValueError(f"{name}.learning_rates is {rates}; give at least one, rising")
+  return rates
+
+
+def make_method(
+  config: ml_collections.ConfigDict, name: str, learning_rate: float
+) -> methods.Method:
+  """The stages of a named method at one learning rate."""
+  probe = {"l2": tuple(config.lp.l2), "standardize": config.lp.standardize}
+  if name == "lp":
+    return methods.linear_probing(**probe)
+  own, optimizer = config[name], config.optimizer
+  stage = {
+    "head_learning_rate": learning_rate * own.head_factor,
+    "epochs": own.epochs,
+    "norm_mode": own.norm_mode,
+    "optimizer": optimizer.name,
+    "momentum": optimizer.momentum,
+    "nesterov": optimizer.nesterov,
+    "weight_decay": optimizer.weight_decay,
+    "clip_norm": optimizer.clip_norm,
+    "schedule": optimizer.schedule,
+    "warmup": optimizer.warmup,
+  }
+  builders: dict[str, Callable[[], methods.Method]] = {
+    "ft": lambda: methods.full_fine_tuning(learning_rate, **stage),
+    "lp_ft": lambda: methods.lp_ft(learning_rate, **probe, **stage),
+    "subtuning": lambda: methods.sub_tuning(tuple(own.blocks), learning_rate, **stage),
+    "gradual_unfreezing": lambda: methods.gradual_unfreezing(
+      [group.split() for group in own.groups], learning_rate, **stage
+    ),
+  }
+  return builders[name]()
+
+
+def parse_argument(argument: str, allowed: tuple[str, ...]) -> dict[str, str]:
+  """The "key=value,key=value" behind the colon of --config=file.py:...
+
+  Raises:
+    ValueError: a key that is not allowed or is given twice, or a part without "=".
+  """
+  given: dict[str, str] = {}
+  for part in filter(None, argument.split(",")):
+    key, equals, value = part.partition("=")
+    if not equals or not value:
+      raise ValueError(f"config argument {part!r} is not of the form key=value")
+    if key not in allowed or key in given:
+      problem = "is given twice" if key in given else "is unknown"
+      raise ValueError(
+        f"config argument {key!r} {problem}; allowed, once each: {', '.join(allowed)}"
+      )
+    given[key] = value
+  return given
+
+
+def integer(name: str, text: str) -> int:
+  """A positive integer from the command line."""
+  if not text.isdecimal() or int(text) < 1:
+    raise ValueError(f"{name} is {text!r}; give a positive integer")
+  return int(text)
+
+
+def use_method(config: ml_collections.ConfigDict, name: str) -> None:
+  """Runs one method, with its full grid of learning rates."""
+  if name not in TITLES:
+    raise ValueError(f"unknown method {name!r}; allowed: {', '.join(TITLES)}")
+  config.methods = (name,)
+  config.title = TITLES[name]
+  if name != "lp":
+    config[name].learning_rates = GRIDS[name]
+
+
+def use_dataset(config: ml_collections.ConfigDict, name: str) -> None:
+  """Trains on `name`; its siblings (other names before the same slash) are out of distribution."""
+  family = name.split("/")[0] + "/"
+  config.data.train = name
+  config.data.ood = tuple(x for x in data.names() if x.startswith(family) and x != name)

@@ -1,0 +1,41 @@
+"""What a record says of the run itself: versions, devices, date."""
+
+from collections.abc import Mapping
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def devices(mesh: jax.sharding.Mesh) -> str:
+  """E.g. "4 x TPU v4" or "1 x cpu"."""
+  kinds = sorted({d.device_kind for d in mesh.devices.flat})
+  return f"{mesh.size} x {', '.join(kinds)}"
+
+
+def run_facts(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """Date, versions and devices."""
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {
+    "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "versions": {"python": platform.python_version(), **versions},
+    "devices": devices(mesh),
+  }
+
+
+def plain(value: Any) -> Any:
+  """A value as JSON: dataclasses as dicts, functions by their qualified name."""
+  if dataclasses.is_dataclass(value):
+    return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  if isinstance(value, Mapping):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  if callable(value):
+    return f"{value.__module__}.{value.__qualname__}"
+  return value

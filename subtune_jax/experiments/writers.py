@@ -1,0 +1,45 @@
+"""Metrics of a run: `metrics.jsonl` always, TensorBoard events through clu when asked for."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+
+
+class MetricWriter:
+  """Writes scalars to WORKDIR/metrics.jsonl and, as clu does, to TensorBoard events.
+
+  Args:
+    workdir: the run's folder.
+    tensorboard: write events too; needs clu and TensorFlow.
+
+  Raises:
+    ValueError: TensorBoard is asked for and clu or TensorFlow is missing.
+  """
+
+  def __init__(self, workdir: pathlib.Path, *, tensorboard: bool):
+    self._file = open(workdir / "metrics.jsonl", "a")  # noqa: SIM115 (closed by close)
+    self._events = _clu_writer(workdir) if tensorboard else None
+
+  def write(self, step: int, training: str, scalars: Mapping[str, float]) -> None:
+    """Writes scalars of one training at one of its epochs."""
+    self._file.write(json.dumps({"training": training, "step": step, **scalars}) + "\n")
+    self._file.flush()
+    if self._events is not None:
+      self._events.write_scalars(step, {f"{training}/{k}": v for k, v in scalars.items()})
+
+  def close(self) -> None:
+    """Flushes and closes the files."""
+    self._file.close()
+    if self._events is not None:
+      self._events.close()
+
+
+def _clu_writer(workdir: pathlib.Path):
+  try:
+    from clu import metric_writers
+  except ImportError as e:
+    raise ValueError(
+      f"TensorBoard events need clu and TensorFlow ({e}); pip install -r requirements.txt, or set "
+      "--config.tensorboard=False"
+    ) from e
+  return metric_writers.SummaryWriter(str(workdir / "tensorboard"))

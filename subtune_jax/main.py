@@ -1,0 +1,50 @@
+"""The command line: `python -m subtune_jax.main --config=configs/quickstart.py`.
+
+Exit code 0 when the run is done, 2 when something in the input is wrong.
+"""
+
+import importlib
+import os
+import shlex
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up text where TensorFlow is used
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from absl import app, flags, logging
+
+from subtune_jax import command_line
+
+try:
+  from ml_collections import config_flags
+except ImportError:
+  command_line.fail("the command line needs ml_collections: pip install ml_collections")
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A file of configs/, e.g. configs/quickstart.py; override as --config.seeds=(0,1)"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/NAME_OF_CONFIG.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+
+
+def main(argv: list[str]) -> None:
+  """Runs the experiment that the config names."""
+  if len(argv) > 1:
+    command_line.fail(f"unexpected argument {argv[1]!r}; options start with --")
+  if _CONFIG.value is None:
+    command_line.fail("give a config, e.g. --config=configs/quickstart.py")
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+  config = _CONFIG.value
+  command = shlex.join(["python", "-m", "subtune_jax.main", *sys.argv[1:]])
+  try:
+    experiment = importlib.import_module(f"subtune_jax.experiments.{config.experiment}")
+    experiment.run(config, _WORKDIR.value or f"runs/{config.name}", command=command)
+  except (ValueError, OSError) as e:
+    if _TRACEBACK.value:
+      raise
+    command_line.fail(f"{e}\n(--traceback shows where)")
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=command_line.parse)

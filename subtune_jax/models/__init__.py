@@ -1,0 +1,5 @@
+"""Backbones with named blocks; `create` builds one by name."""
+
+from subtune_jax.models.registry import create, names
+
+__all__ = ["create", "names"]

@@ -1,0 +1,164 @@
+"""Intervals for accuracies and their differences: a bootstrap over concepts and seeds.
+
+Two drawings of one concept are not two independent test examples, so whole concepts are resampled.
+All methods are scored on the same images, so they share each draw: what makes an image hard cancels
+in the difference of two methods.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Bootstrap(NamedTuple):
+  """Result of `paired_bootstrap`.
+
+  Attributes:
+    means: method -> mean of the data as they are, not of the resamples.
+    intervals: method -> (low, high) of the mean.
+    differences: method -> (mean, low, high) of this method minus the reference, for every method
+      but the reference; empty without one.
+  """
+
+  means: dict[str, float]
+  intervals: dict[str, tuple[float, float]]
+  differences: dict[str, tuple[float, float, float]]
+
+
+def paired_bootstrap(
+  correct: Mapping[str, npt.ArrayLike],
+  groups: npt.ArrayLike,
+  *,
+  reference: str | None = None,
+  level: float = 0.95,
+  num_resamples: int = 2000,
+  seed: int = 0,
+) -> Bootstrap:
+  """Resamples concepts and seeds with replacement, the same draw for every method.
+
+  The accuracy of a resample is the sum of right answers over the number of examples drawn. Methods
+  with the same number of trainings share the draw of seeds as well: row i of each is the training
+  with seed i, which has the same order of the data. A method with one training (the L-BFGS probe
+  is deterministic) always draws that one. With few seeds the interval says little about the
+  training noise: from one training, nothing.
+
+  Args:
+    correct: method -> [num_seeds, num_examples], bool or a number (a weight where the answer is
+      right, a loss, ...), with the same examples in the same order for every method.
+    groups: [num_examples] the concept of each example, which is drawn whole.
+    reference: method that the others are compared with.
+    level: probability that an interval is to cover; its ends are the percentiles of the resamples
+      at (1 - level) / 2 from either end.
+    num_resamples: number of resamples.
+    seed: of the draws: calls with one seed and the same shapes share them.
+
+  Returns:
+    A `Bootstrap`.
+
+  Raises:
+    ValueError: shapes do not fit, a score is not finite, there are fewer than two groups, or an
+      option is not allowed.
+  """
+  groups = np.asarray(groups)
+  scores = {name: _checked_scores(name, x, groups) for name, x in correct.items()}
+  _check_options(scores, reference, level, num_resamples)
+  _, group_index = np.unique(groups, return_inverse=True)
+  sizes = np.bincount(group_index)
+  if len(sizes) < 2:
+    raise ValueError(
+      f"all {groups.size} examples are of one group, {groups[0]!r}: an interval needs two or more;"
+      " pass one label per concept"
+    )
+  sums = {name: _group_sums(x, group_index, len(sizes)) for name, x in scores.items()}
+  rng = np.random.default_rng(seed)
+  group_counts = draw_counts(rng, num_resamples, len(sizes))
+  drawn_examples = group_counts @ sizes
+  seed_counts = {
+    k: draw_counts(rng, num_resamples, k) for k in sorted({len(x) for x in sums.values()})
+  }
+  resampled = {
+    name: np.sum((group_counts @ x.T) * seed_counts[len(x)], axis=1) / (drawn_examples * len(x))
+    for name, x in sums.items()
+  }
+  means = {name: float(x.mean()) for name, x in scores.items()}
+  differences = {
+    name: (means[name] - means[reference], *_ends(resampled[name] - resampled[reference], level))
+    for name in scores
+    if reference is not None and name != reference
+  }
+  return Bootstrap(means, {name: _ends(x, level) for name, x in resampled.items()}, differences)
+
+
+def draw_counts(rng: np.random.Generator, num_resamples: int, num_items: int) -> np.ndarray:
+  """Draws `num_items` of `num_items` with replacement, `num_resamples` times.
+
+  Returns:
+    [num_resamples, num_items] float64: how often each item was drawn.
+  """
+  weights = np.full(num_items, 1 / num_items)
+  return rng.multinomial(num_items, weights, size=num_resamples).astype(np.float64)
+
+
+def standard_error(values: npt.ArrayLike) -> float:
+  """Returns the standard error of the mean of independent values, such as one accuracy per seed.
+
+  Args:
+    values: [n] numbers, n >= 2.
+
+  Raises:
+    ValueError: fewer than two values, or one that is not finite.
+  """
+  values = np.asarray(values, np.float64)
+  if values.ndim != 1 or len(values) < 2:
+    raise ValueError(
+      f"values have shape {values.shape}: a standard error needs a flat list of two or more, so"
+      " train with more seeds"
+    )
+  _check_finite("values", values)
+  return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _group_sums(scores: np.ndarray, group_index: np.ndarray, num_groups: int) -> np.ndarray:
+  """Returns [num_seeds, num_groups] sums of the scores [num_seeds, num_examples]."""
+  return np.stack([np.bincount(group_index, row, num_groups) for row in scores])
+
+
+def _ends(resampled: np.ndarray, level: float) -> tuple[float, float]:
+  """Returns the two-sided percentile interval of the resamples [num_resamples]."""
+  low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+  return float(low), float(high)
+
+
+def _checked_scores(name: str, scores: npt.ArrayLike, groups: np.ndarray) -> np.ndarray:
+  """Returns the scores as float64 [num_seeds, num_examples], or raises."""
+  scores = np.asarray(scores, np.float64)
+  if groups.ndim != 1 or scores.ndim != 2 or scores.shape[1] != len(groups) or not scores.size:
+    raise ValueError(
+      f"correct[{name!r}] has shape {scores.shape} and groups {groups.shape}: they must be"
+      " [num_seeds, num_examples] and [num_examples], with at least one of each"
+    )
+  _check_finite(f"correct[{name!r}]", scores)
+  return scores
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+  if not np.isfinite(values).all():
+    index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+    raise ValueError(
+      f"{name} holds {values[index]} at {index}: leave out trainings that failed, in every method"
+    )
+
+
+def _check_options(
+  scores: Mapping[str, np.ndarray], reference: str | None, level: float, num_resamples: int
+) -> None:
+  if not scores:
+    raise ValueError("correct is empty: pass at least one method")
+  if reference is not None and reference not in scores:
+    raise ValueError(f"reference {reference!r} is not a method: use one of {sorted(scores)}")
+  if not 0 < level < 1:
+    raise ValueError(f"level is {level}: it must be in (0, 1), 0.95 for 95 %")
+  if num_resamples < 2:
+    raise ValueError(f"num_resamples is {num_resamples}: use at least 2, better 2000")

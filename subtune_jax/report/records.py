@@ -1,0 +1,433 @@
+"""The records of a run: read, checked against each other, and handed to the tables and figures.
+
+A run leaves behind `results.json` (what was trained, how, and what it scored), `logits/*.npz` (the
+logits of every chosen training on every test set) and `images.npz` (a few test images for the
+eye). Nothing here needs jax: a report can be made again on another machine, years later.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+import zipfile
+
+import numpy as np
+
+RESULTS = "results.json"
+IMAGES = "images.npz"
+HEAD = "head"
+
+_NUMBER = (int, float)
+_MAYBE_NUMBER = (int, float, type(None))
+_RECORD = {
+  "name": str,
+  "title": str,
+  "created": str,
+  "command": str,
+  "versions": dict,
+  "devices": str,
+  "config": dict,
+  "backbone": dict,
+  "data": dict,
+  "methods": list,
+  "trainings": list,
+}
+_BACKBONE = {
+  "name": str,
+  "weights": str,
+  "sha256": str,
+  "image_size": _NUMBER,
+  "block_names": list,
+  "block_params": dict,
+  "head_params": int,
+  "num_params": int,
+}
+_DATA = {
+  "train": str,
+  "id": str,
+  "ood": list,
+  "class_names": list,
+  "num_train": int,
+  "num_validation": int,
+  "num_test": dict,
+}
+_METHOD = {
+  "name": str,
+  "title": str,
+  "stages": list,
+  "trained_params": int,
+  "grid": list,
+  "learning_rate": _NUMBER,
+  "grid_edge": bool,
+  "setting": str,
+}
+_STAGE = {"title": str, "blocks": list, "trained_params": int, "solver": str, "epochs": _NUMBER}
+_GRID = {
+  "learning_rate": _NUMBER,
+  "validation_accuracy": _MAYBE_NUMBER,
+  "validation_loss": _MAYBE_NUMBER,
+}
+_TRAINING = {
+  "method": str,
+  "seed": int,
+  "learning_rate": _NUMBER,
+  "chosen": bool,
+  "seconds": _NUMBER,
+  "compile_seconds": _NUMBER,
+  "validation_accuracy": _MAYBE_NUMBER,
+  "moved": _MAYBE_NUMBER,
+  "history": list,
+}
+_HISTORY = {
+  "stage": int,
+  "epoch": _NUMBER,
+  "train_loss": _MAYBE_NUMBER,
+  "train_accuracy": _MAYBE_NUMBER,
+  "validation_loss": _MAYBE_NUMBER,
+  "validation_accuracy": _MAYBE_NUMBER,
+}
+_TEST = {"accuracy": _NUMBER, "loss": _MAYBE_NUMBER, "logits": str}
+_ARRAYS = ("logits", "labels", "groups", "ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+  """One test set, and what every method predicted on it.
+
+  Attributes:
+    name: the dataset, e.g. "emoji_domains/twemoji".
+    labels: true classes, int [num_examples].
+    groups: the concept of each example, the unit that a bootstrap resamples, str [num_examples].
+    ids: str [num_examples].
+    predicted: per method the predicted classes, int [num_seeds, num_examples], by ascending seed;
+      one row for a method that was trained once.
+    seeds: the seeds, ascending.
+  """
+
+  __test__ = False  # Not a test case, whatever pytest thinks of the name.
+
+  name: str
+  labels: np.ndarray
+  groups: np.ndarray
+  ids: np.ndarray
+  predicted: Mapping[str, np.ndarray]
+  seeds: tuple[int, ...]
+
+  def correct(self, method: str) -> np.ndarray:
+    """Whether each prediction of `method` is right, bool [num_seeds, num_examples]."""
+    return self.predicted[method] == self.labels[None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class TestImages:
+  """A few images of one test set: uint8 [k, height, width, 3], and their ids, str [k]."""
+
+  __test__ = False
+
+  images: np.ndarray
+  ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A checked run: `record` is the content of results.json, `tests` the test sets by name."""
+
+  workdir: pathlib.Path
+  record: Mapping[str, Any]
+  tests: Mapping[str, TestSet]
+
+  @property
+  def methods(self) -> list[str]:
+    return [method["name"] for method in self.record["methods"]]
+
+  @property
+  def titles(self) -> dict[str, str]:
+    return {method["name"]: method["title"] for method in self.record["methods"]}
+
+  @property
+  def seeds(self) -> tuple[int, ...]:
+    return self.tests[self.record["data"]["id"]].seeds
+
+  def method(self, name: str) -> Mapping[str, Any]:
+    return next(method for method in self.record["methods"] if method["name"] == name)
+
+  def chosen(self, method: str) -> list[Mapping[str, Any]]:
+    """The trainings of `method` at its chosen setting, by seed."""
+    return _chosen(self.record, method)
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+  """Last path components ("emoji_domains/noto" -> "noto"); whole names where those collide."""
+  last = [name.rsplit("/", 1)[-1] for name in names]
+  return {n: s if last.count(s) == 1 else n for n, s in zip(names, last, strict=True)}
+
+
+def number(value: float | None) -> float:
+  """`value`, or nan for None: how a training that diverged is recorded."""
+  return math.nan if value is None else float(value)
+
+
+def trained_blocks(stage: Mapping[str, Any], backbone: Mapping[str, Any]) -> frozenset[str]:
+  """Blocks that a stage of the record trains, "head" included.
+
+  A stage that trains more parameters than its named blocks hold trains the head too.
+  """
+  blocks = frozenset(stage["blocks"])
+  held = sum(backbone["block_params"].get(block, 0) for block in blocks)
+  return blocks | {HEAD} if stage["trained_params"] > held else blocks
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+  """Writes `data` so that a reader sees the old file or the new one, never a part."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _check_fields(value: Any, fields: Mapping[str, Any], where: str) -> None:
+  """Raises unless `value` is a dict that holds all `fields` in their types."""
+  if not isinstance(value, dict):
+    raise ValueError(f"{where} has to be an object, got {type(value).__name__}.")
+  missing = sorted(set(fields) - set(value))
+  if missing:
+    raise ValueError(
+      f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(value)) or 'nothing'}. Is it "
+      "the record of a subtune_jax run of this version? If not, run again in an empty workdir."
+    )
+  for key, types in fields.items():
+    types = types if isinstance(types, tuple) else (types,)
+    is_stray_bool = isinstance(value[key], bool) and bool not in types
+    if not isinstance(value[key], types) or is_stray_bool:
+      allowed = " or ".join(t.__name__ for t in types)
+      raise ValueError(f"{where}: {key} is {value[key]!r}, it has to be {allowed}.")
+
+
+def _check_one_of(value: Any, allowed: Sequence[Any], where: str) -> None:
+  if value not in allowed:
+    listed = ", ".join(repr(a) for a in allowed)
+    raise ValueError(f"{where} is {value!r}; the record knows {listed}.")
+
+
+def _check_record(record: Any, where: str) -> None:
+  """Checks the shape of a record and the names that its parts share."""
+  _check_fields(record, _RECORD, where)
+  backbone, data = record["backbone"], record["data"]
+  _check_fields(backbone, _BACKBONE, f"{where}: backbone")
+  _check_fields(data, _DATA, f"{where}: data")
+  if sorted(backbone["block_params"]) != sorted(backbone["block_names"]):
+    raise ValueError(
+      f"{where}: backbone.block_params names {sorted(backbone['block_params'])}, "
+      f"backbone.block_names {sorted(backbone['block_names'])}; they have to be the same."
+    )
+  for i, method in enumerate(record["methods"]):
+    _check_fields(method, _METHOD, f"{where}: methods[{i}]")
+    _check_method(method, backbone, f"{where}: method {method['name']!r}")
+  names = [method["name"] for method in record["methods"]]
+  if not names or len(set(names)) != len(names):
+    raise ValueError(f"{where}: methods are {names}; at least one is needed, each named once.")
+  for i, training in enumerate(record["trainings"]):
+    _check_fields(training, _TRAINING, f"{where}: trainings[{i}]")
+    _check_one_of(training["method"], names, f"{where}: trainings[{i}].method")
+    for j, row in enumerate(training["history"]):
+      _check_fields(row, _HISTORY, f"{where}: trainings[{i}].history[{j}]")
+  for name in [data["id"], *data["ood"]]:
+    _check_one_of(name, sorted(data["num_test"]), f"{where}: a test set of data.id and data.ood")
+
+
+def _check_method(method: Mapping[str, Any], backbone: Mapping[str, Any], where: str) -> None:
+  blocks = [*backbone["block_names"], HEAD]
+  for i, stage in enumerate(method["stages"]):
+    _check_fields(stage, _STAGE, f"{where}: stages[{i}]")
+    for block in stage["blocks"]:
+      _check_one_of(block, blocks, f"{where}: a block of stages[{i}]")
+  for i, point in enumerate(method["grid"]):
+    _check_fields(point, _GRID, f"{where}: grid[{i}]")
+
+
+def _read_record(path: pathlib.Path) -> Any:
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"No {path.name} in {path.parent}: it is written when a run ends. Give the workdir of a "
+      "finished run, or start the run again with this workdir and it goes on where it stopped."
+    )
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} is damaged, not JSON: {error}. Run again to write it.") from error
+
+
+def _read_npz(path: pathlib.Path, wanted: str) -> dict[str, np.ndarray]:
+  """All arrays of an .npz; `wanted` says in an error what it was needed for."""
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} is missing, {wanted}. Copy the whole workdir, or run again.")
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      return {key: arrays[key] for key in arrays.files}
+  except (zipfile.BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged ({error}), {wanted}. Run again to write it.") from error
+
+
+def _read_logits(workdir: pathlib.Path, entry: Mapping[str, Any], num_classes: int, where: str):
+  """Arrays of one logits file, checked against `entry` of the record (accuracy, path)."""
+  path = (workdir / entry["logits"]).resolve()
+  if not path.is_relative_to(workdir.resolve()):
+    raise ValueError(f"{where}: logits lie at {entry['logits']!r}, outside of {workdir}.")
+  arrays = _read_npz(path, f"the logits of {where}")
+  missing = sorted(set(_ARRAYS) - set(arrays))
+  if missing:
+    raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(sorted(arrays))}.")
+  logits, labels = arrays["logits"], arrays["labels"]
+  if logits.ndim != 2 or logits.shape[1] != num_classes or not len(logits):
+    raise ValueError(f"{path}: logits are {logits.shape}, wanted [examples, {num_classes}].")
+  shapes = {key: arrays[key].shape for key in ("labels", "groups", "ids")}
+  if any(shape != (len(logits),) for shape in shapes.values()):
+    raise ValueError(f"{path}: {shapes} beside {len(logits)} rows of logits.")
+  if not np.isfinite(logits).all():
+    raise ValueError(f"{path}: logits are not finite; the training of {where} diverged.")
+  if labels.min() < 0 or labels.max() >= num_classes:
+    raise ValueError(f"{path}: labels {labels.min()}..{labels.max()} of {num_classes} classes.")
+  accuracy = float(np.mean(logits.argmax(-1) == labels))
+  if not abs(accuracy - entry["accuracy"]) <= 1e-6:
+    raise ValueError(
+      f"{where}: the record says accuracy {entry['accuracy']:.6f}, its logits in {path} say "
+      f"{accuracy:.6f}. One of the two files is from another run; run again in an empty workdir."
+    )
+  return arrays
+
+
+def _test_set(
+  workdir: pathlib.Path, record: Mapping[str, Any], name: str, seeds: tuple[int, ...]
+) -> TestSet:
+  """Reads what every method and seed predicted on the test set `name`."""
+  num_classes = len(record["data"]["class_names"])
+  first, first_where, predicted = None, "", {}
+  for method in (m["name"] for m in record["methods"]):
+    rows = []
+    for training in _chosen(record, method):
+      where = f"method {method!r}, seed {training['seed']}, on {name!r}"
+      entry = training.get("test", {}).get(name)
+      if entry is None:
+        raise ValueError(f"{workdir / RESULTS}: no test of {where}, a chosen training.")
+      _check_fields(entry, _TEST, f"{workdir / RESULTS}: the test of {where}")
+      arrays = _read_logits(workdir, entry, num_classes, where)
+      if first is None:
+        first, first_where = arrays, where
+      for key in ("labels", "groups", "ids"):
+        if not np.array_equal(first[key], arrays[key]):
+          raise ValueError(
+            f"{key} of {where} are not those of {first_where}: without the same images in the "
+            "same order, methods cannot be compared image by image. Run again in an empty workdir."
+          )
+      rows.append(arrays["logits"].argmax(-1))
+    predicted[method] = np.stack(rows)
+  count = record["data"]["num_test"][name]
+  if len(first["labels"]) != count:
+    raise ValueError(
+      f"{workdir / RESULTS}: data.num_test says {count} images of {name!r}, the logits are of "
+      f"{len(first['labels'])}."
+    )
+  return TestSet(
+    name, first["labels"], first["groups"].astype(str), first["ids"].astype(str), predicted, seeds
+  )
+
+
+def _chosen(record: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:
+  found = [t for t in record["trainings"] if t["method"] == method and t["chosen"]]
+  return sorted(found, key=lambda training: training["seed"])
+
+
+def _common_seeds(record: Mapping[str, Any], where: str) -> tuple[int, ...]:
+  """The seeds of the chosen trainings: the same for every method, or a single one."""
+  seeds = {m["name"]: [t["seed"] for t in _chosen(record, m["name"])] for m in record["methods"]}
+  most = max(seeds.values(), key=len)
+  if any(len(s) != 1 and s != most for s in seeds.values()) or len(set(most)) != len(most):
+    raise ValueError(
+      f"{where}: chosen trainings have the seeds {seeds}; every method needs the same ones, each "
+      "once (or one alone, if its training is deterministic): methods are compared seed by seed."
+    )
+  return tuple(most)
+
+
+def load(workdir: str | os.PathLike) -> Run:
+  """Reads the records in `workdir` and checks them.
+
+  Every accuracy is computed again from its logits.
+
+  Raises:
+    FileNotFoundError: results.json, or a file of logits that it names, is not there.
+    ValueError: a file is damaged or not a record of this library, two parts of the record
+      contradict each other, or an accuracy is not that of its logits.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / RESULTS
+  record = _read_record(path)
+  _check_record(record, str(path))
+  seeds = _common_seeds(record, str(path))
+  names = dict.fromkeys([record["data"]["id"], *record["data"]["ood"]])
+  tests = {name: _test_set(workdir, record, name, seeds) for name in names}
+  return Run(workdir, record, tests)
+
+
+def save_images(
+  workdir: str | os.PathLike,
+  images: Mapping[str, np.ndarray],
+  ids: Mapping[str, np.ndarray],
+  *,
+  max_images: int = 24,
+) -> pathlib.Path:
+  """Writes test images for the report to WORKDIR/images.npz.
+
+  Args:
+    workdir: the run's directory.
+    images: per test set uint8 [n, height, width, 3], the images as they are shown to a person.
+    ids: per test set str [n], the same ids as in the files of logits.
+    max_images: how many of each set are kept, from its start.
+
+  Returns:
+    The path written: arrays "images/NAME" and "ids/NAME" for every test set NAME.
+  """
+  if set(images) != set(ids):
+    raise ValueError(f"images are of {sorted(images)}, ids of {sorted(ids)}; they must agree.")
+  arrays = {}
+  for name, stack in images.items():
+    stack, these = np.asarray(stack), np.asarray(ids[name]).astype(str)
+    if stack.dtype != np.uint8 or stack.ndim != 4 or stack.shape[-1] != 3:
+      raise ValueError(
+        f"images of {name!r} are {stack.dtype} {stack.shape}, wanted uint8 [n, height, width, 3]."
+      )
+    if these.shape != stack.shape[:1]:
+      raise ValueError(f"{name!r} has {len(stack)} images and ids of shape {these.shape}.")
+    arrays[f"images/{name}"], arrays[f"ids/{name}"] = stack[:max_images], these[:max_images]
+  path = pathlib.Path(workdir) / IMAGES
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
+  try:
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return path
+
+
+def load_images(workdir: str | os.PathLike) -> dict[str, TestImages]:
+  """Reads what `save_images` wrote; an empty dict if the run saved no images.
+
+  Raises:
+    ValueError: the file is damaged, or not written by `save_images`.
+  """
+  path = pathlib.Path(workdir) / IMAGES
+  if not path.is_file():
+    return {}
+  arrays = _read_npz(path, "test images for the report")
+  names = [key.removeprefix("images/") for key in arrays if key.startswith("images/")]
+  if sorted(arrays) != sorted([f"images/{n}" for n in names] + [f"ids/{n}" for n in names]):
+    raise ValueError(f"{path} holds {sorted(arrays)}, not images/NAME and ids/NAME in pairs.")
+  return {n: TestImages(arrays[f"images/{n}"], arrays[f"ids/{n}"].astype(str)) for n in names}

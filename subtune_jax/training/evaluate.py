@@ -1,0 +1,95 @@
+"""Forward passes over whole sets: logits for evaluation, activations for the prefix cache."""
+
+from collections.abc import Iterator
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subtune_jax.data import preprocess
+from subtune_jax.training import mesh as mesh_lib
+
+PyTree = Any
+
+
+@functools.lru_cache(maxsize=64)
+def _forward(
+  model: Any, start: str | None, stop: str | None, preprocessing: preprocess.Preprocessing
+) -> Any:
+  def forward(variables, x):
+    if start in (None, model.block_names[0]):
+      x = preprocess.normalize(x, preprocessing)
+    return model.apply(variables, x, start=start, stop=stop)
+
+  return jax.jit(forward)
+
+
+def _batches(x: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
+  """(batch, real rows): the last batch is filled up with copies of its first row."""
+  for begin in range(0, len(x), batch_size):
+    batch = x[begin : begin + batch_size]
+    rows = len(batch)
+    if rows < batch_size:
+      fill = np.zeros(batch_size, np.int32)
+      fill[:rows] = np.arange(rows)
+      batch = batch[fill]
+    yield batch, rows
+
+
+def run_units(
+  model: Any,
+  variables: PyTree,
+  x: Any,
+  *,
+  preprocessing: preprocess.Preprocessing,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  start: str | None = None,
+  stop: str | None = None,
+) -> jax.Array:
+  """Runs the units from `start` up to, not including, `stop` over every row of `x`.
+
+  BatchNorm runs on running statistics; every row is computed in a batch of `batch_size`, the last
+  one filled up, and every row counts.
+
+  Args:
+    model: a backbone of `subtune_jax.models`.
+    variables: its variables.
+    x: [n, ...]: uint8 images where `start` is the first unit, else what `start` reads.
+    preprocessing: the backbone's statistics, for images.
+    batch_size: rows at a time; rounded up to a multiple of the number of devices.
+    mesh: the devices.
+    start: first unit, None for the images.
+    stop: first unit that does not run, None for the logits.
+
+  Returns:
+    [n, ...] on the devices, replicated.
+  """
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  forward = _forward(model, start, stop, preprocessing)
+  variables = jax.device_put(variables, mesh_lib.replicated(mesh))
+  parts = []
+  for batch, rows in _batches(x, batch_size):
+    batch = jax.device_put(batch, mesh_lib.split(mesh))
+    parts.append(forward(variables, batch)[:rows])
+  return jax.device_put(jnp.concatenate(parts), mesh_lib.replicated(mesh))
+
+
+def predict(model: Any, variables: PyTree, x: Any, **options: Any) -> np.ndarray:
+  """Logits [n, num_classes] float32 on the host; the arguments of `run_units`."""
+  return np.asarray(run_units(model, variables, x, **options), np.float32)
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+  """Share of the rows whose largest logit is the label's; ties go to the first class."""
+  return float(np.mean(np.argmax(logits, axis=-1) == labels))
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+  """Mean negative log-likelihood in nats, computed in float64."""
+  logits = np.asarray(logits, np.float64)
+  top = logits.max(axis=-1, keepdims=True)
+  log_norm = np.log(np.sum(np.exp(logits - top), axis=-1)) + top[:, 0]
+  return float(np.mean(log_norm - logits[np.arange(len(labels)), labels]))

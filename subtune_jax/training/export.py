@@ -1,0 +1,71 @@
+"""A task's export: its tuned leaves and head only, and the backbone they belong to."""
+
+import os
+from typing import Any
+
+import jax
+
+from subtune_jax import methods
+from subtune_jax.training import checkpoint, resume
+
+PyTree = Any
+
+
+def backbone_digest(variables: PyTree) -> str:
+  """SHA-256 over the pretrained backbone: every parameter outside the head and every statistic."""
+  params = {k: v for k, v in variables["params"].items() if methods.backbone(k, v)}
+  named = resume.named_leaves(params, "params")
+  return checkpoint.digest(
+    named | resume.named_leaves(variables.get("batch_stats", {}), "batch_stats")
+  )
+
+
+def save_task(
+  path: str | os.PathLike,
+  variables: PyTree,
+  touched: PyTree,
+  pretrained: PyTree,
+  note: dict[str, Any],
+) -> None:
+  """Writes the leaves that a training could change.
+
+  Args:
+    path: folder to write.
+    variables: after the training.
+    touched: bool tree over params and batch_stats (`FitResult.touched`).
+    pretrained: the variables that the training started from; their digest is stored.
+    note: anything else to keep, e.g. the backbone's name and the classes (JSON).
+  """
+  kept = jax.tree.map(lambda x, t: x if t else None, variables, touched)
+  note = {**note, "kind": "task", "backbone_digest": backbone_digest(pretrained)}
+  checkpoint.save(path, resume.named_leaves(kept, "task"), note)
+
+
+def load_task(path: str | os.PathLike, pretrained: PyTree) -> tuple[PyTree, dict[str, Any]]:
+  """Puts a task's leaves onto its backbone.
+
+  Args:
+    path: folder that `save_task` wrote.
+    pretrained: variables of the same backbone; the head may have any number of classes.
+
+  Returns:
+    The task's variables, and its note.
+
+  Raises:
+    CheckpointError: damaged, not a task, or of another backbone.
+  """
+  arrays, note = checkpoint.load(path)
+  if note.get("kind") != "task":
+    raise checkpoint.CheckpointError(f"{path} is no exported task but {note.get('kind')!r}")
+  found = backbone_digest(pretrained)
+  if found != note["backbone_digest"]:
+    raise checkpoint.CheckpointError(
+      f"{path} belongs to another backbone ({note.get('backbone', 'unnamed')}, digest "
+      f"{note['backbone_digest'][:12]}); this one has digest {found[:12]}"
+    )
+  named = resume.named_leaves(dict(pretrained), "task")
+  unknown = sorted(set(arrays) - set(named))
+  if unknown:
+    raise checkpoint.CheckpointError(f"{path} holds leaves that the network lacks: {unknown[:5]}")
+  leaves = [arrays.get(name, leaf) for name, leaf in named.items()]
+  return jax.tree.unflatten(jax.tree.structure(dict(pretrained)), leaves), note

@@ -1,0 +1,229 @@
+"""One training step, and the scan over steps: the gradient of what moves, and of nothing else."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import time
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from subtune_jax import masks, methods
+from subtune_jax.data import augment, preprocess
+from subtune_jax.training import mesh as mesh_lib
+from subtune_jax.training import optimizer as optimizer_lib
+from subtune_jax.training import plan as plan_lib
+
+PyTree = Any
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """What changes from step to step.
+
+  Attributes:
+    step: int32, steps taken in this stage.
+    moving: {"params", "batch_stats"}: trained leaves and running statistics; None elsewhere.
+    opt_state: optimiser state of the trained leaves.
+    average: running average of the trained leaves, or None.
+  """
+
+  step: jax.Array
+  moving: PyTree
+  opt_state: PyTree
+  average: PyTree | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """Random views of the training images.
+
+  A view is a function of (seed, image, epoch modulo `num_views`) and of nothing else.
+
+  Attributes:
+    kind: "shift" (by up to `pad` pixels) or "resized_crop" (Inception's random box).
+    pad: of "shift".
+    flip: whether to mirror left and right with probability one half.
+    num_views: after this many epochs the views repeat.
+  """
+
+  kind: Literal["shift", "resized_crop"] = "shift"
+  pad: int = 4
+  flip: bool = False
+  num_views: int = 1 << 20
+
+  def __post_init__(self):
+    if self.kind not in ("shift", "resized_crop"):
+      raise ValueError(f"augmentation kind is {self.kind!r}; allowed: 'shift', 'resized_crop'")
+
+  def views(self, images: jax.Array, seed: Any, indices: jax.Array, epoch: Any) -> jax.Array:
+    """The views of `images` [n, h, w, 3] uint8, which stand at `indices` [n] of the data set."""
+    keys = augment.view_keys(seed, indices, epoch, self.num_views)
+    if self.kind == "shift":
+      return augment.shift_and_flip(images, keys, self.pad, flip=self.flip)
+    return augment.random_resized_crop(images, keys, flip=self.flip)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepSpec:
+  """Everything static about a step; steps of equal `key()` share one compiled program."""
+
+  model: Any
+  plan: plan_lib.Plan
+  stage: methods.Stage
+  total_steps: int
+  preprocessing: preprocess.Preprocessing
+  augmentation: Augmentation | None = None
+  start: str | None = None  # first unit that the step runs; None: from the images
+
+  def key(self) -> tuple:
+    """Hashable identity; learning rates are state and so not part of it."""
+    solver = self.stage.solver
+    fields = dataclasses.asdict(solver) | {
+      "learning_rates": tuple(solver.learning_rates),
+      "epochs": None,
+    }
+    if solver.schedule == "constant" and not solver.warmup:
+      fields["total_steps"] = None
+    else:
+      fields["total_steps"] = self.total_steps
+    labels, treedef = jax.tree.flatten(self.plan.labels)
+    return (
+      self.model, tuple(labels), treedef, self.plan.train_blocks, tuple(sorted(fields.items())),
+      self.stage.penalty, self.stage.average, self.preprocessing, self.augmentation, self.start,
+    )  # fmt: skip
+
+  def optimizer(self) -> optax.GradientTransformation:
+    """The stage's optimiser over the moving params."""
+    labels, _ = masks.partition(self.plan.labels, self.plan.labels)
+    return optimizer_lib.make_optimizer(self.stage.solver, labels, self.total_steps)
+
+
+def create_train_state(spec: StepSpec, moving: PyTree) -> TrainState:
+  """A fresh state; owns optimiser state for the trained leaves only."""
+  average = moving["params"] if spec.stage.average is not None else None
+  return TrainState(
+    step=jnp.zeros([], jnp.int32),
+    moving=moving,
+    opt_state=spec.optimizer().init(moving["params"]),
+    average=jax.tree.map(jnp.copy, average),
+  )
+
+
+def _inputs(spec: StepSpec, x: jax.Array, indices: jax.Array, view: Mapping[str, Any]) -> jax.Array:
+  """Images through augmentation and normalisation; cached activations as they are."""
+  if spec.start not in (None, spec.model.block_names[0]):
+    return x
+  if spec.augmentation is not None:
+    x = spec.augmentation.views(x, view["seed"], indices, view["epoch"])
+  return preprocess.normalize(x, spec.preprocessing)
+
+
+def _loss(moving, fixed, initial, batch, spec: StepSpec):
+  """Mean cross-entropy plus the stage's penalty."""
+  variables = plan_lib.join_variables(moving, fixed)
+  mutable = ["batch_stats"] if spec.plan.train_blocks else False
+  out = spec.model.apply(
+    variables, batch["x"], start=spec.start, train_blocks=spec.plan.train_blocks, mutable=mutable
+  )
+  logits, updated = out if mutable else (out, {})
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+  loss = jnp.mean(losses)
+  if spec.stage.penalty is not None:
+    loss += spec.stage.penalty(moving["params"], initial, logits, batch)
+  stats = updated.get("batch_stats", {})
+  if mutable:
+    stats, _ = masks.partition({**fixed["batch_stats"], **stats}, spec.plan.stat_labels)
+  else:
+    stats = moving["batch_stats"]
+  correct = jnp.sum(jnp.argmax(logits, axis=-1) == batch["labels"])
+  return loss, (stats, correct)
+
+
+def train_step(
+  spec: StepSpec,
+  state: TrainState,
+  fixed: PyTree,
+  initial: PyTree | None,
+  data: Mapping[str, jax.Array],
+  indices: jax.Array,
+  view: Mapping[str, Any],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One step on the examples at `indices`.
+
+  Args:
+    spec: what is static.
+    state: what moves.
+    fixed: the frozen half of the variables.
+    initial: trained leaves at the start of the stage, for a penalty; else None.
+    data: resident training set: "x" [n, ...] (images or cached activations), "labels" [n], extras.
+    indices: [batch] int32.
+    view: "seed" and "epoch", which pick the augmented views.
+
+  Returns:
+    The next state, and {"loss", "correct", "gradient_norm"} of the batch before the update.
+  """
+  batch = {name: array[indices] for name, array in data.items()}
+  batch["x"] = _inputs(spec, batch["x"], indices, view)
+
+  def loss_fn(params):
+    moving = {"params": params, "batch_stats": state.moving["batch_stats"]}
+    return _loss(moving, fixed, initial, batch, spec)
+
+  params = state.moving["params"]
+  (loss, (stats, correct)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  updates, opt_state = spec.optimizer().update(gradient, state.opt_state, params)
+  params = optax.apply_updates(params, updates)
+  average = state.average
+  if spec.stage.average is not None:
+    average = spec.stage.average(average, params, state.step)
+  state = TrainState(
+    step=state.step + 1,
+    moving={"params": params, "batch_stats": stats},
+    opt_state=opt_state,
+    average=average,
+  )
+  norm = optax.global_norm(gradient)
+  return state, {"loss": loss, "correct": correct, "gradient_norm": norm}
+
+
+def train_steps(
+  spec: StepSpec, state: TrainState, fixed: PyTree, initial: PyTree | None, data: Any,
+  indices: jax.Array, view: Any,
+) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
+  """`train_step` scanned over `indices` [steps, batch]; metrics are stacked."""
+
+  def body(state, batch_indices):
+    return train_step(spec, state, fixed, initial, data, batch_indices, view)
+
+  return jax.lax.scan(body, state, indices)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(key: tuple) -> dict[Any, Any]:
+  """Compiled programs of one spec, by the shapes of their arguments."""
+  del key
+  return {}
+
+
+def compile_step(
+  spec: StepSpec, mesh: jax.sharding.Mesh, *arguments: Any, scan: bool = False
+) -> tuple[Callable[..., tuple[TrainState, dict[str, jax.Array]]], float]:
+  """Compiles the step (or the scan over steps) for the shapes of `arguments`; the state is donated.
+
+  Returns:
+    The compiled function of (state, fixed, initial, data, indices, view), and the seconds that
+    compiling took: 0 when an equal program was compiled before in this process.
+  """
+  shapes = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), arguments)
+  signature = (scan, mesh, str(shapes))
+  programs = _compiled(spec.key())
+  if signature in programs:
+    return programs[signature], 0.0
+  start = time.perf_counter()
+  function = functools.partial(train_steps if scan else train_step, spec)
+  jitted = jax.jit(function, donate_argnums=0, out_shardings=mesh_lib.replicated(mesh))
+  programs[signature] = jitted.lower(*arguments).compile()
+  return programs[signature], time.perf_counter() - start

@@ -1,0 +1,7 @@
+"""Pretrained weights: files of tensors, read without torch and merged with nothing left over."""
+
+from subtune_jax.weights.errors import WeightsError
+from subtune_jax.weights.files import read_tensors
+from subtune_jax.weights.pretrained import load_pretrained, names, Pretrained
+
+__all__ = ["Pretrained", "WeightsError", "load_pretrained", "names", "read_tensors"]

@@ -1,0 +1,153 @@
+"""The command line as a user sees it: exit codes and messages."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = "--config=configs/quickstart.py"
+SMALL = [
+  CONFIG, "--config.data.image_size=32", "--config.seeds=(0,1)",
+  "--config.methods=('lp','subtuning')",
+  "--config.data.ood=('emoji_domains/fluent',)", "--config.subtuning.blocks=('top',)",
+  "--config.subtuning.epochs=3", "--config.lp.l2=(0.1,0.01)", "--config.tensorboard=False",
+  "--config.checkpoint_seconds=0.0",
+]  # fmt: skip
+
+
+def start(*arguments: str, **options) -> subprocess.Popen:
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  command = [sys.executable, "-m", "subtune_jax.main", *arguments]
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    **options,
+  )  # fmt: skip
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+  with start(*arguments) as process:
+    out, error = process.communicate(timeout=300)
+  return process.returncode, out, error
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ([], "give a config, e.g. --config=configs/quickstart.py"),
+    (["--config=configs/quickstat.py"], "quickstat.py; the nearest is configs/quickstart.py"),
+    ([CONFIG, "--config.subtuning.epoch=1"], "'subtuning.epoch'; the nearest is subtuning.epochs"),
+    ([CONFIG, "--config.batch_size=many"], "many"),
+    (["--config=configs/finetune.py:method=lpft"], "unknown method 'lpft'; allowed: lp, ft, lp_ft"),
+    (["--config=configs/finetune.py:methd=ft"], "config argument 'methd' is unknown; allowed"),
+    ([CONFIG, "--config.subtuning.blocks=('blok14',)"], "no leaf; the nearest names are block14"),
+    ([CONFIG, "--config.data.train=emoji_domains/nota"], "Did you mean 'emoji_domains/noto'"),
+    ([CONFIG, "--config.backbone.weights=no.pth"], "'no.pth' is neither a file nor one of"),
+    ([CONFIG, "--config.ft.learning_rates=(0.1,-1.0)"], "ft.learning_rates is (0.1, -1.0)"),
+    ([CONFIG, "--nope"], "Unknown command line flag 'nope'"),
+    ([CONFIG, "extra"], "unexpected argument 'extra'"),
+  ],
+)  # fmt: skip
+def test_bad_input_is_one_message_and_code_2(tmp_path, arguments, message):
+  code, out, error = run(*arguments, f"--workdir={tmp_path / 'run'}")
+  assert code == 2, error
+  assert message in error
+  assert "Traceback" not in error
+  assert error.startswith("error: ")
+  assert out == ""
+  assert not (tmp_path / "run").exists()
+
+
+def results(workdir: pathlib.Path) -> tuple[dict, dict]:
+  """What must not depend on kills: the record without times, and every logit."""
+  record = json.loads((workdir / "results.json").read_text())
+  for name in ("created", "command"):
+    del record[name]
+  for row in record["trainings"]:
+    del row["seconds"], row["compile_seconds"]
+  logits = {p.name: np.load(p)["logits"] for p in sorted((workdir / "logits").glob("*.npz"))}
+  return record, logits
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  code, out, error = run(*SMALL, f"--workdir={workdir}")
+  assert code == 0, error
+  return workdir, out
+
+
+def test_a_run_leaves_everything_behind(whole):
+  workdir, out = whole
+  names = {p.name for p in workdir.iterdir()}
+  assert {"config.json", "metrics.jsonl", "ledger.jsonl", "results.json", "report.html", "logits",
+          "tasks", "images.npz", "figures"} <= names  # fmt: skip
+  assert "SubTuning" in out
+  assert "95 %" in out
+  assert str(workdir / "report.html") in out
+  record, logits = results(workdir)
+  assert len(logits) == 2 + 4  # the probe once, SubTuning twice, on two domains
+  for row in record["trainings"]:
+    for name, test in row["test"].items():
+      arrays = np.load(workdir / test["logits"])
+      accuracy = np.mean(arrays["logits"].argmax(-1) == arrays["labels"])
+      assert test["accuracy"] == pytest.approx(accuracy), name
+
+
+def test_a_second_start_repeats_nothing_and_another_config_is_refused(whole):
+  workdir, _ = whole
+  before = (workdir / "ledger.jsonl").read_text(), results(workdir)
+  code, out, error = run(*SMALL, f"--workdir={workdir}")
+  assert code == 0, error
+  assert "resuming: 3 trainings are finished" in out
+  after = (workdir / "ledger.jsonl").read_text(), results(workdir)
+  assert before[0] == after[0]
+  assert before[1][0] == after[1][0]
+  code, _, error = run(*SMALL, "--config.batch_size=32", f"--workdir={workdir}")
+  assert code == 2
+  assert "batch_size: 64 -> 32" in error
+
+
+def test_killed_at_any_moment_the_run_ends_the_same(whole, tmp_path):
+  workdir = tmp_path / "run"
+  rng = np.random.default_rng(0)
+  kills, wait = 0, 4.0
+  for _ in range(12):
+    with start(*SMALL, f"--workdir={workdir}", start_new_session=True) as process:
+      try:
+        process.wait(wait + 4 * rng.random())
+      except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        wait += 1.0
+        continue
+      out, error = process.communicate()
+    break
+  else:
+    code, out, error = run(*SMALL, f"--workdir={workdir}")
+    assert code == 0, error
+  assert kills >= 2
+  assert "report" in out, error
+  expected, found = results(whole[0]), results(workdir)
+  assert found[0] == expected[0]
+  assert found[1].keys() == expected[1].keys()
+  for name, logits in expected[1].items():
+    np.testing.assert_array_equal(found[1][name], logits)
+
+
+def test_start_up_is_light():
+  """`--help` loads neither jax nor TensorFlow."""
+  script = (
+    "import sys; import subtune_jax.main; "
+    "print([name for name in ('jax', 'tensorflow') if name in sys.modules])"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == "[]"

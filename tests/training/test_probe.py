@@ -1,0 +1,302 @@
+"""The L-BFGS probe, against scikit-learn and against the gradient written out in numpy."""
+
+from unittest import mock
+import warnings
+
+from absl import logging
+import jax
+import numpy as np
+import pytest
+from sklearn import datasets, linear_model
+
+from subtune_jax.training import probe
+
+
+def _digits(classes=range(10), absent=()):
+  """Returns (train features, train labels, validation features, validation labels)."""
+  data = datasets.load_digits()
+  chosen = np.isin(data.target, list(classes))
+  x, y = data.data[chosen].astype(np.float32), data.target[chosen]
+  half = min(len(y) // 2, 450)
+  kept = ~np.isin(y[:half], list(absent))
+  return x[:half][kept], y[:half][kept], x[half : 2 * half], y[half : 2 * half]
+
+
+def _wide():
+  """Features as of a backbone on a small set: more of them than images, positive, off centre."""
+  rng = np.random.default_rng(0)
+  centers = rng.normal(size=(12, 400))
+  y = np.arange(240) % 12
+  x = np.maximum(centers[y] + 3 * rng.normal(size=(240, 400)) + 1, 0).astype(np.float32)
+  return x[:160], y[:160], x[160:], y[160:]
+
+
+PROBLEMS = {
+  "digits": _digits(),
+  "digits, two classes": _digits(classes=(3, 8)),
+  "digits, no 4": _digits(absent=(4,)),
+  "more features than images": _wide(),
+}
+STRENGTHS = np.array([1e2, 1.0, 0.1, 1e-2, 1e-4])
+
+
+def _scale(x, standardize):
+  x = x.astype(np.float64)
+  if standardize == "scalar":
+    return np.full(x.shape[1], x.std())
+  return {"feature": x.std(axis=0), "none": np.ones(x.shape[1])}[standardize]
+
+
+def _log_softmax(logits):
+  logits = logits - logits.max(axis=1, keepdims=True)
+  return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def _objective(kernel, bias, x, y, l2, scale):
+  """The objective in float64; the kernel acts on raw features."""
+  log_p = _log_softmax(x.astype(np.float64) @ kernel.astype(np.float64) + bias)
+  weights = kernel * scale[:, None]
+  return -log_p[np.arange(len(y)), y].mean() + 0.5 * l2 * np.sum(weights**2)
+
+
+def _sklearn(x, y, l2, num_classes):
+  """Returns scikit-learn's heads on standardised features, folded back to raw ones."""
+  mean, std = x.mean(dtype=np.float64), x.std(dtype=np.float64)
+  classes = np.unique(y)
+  two = len(classes) == 2
+  model = linear_model.LogisticRegression(tol=1e-10, max_iter=10**5, warm_start=True)
+  heads = []
+  for strength in l2:
+    model.C = (2 if two else 1) / (strength * len(y))
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      model.fit((x - mean) / std, y)
+    coef, intercept = model.coef_, model.intercept_
+    if two:
+      coef, intercept = np.stack([-coef[0], coef[0]]) / 2, np.array([-1, 1]) * intercept[0] / 2
+    kernel, bias = np.zeros((x.shape[1], num_classes)), np.full(num_classes, -1e3)
+    kernel[:, classes] = coef.T / std
+    bias[classes] = intercept - mean * kernel[:, classes].sum(axis=0)
+    heads.append((kernel, bias))
+  return heads
+
+
+def _fit(x, y, l2=STRENGTHS, **options):
+  return probe.fit_path(x, y, **({"num_classes": 10, "l2": l2} | options))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_agrees_with_sklearn(name):
+  x, y, x_val, y_val = PROBLEMS[name]
+  path = _fit(x, y, num_classes=12)
+  peer = _sklearn(x, y, STRENGTHS, 12)
+  scale = _scale(x, "scalar")
+  present = np.unique(y)
+  for i, (kernel, bias) in enumerate(peer):
+    index = np.searchsorted(present, y)
+    theirs = _objective(kernel[:, present], bias[present], x, index, STRENGTHS[i], scale)
+    ours = path.kernel[i][:, present], path.bias[i][present]
+    assert _objective(*ours, x, index, STRENGTHS[i], scale) <= theirs * (1 + 5e-6)
+    assert path.objective[i] == pytest.approx(theirs, rel=5e-6)
+  choice = probe.choose(path, x_val, y_val)
+  hits = [np.sum((x_val @ k + b).argmax(axis=1) == y_val) for k, b in peer]
+  assert path.converged.all()
+  assert abs(choice.accuracy[choice.index] * len(y_val) - max(hits)) <= 1
+
+
+@pytest.mark.parametrize("standardize", probe.STANDARDIZE)
+@pytest.mark.parametrize("tol", [1e-3, 1e-9])
+def test_gradient_of_the_result(standardize, tol):
+  x, y, _, _ = PROBLEMS["digits"]
+  l2 = [1.0, 0.01]
+  path = _fit(x, y, l2, standardize=standardize, tol=tol)
+  scale = _scale(x, standardize)
+  scale[scale == 0] = 1
+  centred = (x - x.mean(axis=0, dtype=np.float64)) / scale
+  for i, strength in enumerate(l2):
+    p = np.exp(_log_softmax(x.astype(np.float64) @ path.kernel[i] + path.bias[i]))
+    residual = (p - np.eye(10)[y]) / len(y)
+    weights = path.kernel[i] * scale[:, None]
+    gradient = np.concatenate([centred.T @ residual + strength * weights, residual.sum(0)[None]])
+    at_zero = np.linalg.norm(centred.T @ (0.1 - np.eye(10)[y])) / len(y)
+    if tol == 1e-9:  # here float32 rounds much of what is left of the gradient
+      assert np.linalg.norm(gradient) < 1e-3 * at_zero
+    else:
+      assert np.linalg.norm(gradient) == pytest.approx(path.gradient_norm[i], rel=1e-2)
+
+
+def test_small_loss_is_precise():
+  """Separable data and a weak penalty: the loss is below 1e-4 and float32 still converges."""
+  x, y, _, _ = PROBLEMS["digits, two classes"]
+  path = _fit(x, np.searchsorted([3, 8], y), [1e-3, 1e-8, 1e-9], num_classes=2)
+  assert path.converged.all()
+  exact = _objective(path.kernel[2], path.bias[2], x, np.searchsorted([3, 8], y), 1e-9,
+                     _scale(x, "scalar"))  # fmt: skip
+  assert exact < 1e-4
+  assert path.objective[2] == pytest.approx(exact, rel=1e-5)
+
+
+def test_cross_entropy_of_wrong_and_right_answers():
+  rng = np.random.default_rng(0)
+  scores = np.eye(6, dtype=np.float32)
+  logits = (30 * rng.normal(size=(6, 4))).astype(np.float32)
+  y = np.arange(6) % 4
+  weights = probe._Weights(logits, np.zeros(4, np.float32))
+  value = probe._objective(scores, np.eye(4, dtype=np.float32)[y], weights, 0.0)
+  expected = -_log_softmax(logits.astype(np.float64))[np.arange(6), y].mean()
+  assert value == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("absent", [(4,), (9,), (0, 5)])
+def test_absent_class_never_wins(absent):
+  x, y, x_val, y_val = _digits(absent=absent)
+  path = _fit(x, y, [10.0, 0.1, 1e-4])
+  far = np.random.default_rng(0).normal(size=(500, 64)) * 1e3
+  for kernel, bias in zip(path.kernel, path.bias, strict=True):
+    assert np.isfinite(bias).all()
+    assert not kernel[:, absent].any()
+    for inputs in (x_val, far):
+      logits = inputs @ kernel + bias
+      assert not np.isin(logits.argmax(axis=1), absent).any()
+      probability = np.exp(_log_softmax(logits))[:, absent]
+      assert probability.max() <= 1.001 / (2 * len(y) * (10 - len(absent)))
+  choice = probe.choose(path, x_val, y_val)
+  assert np.isfinite(choice.loss).all()
+  assert choice.accuracy.max() <= 1 - np.isin(y_val, absent).mean()
+
+
+def test_a_second_grid_of_another_length_compiles_nothing():
+  x, y, _, _ = PROBLEMS["digits"]
+  _fit(x, y, [1.0, 0.1])
+  before = probe._solve._cache_size()
+  _fit(x, y, [5.0, 0.5, 0.05], tol=1e-6, max_iterations=50)
+  assert probe._solve._cache_size() == before
+
+
+def test_order_of_the_grid_is_kept():
+  x, y, _, _ = PROBLEMS["digits"]
+  path = _fit(x, y, [0.1, 1e-3, 10.0, 0.1])
+  reverse = _fit(x, y, [0.1, 10.0, 1e-3, 0.1])
+  np.testing.assert_allclose(path.objective, reverse.objective[[0, 2, 1, 3]], rtol=1e-6)
+  assert path.objective[1] < path.objective[0] < path.objective[2]
+  assert path.objective[3] == pytest.approx(path.objective[0], rel=1e-6)
+
+
+def test_rotated_features_have_the_same_optimum():
+  x, y, _, _ = PROBLEMS["more features than images"]
+  rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(400, 400)))[0]
+  options = {"num_classes": 12, "standardize": "none"}
+  straight = _fit(x, y, [1.0, 1e-3], **options)
+  rotated = _fit(x @ rotation, y, [1.0, 1e-3], **options)
+  np.testing.assert_allclose(straight.objective, rotated.objective, rtol=1e-6)
+  np.testing.assert_allclose(straight.kernel[1], rotation @ rotated.kernel[1], atol=2e-4)
+
+
+def test_scale_and_shift_of_the_input_fold_into_the_head():
+  x, y, x_val, _ = PROBLEMS["digits"]
+  path = _fit(x, y, [1e-2])
+  moved = _fit(x * 50 - 300, y, [1e-2])
+  np.testing.assert_allclose(
+    x_val @ path.kernel[0] + path.bias[0],
+    (x_val * 50 - 300) @ moved.kernel[0] + moved.bias[0],
+    atol=5e-3,
+  )
+
+
+def test_sharded_features_are_read_whole():
+  x, y, _, _ = PROBLEMS["digits"]
+  x, y = x[:400], y[:400]
+  mesh = jax.make_mesh((jax.device_count(),), ("data",))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  path, sharded = _fit(x, y, [0.1]), _fit(jax.device_put(x, sharding), jax.device_put(y), [0.1])
+  np.testing.assert_array_equal(path.kernel, sharded.kernel)
+
+
+def test_unconverged_fits_are_flagged_and_logged():
+  x, y, _, _ = PROBLEMS["digits"]
+  with mock.patch.object(logging, "warning") as warning:
+    path = _fit(x, y, [1e4, 1e-6], max_iterations=3)
+  np.testing.assert_array_equal(path.converged, [True, False])
+  assert path.iterations.tolist() == [path.iterations[0], 3]
+  message = warning.call_args.args[0] % warning.call_args.args[1:]
+  assert "1 of 2 strengths did not reach tol=1e-07 within 3 iterations" in message
+
+
+def test_lpft_grid():
+  grid = probe.lpft_strengths(652)
+  assert len(grid) == 50
+  assert grid[[0, -1]] == pytest.approx([1 / (1e-7 * 652), 1 / (1e2 * 652)])
+
+
+def _path_of(kernels, l2):
+  kernel = np.stack(kernels).astype(np.float32)
+  k = np.zeros(len(l2))
+  return probe.ProbePath(
+    kernel, np.zeros((len(l2), 2), np.float32), k, k, k, k == 0, np.array(l2)
+  )
+
+
+RIGHT, WRONG = [[-1, 1]], [[1, -1]]
+
+
+@pytest.mark.parametrize(
+  ("kernels", "l2", "index", "at_edge"),
+  [
+    ([WRONG, RIGHT, WRONG], [1.0, 0.1, 0.01], 1, False),
+    ([WRONG, RIGHT, RIGHT, WRONG], [0.01, 0.1, 1.0, 10.0], 2, False),  # a tie: the stronger
+    ([RIGHT, WRONG, WRONG], [1.0, 0.1, 0.01], 0, True),
+    ([WRONG, WRONG, RIGHT], [1.0, 0.1, 0.01], 2, True),
+    ([RIGHT], [1.0], 0, False),
+  ],
+)
+def test_choose(kernels, l2, index, at_edge):
+  path = _path_of(kernels, l2)
+  with mock.patch.object(logging, "warning") as warning:
+    choice = probe.choose(path, np.array([[1.0], [-2.0]]), np.array([1, 0]))
+  assert (choice.index, choice.at_edge) == (index, at_edge)
+  assert warning.called == at_edge
+  right = [k is RIGHT for k in kernels]
+  np.testing.assert_array_equal(choice.accuracy, right)
+  margins = np.where(right, 1, -1)[:, None] * np.array([2.0, 4.0])
+  np.testing.assert_allclose(choice.loss, np.log1p(np.exp(-margins)).mean(axis=1), rtol=1e-5)
+  np.testing.assert_array_equal(path.head(index)["kernel"], RIGHT)
+
+
+X, Y = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0])
+
+
+def _with(value):
+  x = X.copy()
+  x[2, 1] = value
+  return x
+
+
+@pytest.mark.parametrize(
+  ("x", "y", "options", "message"),
+  [
+    (_with(np.nan), Y, {}, "first is nan at example 2, feature 1"),
+    (_with(np.inf), Y, {}, "first is inf at example 2, feature 1"),
+    (X, [0, 1, 2, 10], {}, r"label 10 is outside \[0, 10\)"),
+    (X, [0, 1, -1, 2], {}, r"label -1 is outside \[0, 10\)"),
+    (X, [0.0, 1, 2, 0], {}, "float64, not integers"),
+    (X, [0, 1], {}, r"features \(4, 4\) and labels \(2,\)"),
+    (X[:0], Y[:0], {}, r"features \(0, 4\)"),
+    (X.reshape(4, 2, 2), Y, {}, r"features \(4, 2, 2\)"),
+    (X, [3, 3, 3, 3], {}, "all 4 training labels are 3"),
+    (np.ones((4, 4)), Y, {}, "all 4 training examples have the same features"),
+    (X, Y, {"l2": []}, "at least one strength"),
+    (X, Y, {"l2": [1.0, 0.0]}, "l2 holds 0.0"),
+    (X, Y, {"l2": [np.nan]}, "l2 holds nan"),
+    (X, Y, {"standardize": "sclar"}, "'sclar': use one of"),
+    (X, Y, {"tol": 0}, "tol is 0"),
+    (X, Y, {"max_iterations": 0}, "max_iterations is 0"),
+  ],
+)
+def test_errors_name_the_value(x, y, options, message):
+  with pytest.raises(ValueError, match=message):
+    _fit(x, y, **({"l2": [1.0]} | options))
+
+
+def test_choose_refuses_features_of_another_width():
+  with pytest.raises(ValueError, match="have 3 columns and the path was fitted on 1"):
+    probe.choose(_path_of([RIGHT], [1.0]), np.ones((2, 3)), np.array([0, 1]))
