@@ -115,14 +115,17 @@ def clip(gradients):
   return jax.tree.map(lambda g: g / jnp.maximum(norm, 1.0), gradients)
 
 
-@pytest.mark.parametrize("edit", [lambda g: g, by_number(static_where)])
-def test_gradients_that_xla_removes_cost_nothing(edit):
-  tx = make_tx()
+@pytest.mark.parametrize(
+  ("edit", "transform"),
+  [(lambda g: g, make_tx), (by_number(static_where), lambda: optax.sgd(0.1))],
+  ids=["dropped by the optimiser", "masked by constants"],
+)
+def test_gradients_that_xla_removes_cost_nothing(edit, transform):
+  tx = transform()
   report = masks.verify(functools.partial(whole_step, tx, edit=edit), make_state(tx), BATCH, LABELS)
-  assert report.flops < report.full_flops
-  state = make_state(tx, labels=LABELS)
-  split = masks.verify(functools.partial(split_step, tx), state, BATCH, LABELS)
-  np.testing.assert_allclose(report.flops, split.flops, rtol=0.02)
+  split = jax.jit(functools.partial(split_step, tx)).lower(make_state(tx, labels=LABELS), BATCH)
+  np.testing.assert_allclose(report.flops, split.compile().cost_analysis()["flops"], rtol=0.04)
+  assert report.flops < 0.9 * report.full_flops
 
 
 @pytest.mark.parametrize(
@@ -432,8 +435,9 @@ class ViT(nn.Module):
     return nn.Dense(3, name="head")(nn.LayerNorm(name="norm")(x).mean(1))
 
 
-@pytest.mark.parametrize("tuned", ["block1", "norm*", "block*/down/bias"])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(
+  ("tuned", "batch_size"), [("block1", 4), ("block*/down/bias", 4), ("position", 1)]
+)
 def test_no_false_alarms_on_a_transformer(tuned, batch_size):
   """Many leaves of one shape; with one example, some gradients are cotangents that all need."""
   model = ViT(remat=tuned == "block1")

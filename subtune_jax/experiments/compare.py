@@ -26,6 +26,7 @@ from subtune_jax.report import html, records, table
 from subtune_jax.training import checkpoint, evaluate, export, loop, resume
 from subtune_jax.training import ledger as ledger_lib
 from subtune_jax.training import plan as plan_lib
+from subtune_jax.training import stages as stages_lib
 from subtune_jax.training import step as step_lib
 
 Row = dict[str, Any]
@@ -233,7 +234,7 @@ def _fit(run: _Run, method, seed, saver, what, key) -> Row:
       run.engine, variables, method, run.train, run.validation, seed=seed, on_epoch=on_epoch,
       saver=saver, on_resume=lambda text: run.progress.line(f"{what}: {text}"),
     )  # fmt: skip
-  except loop.NonFiniteLossError as e:
+  except stages_lib.NonFiniteLossError as e:
     logging.warning("%s: %s", what, e)
     run.progress.line(f"{what}: {e}")
     return {"validation_accuracy": None, "validation_loss": None, "history": [], "stages": [],
@@ -337,7 +338,7 @@ def _method_row(name: str, result: Row) -> Row:
   edge = len(grid) > 1 and value in (grid[0]["learning_rate"], grid[-1]["learning_rate"])
   if "grid" in stages[-1]:  # the probe searched its strength itself
     setting, value = "l2", stages[-1]["l2"]
-    rows = [{"validation_loss": None, **row} for row in stages[-1]["grid"]]
+    rows = stages[-1]["grid"]
     edge = stages[-1]["grid_edge"]
   names = ("title", "blocks", "trained_params", "solver", "epochs")
   return {

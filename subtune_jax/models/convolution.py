@@ -160,3 +160,149 @@ def _depthwise_dx(
   flipped = jnp.flip(_crop(kernel, axes), (0, 1))
   dense = tuple(_Axis(a.size, a.taps, 1) for a in axes)
   return _shifted_sum(spread, flipped, dense)
+
+
+def _depthwise_dw(
+  x: jax.Array, gradient: jax.Array, kernel: jax.Array, stride: int
+) -> jax.Array:
+  """The kernel's gradient; taps that touch no data get zero."""
+  axes = _axes(x, kernel, stride)
+  paired = x.shape[1] * x.shape[2] <= _MAX_PAIRED_POSITIONS
+  taps = (_paired_dw if paired else _accumulated_dw)(x, gradient, axes)
+  taps = taps.reshape(axes[0].taps, axes[1].taps, 1, x.shape[3])
+  outside = [(a.first, k - a.first - a.taps) for a, k in zip(axes, kernel.shape[:2], strict=True)]
+  return jnp.pad(taps, (*outside, (0, 0), (0, 0))).astype(kernel.dtype)
+
+
+def _accumulated_dw(x: jax.Array, gradient: jax.Array, axes: tuple[_Axis, _Axis]) -> jax.Array:
+  """[taps, c]: for each tap, products added along the map, then over the batch."""
+  n, channels = x.shape[0], x.shape[3]
+  x = lax.optimization_barrier(_pad(x, [a.padding for a in axes]))
+  h, w = axes
+  step_w = _largest_divisor(w.out, _UNROLL)
+  step_h = _largest_divisor(h.out, _UNROLL // step_w)
+  extent = (n, h.span - (step_h - 1) * h.stride, w.span - (step_w - 1) * w.stride, channels)
+
+  def one(tap):
+    total = 0
+    for a in range(step_h):
+      for b in range(step_w):
+        corner = (0, tap[0] + a * h.stride, tap[1] + b * w.stride, 0)
+        window = lax.dynamic_slice(x, corner, extent)[:, :: step_h * h.stride, :: step_w * w.stride]
+        part = gradient[:, a::step_h, b::step_w]
+        total = total + window.astype(jnp.float32) * part.astype(jnp.float32)
+    total = total.reshape(-1, channels)
+    return jnp.ones((1, total.shape[0])) @ total  # as a reduction it would not be vectorised
+
+  taps = [(i, j) for i in range(h.taps) for j in range(w.taps)]
+  return lax.map(one, jnp.asarray(taps, jnp.int32)).reshape(len(taps), channels)
+
+
+def _largest_divisor(n: int, limit: int) -> int:
+  return max(d for d in range(1, limit + 1) if n % d == 0)
+
+
+def _paired_dw(x: jax.Array, gradient: jax.Array, axes: tuple[_Axis, _Axis]) -> jax.Array:
+  """[taps, c]: all pairs of an input and an output position, then the pairs of each tap."""
+  n, channels = x.shape[0], x.shape[3]
+  pairs = lax.dot_general(
+    x.reshape(n, -1, channels),
+    gradient.reshape(n, -1, channels),
+    (((0,), (0,)), ((2,), (2,))),
+    preferred_element_type=jnp.float32,
+  )
+  return _tap_of_pairs(axes) @ pairs.reshape(channels, -1).T
+
+
+def _tap_of_pairs(axes: tuple[_Axis, _Axis]) -> np.ndarray:
+  """0/1 matrix [taps, pairs of an input and an output position]."""
+  per_axis = []
+  for a in axes:
+    tap, position, out = np.ogrid[: a.taps, : a.size, : a.out]
+    per_axis.append((out * a.stride + tap - a.low == position).astype(np.float32))
+  both = np.einsum("ipo,jqr->ijpqor", *per_axis)
+  return both.reshape(axes[0].taps * axes[1].taps, -1)
+
+
+# ------------------------------------------------------------------ 1x1
+
+
+@jax.custom_vjp
+def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """A 1x1 convolution as a matrix product.
+
+  Args:
+    x: [n, h, w, c].
+    kernel: [1, 1, c, features], in the dtype of `x`.
+
+  Returns:
+    [n, h, w, features].
+  """
+  return jnp.dot(x, kernel[0, 0])
+
+
+def _pointwise_backward(residuals, gradient):
+  x, kernel = residuals
+  # On CPU an elementwise product fused into both of these would be computed twice, transposed.
+  gradient = lax.platform_dependent(
+    gradient, cpu=lax.optimization_barrier, default=lambda gradient: gradient
+  )
+  rows = gradient.reshape(-1, gradient.shape[-1])
+  dx = jnp.dot(rows, kernel[0, 0].T).reshape(x.shape)
+  dw = lax.dot_general(x.reshape(-1, x.shape[-1]), rows, (((0,), (0,)), ((), ())))
+  return dx, dw.reshape(kernel.shape)
+
+
+pointwise.defvjp(lambda x, kernel: (pointwise(x, kernel), (x, kernel)), _pointwise_backward)
+
+
+# ------------------------------------------------------------------ full
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def full(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """A dense convolution with TensorFlow's "SAME" padding.
+
+  Args:
+    x: [n, h, w, c].
+    kernel: [k, k, c, features], in the dtype of `x`.
+    stride: of both axes.
+
+  Returns:
+    [n, ceil(h / stride), ceil(w / stride), features].
+  """
+  return lax.platform_dependent(
+    x,
+    kernel,
+    cpu=functools.partial(_full_cpu, stride=stride),
+    default=functools.partial(_xla, stride=stride, groups=1),
+  )
+
+
+def _full_forward(x, kernel, stride):
+  return full(x, kernel, stride), (x, kernel)
+
+
+def _full_backward(stride, residuals, gradient):
+  def cpu(x, kernel, gradient):
+    return jax.vjp(functools.partial(_full_cpu, stride=stride), x, kernel)[1](gradient)
+
+  def default(x, kernel, gradient):
+    return jax.vjp(functools.partial(_xla, stride=stride, groups=1), x, kernel)[1](gradient)
+
+  return lax.platform_dependent(*residuals, gradient, cpu=cpu, default=default)
+
+
+full.defvjp(_full_forward, _full_backward)
+
+
+def _full_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Patches times a matrix where there are few channels, else XLA's convolution."""
+  if x.shape[3] > _MAX_PATCH_CHANNELS:
+    return _xla(x, kernel, stride, 1)
+  axes = _axes(x, kernel, stride)
+  kernel = _crop(kernel, axes)
+  x = _pad(x, [a.padding for a in axes])
+  taps = [(i, j) for i in range(axes[0].taps) for j in range(axes[1].taps)]
+  patches = jnp.concatenate([_window(x, tap, axes) for tap in taps], axis=3)
+  return pointwise(patches, kernel.reshape(1, 1, -1, kernel.shape[3]))

@@ -46,11 +46,16 @@ class Stem(nn.Module):
   """3x3 convolution of stride 2, BatchNorm, ReLU6: [n, h, w, 3] to [n, ceil(h/2), ceil(w/2), f]."""
 
   features: int
+  momentum: float = layers.MOMENTUM
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, use_batch_statistics: bool) -> jax.Array:
-    common = {"use_batch_statistics": use_batch_statistics, "dtype": self.dtype}
+    common = {
+      "use_batch_statistics": use_batch_statistics,
+      "momentum": self.momentum,
+      "dtype": self.dtype,
+    }
     return layers.ConvBN("full", self.features, kernel=3, stride=2, act=True, name="conv", **common)(x)
 
 
@@ -58,12 +63,17 @@ class MBConv(nn.Module):
   """Inverted residual: 1x1 expansion, depthwise convolution, linear 1x1 projection, shortcut."""
 
   spec: BlockSpec
+  momentum: float = layers.MOMENTUM
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, use_batch_statistics: bool) -> jax.Array:
     s = self.spec
-    common = {"use_batch_statistics": use_batch_statistics, "dtype": self.dtype}
+    common = {
+      "use_batch_statistics": use_batch_statistics,
+      "momentum": self.momentum,
+      "dtype": self.dtype,
+    }
     wide = s.features_in * s.expand
     y = x
     if s.expand != 1:
@@ -79,11 +89,16 @@ class Top(nn.Module):
   """1x1 convolution, BatchNorm, ReLU6, mean over the map: [n, h, w, c] to [n, features]."""
 
   features: int
+  momentum: float = layers.MOMENTUM
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, use_batch_statistics: bool) -> jax.Array:
-    common = {"use_batch_statistics": use_batch_statistics, "dtype": self.dtype}
+    common = {
+      "use_batch_statistics": use_batch_statistics,
+      "momentum": self.momentum,
+      "dtype": self.dtype,
+    }
     x = layers.ConvBN("pointwise", self.features, act=True, name="conv", **common)(x)
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
 
@@ -96,6 +111,8 @@ class EfficientNet(nn.Module):
     blocks: the inverted-residual blocks, input to output.
     stem_features: channels after the stem.
     features: channels of the pooled features that the head reads.
+    norm_momentum: of BatchNorm's running statistics. The original's pretraining used 0.99; an
+      adaptation of a hundred steps would end far from its own statistics with that.
     dtype: of the computation; parameters and BatchNorm statistics are float32.
   """
 
@@ -103,6 +120,7 @@ class EfficientNet(nn.Module):
   blocks: tuple[BlockSpec, ...]
   stem_features: int = 32
   features: int = 1280
+  norm_momentum: float = layers.MOMENTUM
   dtype: Any = jnp.float32
 
   @property
@@ -146,10 +164,11 @@ class EfficientNet(nn.Module):
 
   def _unit(self, name: str) -> nn.Module:
     if name == "stem":
-      return Stem(self.stem_features, self.dtype, name=name)
+      return Stem(self.stem_features, self.norm_momentum, self.dtype, name=name)
     if name == "top":
-      return Top(self.features, self.dtype, name=name)
-    return MBConv(self.blocks[int(name.removeprefix("block"))], self.dtype, name=name)
+      return Top(self.features, self.norm_momentum, self.dtype, name=name)
+    spec = self.blocks[int(name.removeprefix("block"))]
+    return MBConv(spec, self.norm_momentum, self.dtype, name=name)
 
   def _head(self, x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)

@@ -8,8 +8,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-EPSILON = 1e-3
-MOMENTUM = 0.99
+from subtune_jax.models import batch_norm, convolution
+
+MOMENTUM = 0.9  # of the running statistics; see EfficientNet.norm_momentum
 
 
 def unit_range(
@@ -43,13 +44,16 @@ def check_train_blocks(train_blocks: Collection[str], block_names: tuple[str, ..
 class ConvBN(nn.Module):
   """A convolution without bias, BatchNorm, and ReLU6 where `act`.
 
+  With running statistics BatchNorm is folded into the kernel, so that neither pass computes it.
+
   Attributes:
     kind: "full", "depthwise" or "pointwise".
     features: channels out.
-    kernel: side of the square kernel; "pointwise" ignores it.
+    kernel: side of the square kernel; 1 for "pointwise".
     stride: of both axes, with TensorFlow's "SAME" padding.
     act: whether ReLU6 follows.
     use_batch_statistics: normalise by the batch and update the running statistics.
+    momentum: of the running statistics.
     dtype: of the computation.
   """
 
@@ -59,45 +63,63 @@ class ConvBN(nn.Module):
   stride: int = 1
   act: bool = False
   use_batch_statistics: bool = False
+  momentum: float = MOMENTUM
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    fan = 1 if self.kind == "depthwise" else x.shape[-1]
+    fan_in = 1 if self.kind == "depthwise" else x.shape[-1]
     init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
-    w = self.param("kernel", init, (self.kernel, self.kernel, fan, self.features), jnp.float32)
-    groups = self.features if self.kind == "depthwise" else 1
-    y = lax.conv_general_dilated(
-      x, w.astype(self.dtype), (self.stride, self.stride), "SAME",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
-    )
-    y = BatchNorm(self.use_batch_statistics, name="bn")(y)
-    return jnp.clip(y, 0, 6) if self.act else y
+    if self.kind == "depthwise":  # one input and one output channel to each
+      init = nn.initializers.truncated_normal((2.0 / self.kernel**2) ** 0.5)
+    shape = (self.kernel, self.kernel, fan_in, self.features)
+    w = self.param("kernel", init, shape, jnp.float32)
+    bn = BatchNorm(self.features, self.momentum, name="bn")
+    if self.use_batch_statistics:
+      return bn.normalize(self._convolve(x, w), self.act)
+    gain, shift = bn.fold()
+    y = self._convolve(x, w * batch_norm.per_channel(gain, 4))
+    y = y + batch_norm.per_channel(shift, x.ndim).astype(self.dtype)
+    return batch_norm.relu6(y) if self.act else y
+
+  def _convolve(self, x: jax.Array, w: jax.Array) -> jax.Array:
+    x, w = x.astype(self.dtype), w.astype(self.dtype)
+    if self.kind == "pointwise":
+      return convolution.pointwise(x, w)
+    if self.kind == "depthwise":
+      return convolution.depthwise(x, w, self.stride)
+    return convolution.full(x, w, self.stride)
 
 
 class BatchNorm(nn.Module):
-  """BatchNorm over all axes but the last, statistics in float32."""
+  """Parameters and running statistics [features] in float32, and the two ways to use them.
 
-  use_batch_statistics: bool = False
+  The running statistics follow torch: `running = momentum * running + (1 - momentum) * batch`, with
+  the unbiased variance (Flax's own layer keeps the biased one); normalising uses the biased one in
+  both.
+  """
 
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    c = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
-    bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
-    mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
-    var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
-    if self.use_batch_statistics and not self.is_initializing():
-      axes = tuple(range(x.ndim - 1))
-      xf = x.astype(jnp.float32)
-      m = jnp.mean(xf, axes)
-      v = jnp.mean(jnp.square(xf), axes) - jnp.square(m)
-      n = x.size // c
-      mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * m
-      var.value = MOMENTUM * var.value + (1 - MOMENTUM) * v * (n / max(n - 1, 1))
-    else:
-      m, v = mean.value, var.value
-    gain = scale * lax.rsqrt(v + EPSILON)
-    shape = (1,) * (x.ndim - 1) + (c,)
-    y = x * gain.reshape(shape) + (bias - m * gain).reshape(shape)
-    return y.astype(x.dtype)
+  features: int
+  momentum: float = MOMENTUM
+
+  def setup(self):
+    shape = (self.features,)
+    self.scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+    self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+    self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+    self.var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+
+  def fold(self) -> tuple[jax.Array, jax.Array]:
+    """Returns gain and shift [features] of the running statistics."""
+    return batch_norm.fold(self.scale, self.bias, self.mean.value, self.var.value)
+
+  def normalize(self, x: jax.Array, act: bool) -> jax.Array:
+    """Normalises [..., features] by the batch's statistics and updates the running ones."""
+    y, mean, var = batch_norm.batch_mode(x, self.scale, self.bias, act)
+    if not self.is_initializing():
+      n = x.size // self.features
+      unbiased = var * (n / max(n - 1, 1))
+      for running, batch in ((self.mean, mean), (self.var, unbiased)):
+        batch = lax.stop_gradient(batch)
+        running.value = self.momentum * running.value + (1 - self.momentum) * batch
+    return y

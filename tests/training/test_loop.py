@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from subtune_jax import masks, methods
-from subtune_jax.training import evaluate, loop
+from subtune_jax.training import evaluate, loop, stages
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import step as step_lib
@@ -114,7 +114,7 @@ def test_a_training_set_smaller_than_a_batch_is_one_batch():
 
 
 def test_a_loss_that_is_not_finite_names_the_step():
-  with pytest.raises(loop.NonFiniteLossError, match=r"loss is (nan|inf) at step \d+ \(epoch 1\)"):
+  with pytest.raises(stages.NonFiniteLossError, match=r"loss is (nan|inf) at step \d+ \(epoch 1\)"):
     fit(methods.full_fine_tuning(1e30, epochs=2, optimizer="sgd", norm_mode="running"))
 
 

@@ -1,0 +1,117 @@
+"""Configs: every field is read, every method is built from them, arguments are checked."""
+
+import ast
+import importlib.util
+import pathlib
+
+import pytest
+
+from subtune_jax import methods
+from subtune_jax.experiments import compare_config, workdir
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def fields(config) -> set[str]:
+  return {name.split(".")[-1] for name in workdir.flatten(workdir.as_json(config))}
+
+
+def names_read() -> set[str]:
+  """Attributes and string keys that the package's code uses, but for the declarations."""
+  found = set()
+  for path in (ROOT / "subtune_jax").rglob("*.py"):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+      if isinstance(node, ast.FunctionDef) and node.name in ("default", "_gradient"):
+        node.body = []
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        found.add(node.attr)
+      elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        found.add(node.slice.value)
+  return found
+
+
+def test_every_declared_field_is_read():
+  unread = fields(compare_config.default()) - names_read()
+  assert not unread
+
+
+@pytest.mark.parametrize("name", compare_config.TITLES)
+def test_every_method_is_built_from_its_fields(name):
+  config = compare_config.default()
+  config.optimizer.weight_decay = 0.25
+  if name != "lp":
+    config[name].epochs = 3
+    config[name].head_factor = 10.0
+    config[name].norm_mode = "running"
+  method = compare_config.make_method(config, name, 1e-4)
+  for stage in method:
+    if isinstance(stage.solver, methods.LBFGS):
+      assert stage.solver.l2 == tuple(config.lp.l2)
+      continue
+    assert stage.solver.epochs == 3
+    assert stage.solver.weight_decay == 0.25
+    assert stage.norm_mode == "running"
+    assert stage.solver.learning_rates["head"] == pytest.approx(1e-3)
+    assert stage.solver.learning_rates.get("tuned", 1e-4) == 1e-4
+  expected = {"lp": 1, "ft": 1, "lp_ft": 2, "subtuning": 1, "gradual_unfreezing": 3}
+  assert len(method) == expected[name]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_file_loads_and_shows_its_command(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  assert f"--config=configs/{path.name}" in module.__doc__
+  assert set(workdir.flatten(workdir.as_json(config))) == set(
+    workdir.flatten(workdir.as_json(compare_config.default()))
+  )
+  for name in config.methods:
+    for rate in compare_config.learning_rates(config, name):
+      compare_config.make_method(config, name, rate)
+
+
+def test_finetune_arguments():
+  spec = importlib.util.spec_from_file_location("finetune", ROOT / "configs/finetune.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config("method=subtuning,dataset=emoji_domains/fluent,blocks=block3+top")
+  assert config.methods == ("subtuning",)
+  assert config.data.train == "emoji_domains/fluent"
+  assert set(config.data.ood) == {f"emoji_domains/{x}" for x in ("noto", "twemoji", "openmoji")}
+  assert config.subtuning.blocks == ("block3", "top")
+  assert config.subtuning.learning_rates == compare_config.GRIDS["subtuning"]
+  for argument, message in (
+    ("method", "not of the form key=value"),
+    ("method=ft,method=lp", "is given twice"),
+    ("epochs=0", "give a positive integer"),
+    ("colour=red", "is unknown"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      module.get_config(argument)
+
+
+@pytest.mark.parametrize("rates", [(), (1e-3, 1e-4), (1e-3, 1e-3)])
+def test_a_grid_rises(rates):
+  config = compare_config.default()
+  config.ft.learning_rates = rates
+  with pytest.raises(ValueError, match=r"ft\.learning_rates is"):
+    compare_config.learning_rates(config, "ft")
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+  config = compare_config.default()
+  path, entered = workdir.enter(tmp_path / "run", config)
+  assert not entered
+  config.resume = "last_good"  # changes how a run goes on, not what it computes
+  assert workdir.enter(path, config) == (path, True)
+  config.ft.epochs += 1
+  with pytest.raises(ValueError, match=r"ft\.epochs: 8 -> 9"):
+    workdir.enter(path, config)
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other/thesis.tex").touch()
+  with pytest.raises(ValueError, match=r"thesis\.tex but no config\.json"):
+    workdir.enter(tmp_path / "other", config)

@@ -1,0 +1,79 @@
+"""Methods are tuples of stages whose fields are checked where they are made."""
+
+import pytest
+
+from subtune_jax import masks, methods
+from subtune_jax.training import plan
+from tests import tiny
+
+
+def test_labels_of_the_four_methods():
+  model, variables = tiny.make()
+  wanted = {
+    "lp": [["head"]],
+    "ft": [["block0", "block1", "block2", "head"]],
+    "lp_ft": [["head"], ["block0", "block1", "block2", "head"]],
+    "sub": [["block0", "block2", "head"]],
+  }
+  made = {
+    "lp": methods.linear_probing(),
+    "ft": methods.full_fine_tuning(1e-3, epochs=1),
+    "lp_ft": methods.lp_ft(1e-3, epochs=1),
+    "sub": methods.sub_tuning(("block0", "block2"), 1e-3, epochs=1),
+  }
+  for name, method in made.items():
+    plans = [plan.make_plan(model, variables, stage) for stage in method]
+    assert [list(p.blocks) for p in plans] == wanted[name]
+    assert [p.start for p in plans] == [blocks[0] for blocks in wanted[name]]
+  assert plans[0].train_blocks == {"block0", "block2"}  # a frozen block between stays frozen
+  ft, after_probe = (made[n][-1] for n in ("ft", "lp_ft"))
+  assert plan.make_plan(model, variables, ft).train_blocks == {"block0", "block1", "block2"}
+  assert plan.make_plan(model, variables, after_probe).train_blocks == frozenset()
+
+
+def test_split_and_join_are_inverse():
+  model, variables = tiny.make()
+  (stage,) = methods.sub_tuning(("block1",), 1e-3, epochs=1)
+  p = plan.make_plan(model, variables, stage)
+  moving, fixed = plan.split_variables(variables, p)
+  assert set(masks.paths(moving["params"])) & set(masks.paths(fixed["params"])) == set()
+  joined = plan.join_variables(moving, fixed)
+  assert masks.paths(joined) == masks.paths({k: variables[k] for k in ("params", "batch_stats")})
+
+
+def test_a_leaf_outside_of_every_block_cannot_be_trained():
+  model, variables = tiny.make()
+  variables = {**variables, "params": {**variables["params"], "stray": {"w": 1.0}}}
+  (stage,) = methods.full_fine_tuning(1e-3, epochs=1)
+  with pytest.raises(ValueError, match="trains 'stray/w', which lies in none of"):
+    plan.make_plan(model, variables, stage)
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda: methods.sub_tuning("block1", 1e-3, epochs=1), "give a sequence of block names"),
+    (lambda: methods.sub_tuning((), 1e-3, epochs=1), "give a sequence of block names"),
+    (lambda: methods.full_fine_tuning(-1.0, epochs=1), "learning rate of 'head' is -1.0"),
+    (lambda: methods.full_fine_tuning(float("nan"), epochs=1), "is nan"),
+    (lambda: methods.full_fine_tuning(1e-3, epochs=0), "epochs is 0"),
+    (lambda: methods.full_fine_tuning(1e-3, epochs=1, optimizer="adm"), "'adm'; allowed: 'adam'"),
+    (lambda: methods.full_fine_tuning(1e-3, epochs=1, norm_mode="eval"), "allowed: 'batch'"),
+    (lambda: methods.full_fine_tuning(1e-3, epochs=1, warmup=1.0), "in \\[0, 1\\)"),
+    (lambda: methods.full_fine_tuning(1e-3, epochs=1, schedule="x"), "allowed: 'cosine'"),
+    (lambda: methods.full_fine_tuning(1e-3, epochs=1, clip_norm=-1), "clip_norm is -1"),
+    (lambda: methods.linear_probing(l2=()), "at least one strength"),
+    (lambda: methods.linear_probing(l2=(0.0,)), "all above 0"),
+    (
+      lambda: methods.Stage("x", {"a": "/b"}, methods.Gradient({"b": 1.0}, 1)),
+      "each label needs exactly one learning rate",
+    ),
+    (
+      lambda: methods.Stage("x", {"tuned": "/b"}, methods.LBFGS((1.0,))),
+      "L-BFGS trains the head only",
+    ),
+  ],
+)
+def test_bad_fields(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
