@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   command = shlex.join(["python", "-m", "subtune_jax.main", *sys.argv[1:]])
   try:
+    host_memory = importlib.import_module("subtune_jax.models.host_memory")
+    host_memory.keep_freed()  # before the first computation
     experiment = importlib.import_module(f"subtune_jax.experiments.{config.experiment}")
     experiment.run(config, _WORKDIR.value or f"runs/{config.name}", command=command)
   except (ValueError, OSError) as e:

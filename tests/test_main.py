@@ -97,6 +97,11 @@ def test_a_run_leaves_everything_behind(whole):
       arrays = np.load(workdir / test["logits"])
       accuracy = np.mean(arrays["logits"].argmax(-1) == arrays["labels"])
       assert test["accuracy"] == pytest.approx(accuracy), name
+    labels = np.load(workdir / "logits/validation/examples.npz")["labels"]
+    for epoch in row["history"]:  # every number of the curves can be computed again
+      file = workdir / f"logits/validation/{row['key']}/{epoch['stage']}-{epoch['epoch']}.npz"
+      accuracy = np.mean(np.load(file)["logits"].argmax(-1) == labels)
+      assert epoch["validation_accuracy"] == pytest.approx(accuracy)
 
 
 def test_a_second_start_repeats_nothing_and_another_config_is_refused(whole):

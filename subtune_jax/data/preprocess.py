@@ -23,14 +23,16 @@ class Preprocessing:
     for name in ("mean", "std"):
       values = tuple(float(v) for v in np.atleast_1d(getattr(self, name)))
       if len(values) not in (1, 3):
-        raise ValueError(f"{name}={values} has {len(values)} values; give 1 or 3 (red, green, blue)")
+        raise ValueError(f"{name}={values} has {len(values)} values; give 1, or red, green, blue")
       object.__setattr__(self, name, values)
     if min(self.std) <= 0:
       raise ValueError(f"std={self.std} must be greater than 0, in units of 0..255")
 
 
 def normalize(
-  images: jax.typing.ArrayLike, preprocessing: Preprocessing, dtype: jax.typing.DTypeLike = jnp.float32
+  images: jax.Array | np.ndarray,
+  preprocessing: Preprocessing,
+  dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> jax.Array:
   """Returns `(images - mean) / std`, computed in float32 and cast to `dtype`.
 

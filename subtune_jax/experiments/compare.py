@@ -81,6 +81,8 @@ def run(
   state = _Run(
     config, workdir, train, validation, engine, pretrained, ledger, rows, writer, progress
   )
+  _write_npz(workdir / "logits/validation/examples.npz", labels=validation.labels,
+             groups=validation.groups, ids=validation.ids)  # fmt: skip
   chosen = {name: _train_method(state, name, rates) for name, rates in grids.items()}
   writer.close()
   progress.line("reading the test splits")
@@ -225,7 +227,9 @@ def _fit(run: _Run, method, seed, saver, what, key) -> Row:
   variables = heads.init_head(run.engine.model, run.pretrained.variables, seed)
   steps = iter(range(1, 1 << 30))
 
-  def on_epoch(row):
+  def on_epoch(row, logits):
+    _write_npz(run.workdir / f"logits/validation/{key}/{row['stage']}-{row['epoch']}.npz",
+               logits=np.asarray(logits, np.float32))  # fmt: skip
     run.writer.write(next(steps), what.replace(" ", "/"), row)
     run.progress.epoch(what, row)
 
@@ -280,7 +284,7 @@ def _test(run: _Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) 
 
 
 def _write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
-  path.parent.mkdir(exist_ok=True)
+  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp.npz")
   np.savez_compressed(temporary, **arrays)
   os.replace(temporary, path)

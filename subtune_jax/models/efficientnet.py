@@ -4,8 +4,9 @@ Inference semantics are the TensorFlow originals': "SAME" padding, BatchNorm eps
 no dropout and no drop-connect: a step is a deterministic function of batch and parameters.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -46,42 +47,29 @@ class Stem(nn.Module):
   """3x3 convolution of stride 2, BatchNorm, ReLU6: [n, h, w, 3] to [n, ceil(h/2), ceil(w/2), f]."""
 
   features: int
-  momentum: float = layers.MOMENTUM
-  dtype: Any = jnp.float32
+  layer: Callable[..., layers.ConvBN]
 
   @nn.compact
-  def __call__(self, x: jax.Array, use_batch_statistics: bool) -> jax.Array:
-    common = {
-      "use_batch_statistics": use_batch_statistics,
-      "momentum": self.momentum,
-      "dtype": self.dtype,
-    }
-    return layers.ConvBN("full", self.features, kernel=3, stride=2, act=True, name="conv", **common)(x)
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.layer("full", self.features, kernel=3, stride=2, act=True, name="conv")(x)
 
 
 class MBConv(nn.Module):
   """Inverted residual: 1x1 expansion, depthwise convolution, linear 1x1 projection, shortcut."""
 
   spec: BlockSpec
-  momentum: float = layers.MOMENTUM
-  dtype: Any = jnp.float32
+  layer: Callable[..., layers.ConvBN]
 
   @nn.compact
-  def __call__(self, x: jax.Array, use_batch_statistics: bool) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     s = self.spec
-    common = {
-      "use_batch_statistics": use_batch_statistics,
-      "momentum": self.momentum,
-      "dtype": self.dtype,
-    }
     wide = s.features_in * s.expand
     y = x
     if s.expand != 1:
-      y = layers.ConvBN("pointwise", wide, act=True, name="expand", **common)(y)
-    y = layers.ConvBN(
-      "depthwise", wide, kernel=s.kernel, stride=s.stride, act=True, name="depthwise", **common
-    )(y)
-    y = layers.ConvBN("pointwise", s.features_out, name="project", **common)(y)
+      y = self.layer("pointwise", wide, act=True, name="expand")(y)
+    depthwise = {"kernel": s.kernel, "stride": s.stride, "act": True, "name": "depthwise"}
+    y = self.layer("depthwise", wide, **depthwise)(y)
+    y = self.layer("pointwise", s.features_out, name="project")(y)
     return y + x if s.stride == 1 and s.features_in == s.features_out else y
 
 
@@ -89,18 +77,12 @@ class Top(nn.Module):
   """1x1 convolution, BatchNorm, ReLU6, mean over the map: [n, h, w, c] to [n, features]."""
 
   features: int
-  momentum: float = layers.MOMENTUM
-  dtype: Any = jnp.float32
+  layer: Callable[..., layers.ConvBN]
 
   @nn.compact
-  def __call__(self, x: jax.Array, use_batch_statistics: bool) -> jax.Array:
-    common = {
-      "use_batch_statistics": use_batch_statistics,
-      "momentum": self.momentum,
-      "dtype": self.dtype,
-    }
-    x = layers.ConvBN("pointwise", self.features, act=True, name="conv", **common)(x)
-    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = self.layer("pointwise", self.features, act=True, name="conv")(x)
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
 
 class EfficientNet(nn.Module):
@@ -159,16 +141,21 @@ class EfficientNet(nn.Module):
     layers.check_train_blocks(train_blocks, self.block_names)
     x = x.astype(self.dtype)
     for name in units:
-      x = self._unit(name)(x, name in train_blocks) if name != "head" else self._head(x)
+      x = self._head(x) if name == "head" else self._unit(name, name in train_blocks)(x)
     return x
 
-  def _unit(self, name: str) -> nn.Module:
+  def _unit(self, name: str, use_batch_statistics: bool) -> nn.Module:
+    layer = functools.partial(
+      layers.ConvBN,
+      use_batch_statistics=use_batch_statistics,
+      momentum=self.norm_momentum,
+      dtype=self.dtype,
+    )
     if name == "stem":
-      return Stem(self.stem_features, self.norm_momentum, self.dtype, name=name)
+      return Stem(self.stem_features, layer, name=name)
     if name == "top":
-      return Top(self.features, self.norm_momentum, self.dtype, name=name)
-    spec = self.blocks[int(name.removeprefix("block"))]
-    return MBConv(spec, self.norm_momentum, self.dtype, name=name)
+      return Top(self.features, layer, name=name)
+    return MBConv(self.blocks[int(name.removeprefix("block"))], layer, name=name)
 
   def _head(self, x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)

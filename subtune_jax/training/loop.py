@@ -16,7 +16,8 @@ from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import step as step_lib
 
 PyTree = Any
-OnEpoch = Callable[[Mapping[str, Any]], None]
+# on_epoch(row, logits): a row of the history, and the validation logits [n, classes] behind it.
+OnEpoch = Callable[[Mapping[str, Any], np.ndarray], None]
 
 
 class Examples(NamedTuple):
@@ -162,11 +163,14 @@ class _Training:
     new = {"params": plan.labels, "batch_stats": plan.stat_labels}
     self.touched = jax.tree.map(lambda old, label: old or label != masks.FROZEN, self.touched, new)
 
-  def record(self, row: dict[str, Any]) -> None:
-    """Adds a row to the history, and stops on a loss that is not finite."""
+  def record(self, row: dict[str, Any], logits: np.ndarray) -> None:
+    """Adds a row to the history; `logits` are those of the validation set."""
+    truth = np.asarray(self.validation.labels)
+    row["validation_loss"] = evaluate.cross_entropy(logits, truth)
+    row["validation_accuracy"] = evaluate.accuracy(logits, truth)
     self.history.append(row)
     if self.on_epoch:
-      self.on_epoch(row)
+      self.on_epoch(row, logits)
 
   def save(self, index: int, epoch: int, state: step_lib.TrainState, *, force: bool) -> None:
     """Writes a checkpoint when one is due."""
@@ -213,7 +217,7 @@ def fit(
       left out of an epoch, others in each.
     validation: likewise; read after every epoch, and by a probe to choose its strength.
     seed: of the order of the examples and of their views.
-    on_epoch: called with each row of the history.
+    on_epoch: called with each row of the history and the validation logits behind it.
     saver: writes and finds checkpoints; a training goes on from the one it finds.
     on_resume: told what was resumed, if anything.
 

@@ -76,21 +76,27 @@ def probe_stage(training, index, stage, plan, found) -> PyTree:
   )  # fmt: skip
   choice = probe.choose(path, features[1], labels[1])
   head = path.head(choice.index)
-  logits = [f @ np.asarray(head["kernel"]) + np.asarray(head["bias"]) for f in features]
+  logits, validation = (f @ head["kernel"] + head["bias"] for f in features)
   training.seconds += time.perf_counter() - begin
   training.stages[index] |= {
     "l2": float(path.l2[choice.index]),
     "grid": [
-      {"learning_rate": float(l2), "validation_accuracy": float(acc), "validation_loss": float(loss)}
+      {
+        "learning_rate": float(l2),
+        "validation_accuracy": float(acc),
+        "validation_loss": float(loss),
+      }
       for l2, acc, loss in zip(path.l2, choice.accuracy, choice.loss, strict=True)
     ],
     "grid_edge": bool(choice.at_edge),
   }
-  row = {"stage": index, "epoch": 1}
-  for name, scores, truth in zip(("train", "validation"), logits, labels, strict=True):
-    row[f"{name}_loss"] = evaluate.cross_entropy(scores, truth)
-    row[f"{name}_accuracy"] = evaluate.accuracy(scores, truth)
-  training.record(row)
+  row = {
+    "stage": index,
+    "epoch": 1,
+    "train_loss": evaluate.cross_entropy(logits, labels[0]),
+    "train_accuracy": evaluate.accuracy(logits, labels[0]),
+  }
+  training.record(row, validation)
   return {
     **training.variables,
     "params": {**training.variables["params"], "head": jax.tree.map(jnp.asarray, head)},
@@ -130,15 +136,14 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
     )
     training.seconds += time.perf_counter() - begin
     begin = time.perf_counter()
-    truth = np.asarray(training.validation.labels)
-    training.record({
-      "stage": index, "epoch": epoch + 1,
+    row = {
+      "stage": index,
+      "epoch": epoch + 1,
       "train_loss": float(np.mean(metrics["loss"])),
       "train_accuracy": float(np.sum(metrics["correct"]) / order.size),
       "gradient_norm": float(np.mean(metrics["gradient_norm"])),
-      "validation_loss": evaluate.cross_entropy(logits, truth),
-      "validation_accuracy": evaluate.accuracy(logits, truth),
-    })  # fmt: skip
+    }
+    training.record(row, logits)
     training.save(index, epoch + 1, state, force=False)
   return _current(state, fixed)
 

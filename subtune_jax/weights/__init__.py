@@ -2,6 +2,6 @@
 
 from subtune_jax.weights.errors import WeightsError
 from subtune_jax.weights.files import read_tensors
-from subtune_jax.weights.pretrained import load_pretrained, names, Pretrained
+from subtune_jax.weights.pretrained import Pretrained, load_pretrained, names
 
 __all__ = ["Pretrained", "WeightsError", "load_pretrained", "names", "read_tensors"]

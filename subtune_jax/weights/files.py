@@ -35,17 +35,29 @@ def read_tensors(path: str | pathlib.Path) -> Mapping[str, np.ndarray]:
   Raises:
     WeightsError: there is no such file, its format is not supported, or it is damaged.
   """
-  path = pathlib.Path(path)
+  return parse(read_bytes(path), str(path))
+
+
+def read_bytes(path: str | pathlib.Path) -> bytes:
+  """Returns the whole file.
+
+  Raises:
+    WeightsError: it cannot be read.
+  """
   try:
-    data = path.read_bytes()
+    return pathlib.Path(path).read_bytes()
   except OSError as e:
     raise errors.WeightsError(f"cannot read weights from {path}: {e.strerror or e}") from e
+
+
+def parse(data: bytes, name: str) -> Mapping[str, np.ndarray]:
+  """`read_tensors` of a file that was read already; `name` is for error messages."""
   supported = ", ".join(f.title for f in _FORMATS if f.read)
   for form in _FORMATS:
     if data.startswith(form.signature):
       if form.read is None:
-        raise errors.WeightsError(f"{path} is {form.title}, which has no reader yet; {supported}")
-      return form.read(data, str(path))
+        raise errors.WeightsError(f"{name} is a {form.title}; supported formats: {supported}")
+      return form.read(data, name)
   raise errors.WeightsError(
-    f"{path} is in no known format (it starts with {data[:8]!r}); supported: {supported}"
+    f"{name} is in no known format (it starts with {data[:8]!r}); supported formats: {supported}"
   )

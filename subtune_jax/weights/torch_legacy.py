@@ -1,4 +1,4 @@
-"""Reads torch's legacy `.pth` files (before torch 1.6, five pickles and raw storages) without torch.
+"""Reads torch's legacy `.pth` files (five pickles, then raw storages) without torch.
 
 The pickles go to `pickle_machine`, which resolves no name but those given here: the stand-ins for
 tensor rebuilding.
@@ -7,17 +7,20 @@ tensor rebuilding.
 from collections.abc import Callable, Mapping
 import io
 import math
+import textwrap
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from subtune_jax.weights import errors, pickle_machine
+from subtune_jax.weights.pickle_machine import Damaged, Refused
 
 # Protocol 2, then the ten bytes of torch's magic number 0x1950a86a20f9469cfc6c.
 SIGNATURE = b"\x80\x02\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _PROTOCOL_VERSION = 1001
 _MAX_DIMENSIONS = 8
+_MAX_REASON = 400  # characters of an error message that quote the file
 
 _STORAGE_TYPES = {
   "torch.FloatStorage": np.dtype("<f4"),
@@ -62,31 +65,36 @@ def read(data: bytes, name: str) -> Mapping[str, np.ndarray]:
   """
   try:
     return _read(data)
-  except pickle_machine.Refused as e:
-    raise errors.WeightsError(f"{name} was refused: {e}. Nothing in it was executed") from e
-  except pickle_machine.Damaged as e:
-    raise errors.WeightsError(f"{name} is damaged: {e}. Download or install it again") from e
+  except Refused as e:
+    reason = textwrap.shorten(str(e), _MAX_REASON)
+    raise errors.WeightsError(f"{name} was refused: {reason}. Nothing in it was executed") from e
+  except Damaged as e:
+    reason = textwrap.shorten(str(e), _MAX_REASON)
+    raise errors.WeightsError(f"{name} is damaged: {reason}. Get the file again") from e
 
 
 def _read(data: bytes) -> dict[str, np.ndarray]:
   stream = io.BytesIO(data)
-  pickle_machine.load(stream, _resolve, _storage)  # the magic number, which the signature has checked
-  protocol = pickle_machine.load(stream, _resolve, _storage)
+  _, protocol = _load(stream), _load(stream)  # the signature has checked the first
   if protocol != _PROTOCOL_VERSION:
-    raise pickle_machine.Damaged(f"its protocol version is not {_PROTOCOL_VERSION}")
-  system = pickle_machine.load(stream, _resolve, _storage)
+    raise Damaged(f"its protocol version is not {_PROTOCOL_VERSION}")
+  system = _load(stream)
   if not isinstance(system, dict) or system.get("little_endian") is not True:
-    raise pickle_machine.Refused("it was not written on a little-endian machine")
-  tensors = pickle_machine.load(stream, _resolve, _storage)
+    raise Refused("it was not written on a little-endian machine")
+  tensors = _load(stream)
   if not isinstance(tensors, dict):
-    raise pickle_machine.Refused(f"it holds a {type(tensors).__name__}, not a dict of tensors")
-  keys = pickle_machine.load(stream, _resolve, _storage)
+    raise Refused(f"it holds a {type(tensors).__name__}, not a dict of tensors")
+  keys = _load(stream)
   wrong = [k for k, v in tensors.items() if not isinstance(v, _Tensor)]
   if wrong:
-    raise pickle_machine.Refused(f"it is not a plain state dict: {wrong[0]!r} is not a tensor")
+    raise Refused(f"it is not a plain state dict: {wrong[0]!r} is not a tensor")
   declared = _declared_storages(tensors)
   storages = _map_storages(data, stream.tell(), keys, declared)
   return {k: _view(k, t, storages[t.storage.key]) for k, t in tensors.items()}
+
+
+def _load(stream: io.BytesIO) -> Any:
+  return pickle_machine.load(stream, _resolve, _storage)
 
 
 def _declared_storages(tensors: Mapping[str, _Tensor]) -> dict[str, _Storage]:
@@ -95,7 +103,7 @@ def _declared_storages(tensors: Mapping[str, _Tensor]) -> dict[str, _Storage]:
   for tensor in tensors.values():
     storage = tensor.storage
     if declared.setdefault(storage.key, storage) != storage:
-      raise pickle_machine.Damaged(f"storage {storage.key!r} is declared twice, differently")
+      raise Damaged(f"storage {storage.key!r} is declared twice, differently")
   return declared
 
 
@@ -104,9 +112,9 @@ def _map_storages(
 ) -> dict[str, np.ndarray]:
   """Returns each storage's numbers: an int64 count, then the raw values, in the order of `keys`."""
   if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys):
-    raise pickle_machine.Damaged("its list of storages is not a list of names")
+    raise Damaged("its list of storages is not a list of names")
   if len(set(keys)) != len(keys) or set(keys) != set(declared):
-    raise pickle_machine.Damaged(f"it lists {len(keys)} storages, its tensors use {len(declared)}")
+    raise Damaged(f"it lists {len(keys)} storages, its tensors use {len(declared)}")
   storages = {}
   for key in keys:
     storage = declared[key]
@@ -114,13 +122,13 @@ def _map_storages(
     position += 8
     nbytes = storage.numel * storage.dtype.itemsize
     if position + nbytes > len(data):
-      raise pickle_machine.Damaged(f"storage {key!r} ends at byte {position + nbytes} of {len(data)}")
+      raise Damaged(f"storage {key!r} ends at byte {position + nbytes} of {len(data)}")
     if numel != storage.numel:
-      raise pickle_machine.Damaged(f"storage {key!r} holds {numel} values where {storage.numel} are declared")
+      raise Damaged(f"storage {key!r} holds {numel} values, {storage.numel} are declared")
     storages[key] = np.frombuffer(data, storage.dtype, storage.numel, position)
     position += nbytes
   if position != len(data):
-    raise pickle_machine.Damaged(f"{len(data) - position} bytes follow the last storage")
+    raise Damaged(f"{len(data) - position} bytes follow the last storage")
   return storages
 
 
@@ -128,9 +136,12 @@ def _view(name: str, tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
   """Returns a strided view, every element of which lies inside the storage."""
   _, offset, shape, strides = tensor
   numel = math.prod(shape)
-  last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if numel else offset
-  if numel > storage.size or last >= storage.size + (numel == 0):
-    raise pickle_machine.Damaged(
+  if not numel:
+    raise Refused(f"tensor {name!r} (shape {shape}) is empty")
+  strides = tuple(s if n > 1 else 0 for n, s in zip(shape, strides, strict=True))
+  last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+  if numel > storage.size or last >= storage.size:
+    raise Damaged(
       f"tensor {name!r} (shape {shape}, strides {strides}, offset {offset}) reaches outside its "
       f"storage of {storage.size} values"
     )
@@ -140,25 +151,25 @@ def _view(name: str, tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
 
 def _integers(value: Any, what: str) -> tuple[int, ...]:
   if not isinstance(value, tuple) or not all(type(v) is int and 0 <= v < 2**63 for v in value):
-    raise pickle_machine.Damaged(f"{what} of a tensor is not a tuple of integers of at least 0")
+    raise Damaged(f"{what} of a tensor is not a tuple of integers of at least 0")
   return value
 
 
 def _rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, *rest):
   del requires_grad, hooks, rest  # they say nothing about the values
   if not isinstance(storage, _Storage):
-    raise pickle_machine.Damaged("a tensor has no storage")
+    raise Damaged("a tensor has no storage")
   shape, strides = _integers(shape, "the shape"), _integers(strides, "the strides")
   (offset,) = _integers((offset,), "the offset")
   if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
-    raise pickle_machine.Damaged(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+    raise Damaged(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
   return _Tensor(storage, offset, shape, strides)
 
 
 def _rebuild_parameter(tensor, requires_grad=True, hooks=None):
   del requires_grad, hooks
   if not isinstance(tensor, _Tensor):
-    raise pickle_machine.Damaged("a parameter is not a tensor")
+    raise Damaged("a parameter is not a tensor")
   return tensor
 
 
@@ -166,7 +177,8 @@ def _ordered_dict():
   return {}
 
 
-_FUNCTIONS = {
+_NAMES = {
+  **_STORAGE_TYPES,
   "collections.OrderedDict": _ordered_dict,
   "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
   "torch._utils._rebuild_parameter": _rebuild_parameter,
@@ -175,22 +187,21 @@ _FUNCTIONS = {
 
 def _resolve(name: str) -> np.dtype | Callable[..., Any]:
   """Returns what `module.attribute` stands for; every name but those of tensors is refused."""
-  known = _STORAGE_TYPES.get(name) or _FUNCTIONS.get(name)
-  if known is None:
-    raise pickle_machine.Refused(f"it names {name!r}, which no file of weights needs")
-  return known
+  if name not in _NAMES:
+    raise Refused(f"it names {name!r}, which no file of weights needs")
+  return _NAMES[name]
 
 
 def _storage(reference: Any) -> _Storage:
   """Returns a storage from its persistent id: ("storage", type, key, location, numel, view)."""
   if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
-    raise pickle_machine.Damaged("it refers to something that is not a storage")
+    raise Damaged("it refers to something that is not a storage")
   kind, key, numel = reference[1], reference[2], reference[4]
   if not isinstance(kind, np.dtype):
-    raise pickle_machine.Damaged("a storage has no type")
+    raise Damaged("a storage has no type")
   if not isinstance(key, str):
-    raise pickle_machine.Damaged("a storage has no name")
+    raise Damaged("a storage has no name")
   if len(reference) == 6 and reference[5] is not None:
-    raise pickle_machine.Refused(f"storage {key!r} is a view of another one, as before torch 0.4")
+    raise Refused(f"storage {key!r} is a view of another one, as before torch 0.4")
   (numel,) = _integers((numel,), "the storage's size")
   return _Storage(kind, key, numel)

@@ -119,7 +119,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, name, stop_after):
   saver = resume.Saver(checkpoint.Checkpoints(tmp_path), "k", every_seconds=0)
   rows = []
 
-  def stop(row):
+  def stop(row, logits):
+    assert logits.shape == (9, 3)
     rows.append(row)
     if len(rows) > stop_after:
       raise Stop
