@@ -436,7 +436,12 @@ class ViT(nn.Module):
 
 
 @pytest.mark.parametrize(
-  ("tuned", "batch_size"), [("block1", 4), ("block*/down/bias", 4), ("position", 1)]
+  ("tuned", "batch_size"),
+  [
+    pytest.param("block1", 4, marks=pytest.mark.slow),
+    pytest.param("block*/down/bias", 4, marks=pytest.mark.slow),
+    ("position", 1),
+  ],
 )
 def test_no_false_alarms_on_a_transformer(tuned, batch_size):
   """Many leaves of one shape; with one example, some gradients are cotangents that all need."""
@@ -455,6 +460,7 @@ def test_no_false_alarms_on_a_transformer(tuned, batch_size):
   assert all("attention/key/bias" in path for path in report.unchecked)  # softmax ignores it
 
 
+@pytest.mark.slow
 def test_leaks_in_a_transformer_are_named():
   model = ViT(remat=True)
   batch = (jax.random.normal(jax.random.key(5), (4, 4, 6)), BATCH[1][:4])

@@ -28,4 +28,5 @@ def keep_freed() -> bool:
   if not hasattr(libc, "gnu_get_libc_version"):
     return False
   settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEEP_BYTES))
-  return all([libc.mallopt(parameter, value) == 1 for parameter, value in settings])
+  applied = [libc.mallopt(parameter, value) == 1 for parameter, value in settings]
+  return all(applied)

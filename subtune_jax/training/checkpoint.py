@@ -1,7 +1,8 @@
 """Named arrays and a JSON note on disk, written by Orbax whole or not at all.
 
 A checkpoint is a folder that Orbax renames into place when it is complete, so a process killed
-while it writes leaves the one before. The note carries a SHA-256 of the arrays, which is checked on reading.
+while it writes leaves the one before. The note carries a SHA-256 of the arrays, which is checked on
+reading.
 """
 
 from collections.abc import Mapping
