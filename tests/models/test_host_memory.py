@@ -33,6 +33,7 @@ def _faults(mode: str) -> int:
   return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.slow  # measures the kernel and the allocator
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux only")
 def test_a_program_of_100_mb_faults_in_no_new_pages():
   without, kept = _faults("leave"), _faults("keep")

@@ -96,6 +96,7 @@ def _to_torch(images: np.ndarray):
 
 @functools.cache
 def _our_steps(train: bool) -> list[Step]:
+  _torch()  # without a peer, skip before the work
   model, pretrained = _ours()
   params, batch_stats = (pretrained.variables[k] for k in ("params", "batch_stats"))
   train_blocks = frozenset(model.block_names) if train else frozenset()
