@@ -50,9 +50,11 @@ def ours(batch: int, size: int) -> dict[str, Timed]:
   sgd = {"epochs": 1, "optimizer": "sgd", "momentum": 0.9, "schedule": "constant"}
   full = methods.full_fine_tuning(RATE, **sgd)[0]
   last = methods.sub_tuning(LAST, RATE, **sgd)[0]
+  forward = evaluate.forward_program(model, None, None, PREPROCESSING)
+  resident, batch_of_images = mesh_lib.put((variables, images), mesh)
   cached = evaluate.run_units(model, variables, images, stop=LAST[0], **options)
   return {
-    "inference": lambda: evaluate.predict(model, variables, images, **options),
+    "inference": lambda: jax.block_until_ready(forward(resident, batch_of_images)),
     "full fine-tuning step": _our_step(model, variables, full, images, None, mesh),
     "last three blocks": _our_step(model, variables, last, cached, LAST[0], mesh),
   }

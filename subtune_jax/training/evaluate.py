@@ -15,9 +15,11 @@ PyTree = Any
 
 
 @functools.lru_cache(maxsize=64)
-def _forward(
+def forward_program(
   model: Any, start: str | None, stop: str | None, preprocessing: preprocess.Preprocessing
 ) -> Any:
+  """The compiled forward pass over one batch: (variables, x) -> logits or activations."""
+
   def forward(variables, x):
     if start in (None, model.block_names[0]):
       x = preprocess.normalize(x, preprocessing)
@@ -68,7 +70,7 @@ def run_units(
     [n, ...] on the devices, replicated.
   """
   batch_size = -(-batch_size // mesh.size) * mesh.size
-  forward = _forward(model, start, stop, preprocessing)
+  forward = forward_program(model, start, stop, preprocessing)
   variables = jax.device_put(variables, mesh_lib.replicated(mesh))
   parts = []
   for batch, rows in _batches(x, batch_size):

@@ -89,7 +89,7 @@ def test_lowers(case, scan):
   assert exported.platforms == ("tpu", "cuda")
   text = exported.mlir_module()
   assert "stablehlo.convolution" in text
-  assert f"x3x{'bf16' if 'bfloat16' in case else 'f32'}>" in text
+  assert ("bf16" in text) == ("bfloat16" in case)
 
 
 def test_evaluation_lowers():
