@@ -27,7 +27,7 @@ import numpy as np
 
 from subtune_jax import methods, models
 from subtune_jax.data import preprocess
-from subtune_jax.models import heads, host_memory
+from subtune_jax.models import host_memory
 from subtune_jax.training import evaluate, step
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import plan as plan_lib
@@ -43,7 +43,6 @@ def ours(batch: int, size: int) -> dict[str, Timed]:
   """Our inference and steps, compiled."""
   model = models.create("efficientnet_lite0", num_classes=CLASSES)
   variables = model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
-  variables = heads.init_head(model, variables, 0)
   mesh = mesh_lib.make_mesh(jax.devices()[:1])
   images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
   options = {"preprocessing": PREPROCESSING, "batch_size": batch, "mesh": mesh}

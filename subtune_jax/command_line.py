@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 
 from absl import flags
 
+from subtune_jax.experiments import workdir
+from subtune_jax.report import records
+
 CONFIGS = pathlib.Path("configs")
 
 
@@ -35,20 +38,13 @@ def _load_config(argument: str) -> Any:
   return module.get_config(given) if given else module.get_config()
 
 
-def _fields(config: Any, prefix: str = "") -> list[str]:
-  names = []
-  for name, value in config.items():
-    names += _fields(value, f"{prefix}{name}.") if hasattr(value, "items") else [prefix + name]
-  return names
-
-
 def parse(argv: list[str]) -> list[str]:
   """Parses absl flags; for `app.run(..., flags_parser=parse)`."""
   given = [a.lstrip("-") for a in argv[1:] if a.startswith("-")]
   files = [a.removeprefix("config=") for a in given if a.startswith("config=")]
   try:
     if files:
-      fields = _fields(_load_config(files[-1]))
+      fields = list(records.flatten(workdir.as_json(_load_config(files[-1]))))
       for argument in given:
         name = argument.split("=", 1)[0].removeprefix("config.")
         if argument.startswith("config.") and name not in fields:

@@ -81,16 +81,17 @@ def run(
   state = _Run(
     config, workdir, train, validation, engine, pretrained, ledger, rows, writer, progress
   )
-  _write_npz(workdir / "logits/validation/examples.npz", labels=validation.labels,
-             groups=validation.groups, ids=validation.ids)  # fmt: skip
+  examples = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
+  records.write_npz(workdir / "logits/validation/examples.npz", examples)
   chosen = {name: _train_method(state, name, rates) for name, rates in grids.items()}
   writer.close()
   progress.line("reading the test splits")
   record = _record(state, chosen, command)
   workdir_lib.write_json(workdir / records.RESULTS, record)
-  report = html.write_report(workdir)
+  written = records.load(workdir)
+  summary = table.summarize(written)
+  report = html.write_page(written, summary)
   progress.close()
-  summary = table.summarize(records.load(workdir))
   stream.write(f"{table.format_table(summary)}\n\nreport: {report}\n")
   return record
 
@@ -228,8 +229,8 @@ def _fit(run: _Run, method, seed, saver, what, key) -> Row:
   steps = iter(range(1, 1 << 30))
 
   def on_epoch(row, logits):
-    _write_npz(run.workdir / f"logits/validation/{key}/{row['stage']}-{row['epoch']}.npz",
-               logits=np.asarray(logits, np.float32))  # fmt: skip
+    path = run.workdir / f"logits/validation/{key}/{row['stage']}-{row['epoch']}.npz"
+    records.write_npz(path, {"logits": np.asarray(logits, np.float32)})
     run.writer.write(next(steps), what.replace(" ", "/"), row)
     run.progress.epoch(what, row)
 
@@ -273,21 +274,14 @@ def _test(run: _Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) 
     for test in test_sets:
       logits = run.engine.predict(variables, test.images)
       path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
-      _write_npz(run.workdir / path, logits=logits, labels=test.labels, groups=test.groups,
-                 ids=test.ids)  # fmt: skip
+      arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
+      records.write_npz(run.workdir / path, {"logits": logits, **arrays})
       tests[key][test.name] = {
         "accuracy": evaluate.accuracy(logits, test.labels),
         "loss": evaluate.cross_entropy(logits, test.labels),
         "logits": path,
       }
   return tests
-
-
-def _write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp.npz")
-  np.savez_compressed(temporary, **arrays)
-  os.replace(temporary, path)
 
 
 def _record(run: _Run, chosen: Mapping[str, Row], command: str) -> Row:

@@ -6,6 +6,8 @@ import os
 import pathlib
 from typing import Any
 
+from subtune_jax.report import records
+
 # Fields that change how a run goes on, not what it computes.
 _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds")
 
@@ -17,25 +19,13 @@ def as_json(config: Any) -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON to a file, whole or not at all."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-  os.replace(temporary, path)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Dotted name -> value."""
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat
+  text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+  records.write_atomically(path, text.encode())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Lines "field: old -> new" for the fields that decide the result."""
-  old, new = flatten(old), flatten(new)
+  old, new = records.flatten(old), records.flatten(new)
   return [
     f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
     for name in sorted(set(old) | set(new))

@@ -7,7 +7,7 @@ to WORKDIR/figures/.
 """
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import html
 import os
@@ -155,15 +155,6 @@ def _differences(summary: table.Summary) -> str:
   )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """Fields of a nested config as ("data.image_size", 64)."""
-  for key, value in config.items():
-    if isinstance(value, Mapping) and value:
-      yield from _flat(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value
-
-
 def _facts(rows: Sequence[tuple[str, str]]) -> str:
   return _table([], rows, "facts")
 
@@ -287,7 +278,7 @@ def page(run: records.Run, summary: table.Summary, drawn: Sequence[Figure]) -> s
   record = run.record
   config = [
     (f"<code>{_text(key)}</code>", f"<code>{_text(value)}</code>")
-    for key, value in _flat(record["config"])
+    for key, value in records.flatten(record["config"]).items()
   ]
   body = [
     f"<h1>{_text(record['title'])}</h1>",
@@ -312,6 +303,16 @@ def page(run: records.Run, summary: table.Summary, drawn: Sequence[Figure]) -> s
   )
 
 
+def write_page(run: records.Run, summary: table.Summary) -> pathlib.Path:
+  """Writes report.html and figures/*.png into the run's workdir; returns the page's path."""
+  drawn = figures(run, summary)
+  for figure in drawn:
+    records.write_atomically(run.workdir / FIGURES / f"{figure.name}.png", figure.data)
+  path = run.workdir / PAGE
+  records.write_atomically(path, page(run, summary, drawn).encode("utf-8"))
+  return path
+
+
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Reads the records in `workdir` and writes report.html and figures/*.png beside them.
 
@@ -322,10 +323,4 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     FileNotFoundError, ValueError: see `records.load`.
   """
   run = records.load(workdir)
-  summary = table.summarize(run)
-  drawn = figures(run, summary)
-  for figure in drawn:
-    records.write_atomically(run.workdir / FIGURES / f"{figure.name}.png", figure.data)
-  path = run.workdir / PAGE
-  records.write_atomically(path, page(run, summary, drawn).encode("utf-8"))
-  return path
+  return write_page(run, table.summarize(run))

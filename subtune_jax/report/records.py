@@ -7,6 +7,7 @@ eye). Nothing here needs jax: a report can be made again on another machine, yea
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import io
 import json
 import math
 import os
@@ -190,6 +191,24 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes a compressed .npz, whole or not at all."""
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  write_atomically(path, buffer.getvalue())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Fields of a nested config by dotted name: {"data.image_size": 64}."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[f"{prefix}{name}"] = value
+  return flat
 
 
 def _check_fields(value: Any, fields: Mapping[str, Any], where: str) -> None:
@@ -407,13 +426,7 @@ def save_images(
       raise ValueError(f"{name!r} has {len(stack)} images and ids of shape {these.shape}.")
     arrays[f"images/{name}"], arrays[f"ids/{name}"] = stack[:max_images], these[:max_images]
   path = pathlib.Path(workdir) / IMAGES
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
-  try:
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  write_npz(path, arrays)
   return path
 
 

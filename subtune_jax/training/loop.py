@@ -172,9 +172,9 @@ class _Training:
     if self.on_epoch:
       self.on_epoch(row, logits)
 
-  def save(self, index: int, epoch: int, state: step_lib.TrainState, *, force: bool) -> None:
+  def save(self, index: int, epoch: int, state: step_lib.TrainState) -> None:
     """Writes a checkpoint when one is due."""
-    if self.saver and self.saver.due(force):
+    if self.saver and self.saver.due():
       start = jax.tree.map(lambda x, t: x if t else None, self.variables, self.touched)
       note = {"stage": index, "epoch": epoch, "history": self.history, "stages": self.stages,
               "seconds": self.seconds, "compile_seconds": self.compile_seconds}  # fmt: skip

@@ -77,9 +77,9 @@ class Saver:
     self.every_seconds, self.last_good = every_seconds, last_good
     self._last = time.monotonic()
 
-  def due(self, force: bool) -> bool:
+  def due(self) -> bool:
     """Whether enough time has passed."""
-    return force or time.monotonic() - self._last >= self.every_seconds
+    return time.monotonic() - self._last >= self.every_seconds
 
   def save(self, step: int, trees: dict[str, PyTree], note: dict[str, Any]) -> None:
     """Writes the trees and the note as checkpoint number `step`."""

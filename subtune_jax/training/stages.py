@@ -144,7 +144,7 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
       "gradient_norm": float(np.mean(metrics["gradient_norm"])),
     }
     training.record(row, logits)
-    training.save(index, epoch + 1, state, force=False)
+    training.save(index, epoch + 1, state)
   return _current(state, fixed)
 
 

@@ -8,12 +8,13 @@ import pytest
 
 from subtune_jax import methods
 from subtune_jax.experiments import compare_config, workdir
+from subtune_jax.report import records
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def fields(config) -> set[str]:
-  return {name.split(".")[-1] for name in workdir.flatten(workdir.as_json(config))}
+  return {name.split(".")[-1] for name in records.flatten(workdir.as_json(config))}
 
 
 def names_read() -> set[str]:
@@ -66,8 +67,8 @@ def test_every_config_file_loads_and_shows_its_command(path):
   spec.loader.exec_module(module)
   config = module.get_config()
   assert f"--config=configs/{path.name}" in module.__doc__
-  assert set(workdir.flatten(workdir.as_json(config))) == set(
-    workdir.flatten(workdir.as_json(compare_config.default()))
+  assert set(records.flatten(workdir.as_json(config))) == set(
+    records.flatten(workdir.as_json(compare_config.default()))
   )
   for name in config.methods:
     for rate in compare_config.learning_rates(config, name):
