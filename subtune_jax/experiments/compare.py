@@ -116,8 +116,10 @@ def _load(config: Any):
   train = data.load(config.data.train, "train", size)
   validation = data.load(config.data.train, "validation", size)
   dtype = jnp.dtype(config.backbone.dtype)
-  model = models.create(config.backbone.name, num_classes=len(train.class_names), dtype=dtype)
-  pretrained = weights.load_pretrained(config.backbone.weights, model, image_size=size)
+  model = models.create(
+    config.backbone.name, num_classes=len(train.class_names), dtype=dtype, image_size=size
+  )
+  pretrained = weights.load_pretrained(config.backbone.weights, model)
   augmentation = None
   if config.augment.kind != "none":
     augmentation = step_lib.Augmentation(

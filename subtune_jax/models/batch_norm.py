@@ -1,4 +1,4 @@
-"""BatchNorm in batch mode, with ReLU6 behind it where asked: one function with one backward pass.
+"""BatchNorm in batch mode with the activation behind it: one function with one backward pass.
 
 The backward pass computes the normalised values again rather than keeping them, and reads every
 activation twice: once for its sums, once for the gradient.
@@ -11,28 +11,45 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-EPSILON = 1e-3
+# The upper end of what each activation lets through; all but "none" cut at 0 from below.
+LIMITS = {"none": None, "relu": jnp.inf, "relu6": 6.0}
 
 
-@jax.custom_vjp
-def relu6(x: jax.Array) -> jax.Array:
-  """min(max(x, 0), 6); the gradient is 0 at and outside 0 and 6, as in torch."""
-  return jnp.clip(x, 0, 6)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def activate(x: jax.Array, act: str) -> jax.Array:
+  """ReLU or ReLU6; the gradient is 0 at and outside the ends, as in torch.
+
+  Args:
+    x: of any shape.
+    act: a key of `LIMITS`.
+  """
+  return x if act == "none" else jnp.clip(x, 0, LIMITS[act])
 
 
-def _relu6_forward(x):
-  y = jnp.clip(x, 0, 6)
+def _activate_forward(x, act):
+  y = activate(x, act)
   return y, y
 
 
-relu6.defvjp(_relu6_forward, lambda y, g: (jnp.where((y > 0) & (y < 6), g, jnp.zeros_like(g)),))
+def _activate_backward(act, y, gradient):
+  return (_masked(gradient, y, act),)
+
+
+activate.defvjp(_activate_forward, _activate_backward)
+
+
+def _masked(gradient: jax.Array, y: jax.Array, act: str) -> jax.Array:
+  """The gradient where `y`, before or after the activation, is strictly between its ends."""
+  if act == "none":
+    return gradient
+  return jnp.where((y > 0) & (y < LIMITS[act]), gradient, jnp.zeros_like(gradient))
 
 
 def fold(
-  scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array
+  scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array]:
   """Returns gain and shift, [c]: BatchNorm on given statistics is `x * gain + shift`."""
-  gain = scale * lax.rsqrt(var + EPSILON)
+  gain = scale * lax.rsqrt(var + epsilon)
   return gain, bias - mean * gain
 
 
@@ -41,9 +58,9 @@ def per_channel(values: jax.Array, ndim: int) -> jax.Array:
   return values.reshape((1,) * (ndim - 1) + (-1,))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_mode(
-  x: jax.Array, scale: jax.Array, bias: jax.Array, act: bool
+  x: jax.Array, scale: jax.Array, bias: jax.Array, act: str, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Normalises by the batch's own mean and biased variance, in float32.
 
@@ -51,37 +68,37 @@ def batch_mode(
     x: [..., c]; statistics are over all axes but the last.
     scale: [c] float32.
     bias: [c] float32.
-    act: whether ReLU6 follows.
+    act: the activation that follows, a key of `LIMITS`.
+    epsilon: added to the variance.
 
   Returns:
     The result in the dtype of `x`, and the mean and biased variance [c] in float32.
   """
-  return _forward(x, scale, bias, act)[0]
+  return _forward(x, scale, bias, act, epsilon)[0]
 
 
-def _forward(x, scale, bias, act):
+def _forward(x, scale, bias, act, epsilon):
   axes = tuple(range(x.ndim - 1))
   values = x.astype(jnp.float32)
   mean = jnp.mean(values, axes)
   var = jnp.maximum(jnp.mean(jnp.square(values), axes) - jnp.square(mean), 0)
-  gain, shift = fold(scale, bias, mean, var)
+  gain, shift = fold(scale, bias, mean, var, epsilon)
   y = values * per_channel(gain, x.ndim) + per_channel(shift, x.ndim)
-  y = jnp.clip(y, 0, 6) if act else y
+  y = y if act == "none" else jnp.clip(y, 0, LIMITS[act])
   return (y.astype(x.dtype), mean, var), (x, scale, bias, mean, var)
 
 
-def _backward(act: bool, residuals: Any, cotangents: Any):
+def _backward(act: str, epsilon: float, residuals: Any, cotangents: Any):
   x, scale, bias, mean, var = residuals
   gradient, d_mean, d_var = cotangents
   axes = tuple(range(x.ndim - 1))
   n = x.size // x.shape[-1]
   channel = functools.partial(per_channel, ndim=x.ndim)
   values, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
-  inverse = lax.rsqrt(var + EPSILON)
-  gain, shift = fold(scale, bias, mean, var)
-  if act:
-    y = values * channel(gain) + channel(shift)
-    gradient = jnp.where((y > 0) & (y < 6), gradient, 0)
+  inverse = lax.rsqrt(var + epsilon)
+  gain, shift = fold(scale, bias, mean, var, epsilon)
+  if act != "none":
+    gradient = _masked(gradient, values * channel(gain) + channel(shift), act)
   d_bias = jnp.sum(gradient, axes)
   # Centred after the sum, so that the sum reads two arrays that exist and writes none.
   d_scale = (jnp.sum(gradient * values, axes) - mean * d_bias) * inverse

@@ -27,7 +27,7 @@ _UNROLL = 8  # products added before memory is written
 
 
 class _Axis:
-  """One axis of a "SAME" convolution, reduced to the taps of the kernel that can touch data.
+  """One axis of a padded convolution, reduced to the taps of the kernel that can touch data.
 
   Attributes:
     size: of the input.
@@ -38,10 +38,14 @@ class _Axis:
     low: padding before the input, for the kernel that starts at `first`.
   """
 
-  def __init__(self, size: int, kernel: int, stride: int):
+  def __init__(self, size: int, kernel: int, stride: int, padding: str = "SAME"):
     self.size, self.stride = size, stride
-    self.out = -(-size // stride)
-    low = max((self.out - 1) * stride + kernel - size, 0) // 2
+    if padding == "SAME":
+      self.out = -(-size // stride)
+      low = max((self.out - 1) * stride + kernel - size, 0) // 2
+    else:
+      low = kernel // 2
+      self.out = (size + 2 * low - kernel) // stride + 1
     self.first = max(0, low - (self.out - 1) * stride)
     self.taps = min(kernel, size + low) - self.first
     self.low = low - self.first
@@ -63,8 +67,10 @@ class _Axis:
     return low, self.size + self.taps - 1 - self.span - low, self.stride - 1
 
 
-def _axes(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[_Axis, _Axis]:
-  return tuple(_Axis(x.shape[i + 1], kernel.shape[i], stride) for i in (0, 1))
+def _axes(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: str = "SAME"
+) -> tuple[_Axis, _Axis]:
+  return tuple(_Axis(x.shape[i + 1], kernel.shape[i], stride, padding) for i in (0, 1))
 
 
 def _pad(x: jax.Array, padding: Any) -> jax.Array:
@@ -79,9 +85,12 @@ def _window(x: jax.Array, start: Any, axes: tuple[_Axis, _Axis]) -> jax.Array:
   return lax.slice(x, (0, i, j, 0), limit, (1, h.stride, w.stride, 1))
 
 
-def _xla(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+def _xla(
+  x: jax.Array, kernel: jax.Array, stride: int, groups: int, padding: str = "SAME"
+) -> jax.Array:
+  pads = "SAME" if padding == "SAME" else [(k // 2, k // 2) for k in kernel.shape[:2]]
   return lax.conv_general_dilated(
-    x, kernel, (stride, stride), "SAME", dimension_numbers=_DIMENSIONS, feature_group_count=groups
+    x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS, feature_group_count=groups
   )
 
 
@@ -151,9 +160,7 @@ def _depthwise_sum(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   return _shifted_sum(_pad(x, [a.padding for a in axes]), _crop(kernel, axes), axes)
 
 
-def _depthwise_dx(
-  gradient: jax.Array, kernel: jax.Array, x: jax.Array, stride: int
-) -> jax.Array:
+def _depthwise_dx(gradient: jax.Array, kernel: jax.Array, x: jax.Array, stride: int) -> jax.Array:
   """The input's gradient: the output's, spread by the stride, under the flipped kernel."""
   axes = _axes(x, kernel, stride)
   spread = _pad(gradient, [a.gradient_padding for a in axes])
@@ -162,9 +169,7 @@ def _depthwise_dx(
   return _shifted_sum(spread, flipped, dense)
 
 
-def _depthwise_dw(
-  x: jax.Array, gradient: jax.Array, kernel: jax.Array, stride: int
-) -> jax.Array:
+def _depthwise_dw(x: jax.Array, gradient: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """The kernel's gradient; taps that touch no data get zero."""
   axes = _axes(x, kernel, stride)
   paired = x.shape[1] * x.shape[2] <= _MAX_PAIRED_POSITIONS
@@ -259,48 +264,54 @@ pointwise.defvjp(lambda x, kernel: (pointwise(x, kernel), (x, kernel)), _pointwi
 # ------------------------------------------------------------------ full
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def full(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """A dense convolution with TensorFlow's "SAME" padding.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def full(x: jax.Array, kernel: jax.Array, stride: int, padding: str = "SAME") -> jax.Array:
+  """A dense convolution.
 
   Args:
     x: [n, h, w, c].
     kernel: [k, k, c, features], in the dtype of `x`.
     stride: of both axes.
+    padding: "SAME" is TensorFlow's; "SYMMETRIC" is torch's usual k // 2 zeros on every side.
 
   Returns:
-    [n, ceil(h / stride), ceil(w / stride), features].
+    [n, h', w', features]; h' is ceil(h / stride) with "SAME", and so it is with "SYMMETRIC" where k
+    is odd.
   """
   return lax.platform_dependent(
     x,
     kernel,
-    cpu=functools.partial(_full_cpu, stride=stride),
-    default=functools.partial(_xla, stride=stride, groups=1),
+    cpu=functools.partial(_full_cpu, stride=stride, padding=padding),
+    default=functools.partial(_xla, stride=stride, groups=1, padding=padding),
   )
 
 
-def _full_forward(x, kernel, stride):
-  return full(x, kernel, stride), (x, kernel)
+def _full_forward(x, kernel, stride, padding):
+  return full(x, kernel, stride, padding), (x, kernel)
 
 
-def _full_backward(stride, residuals, gradient):
-  def cpu(x, kernel, gradient):
-    return jax.vjp(functools.partial(_full_cpu, stride=stride), x, kernel)[1](gradient)
+def _full_backward(stride, padding, residuals, gradient):
+  def backward(convolve, x, kernel, gradient):
+    return jax.vjp(functools.partial(convolve, stride=stride, padding=padding), x, kernel)[1](
+      gradient
+    )
 
-  def default(x, kernel, gradient):
-    return jax.vjp(functools.partial(_xla, stride=stride, groups=1), x, kernel)[1](gradient)
-
-  return lax.platform_dependent(*residuals, gradient, cpu=cpu, default=default)
+  return lax.platform_dependent(
+    *residuals,
+    gradient,
+    cpu=functools.partial(backward, _full_cpu),
+    default=functools.partial(backward, functools.partial(_xla, groups=1)),
+  )
 
 
 full.defvjp(_full_forward, _full_backward)
 
 
-def _full_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _full_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
   """Patches times a matrix where there are few channels, else XLA's convolution."""
   if x.shape[3] > _MAX_PATCH_CHANNELS:
-    return _xla(x, kernel, stride, 1)
-  axes = _axes(x, kernel, stride)
+    return _xla(x, kernel, stride, 1, padding)
+  axes = _axes(x, kernel, stride, padding)
   kernel = _crop(kernel, axes)
   x = _pad(x, [a.padding for a in axes])
   taps = [(i, j) for i in range(axes[0].taps) for j in range(axes[1].taps)]

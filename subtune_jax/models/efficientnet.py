@@ -4,16 +4,16 @@ Inference semantics are the TensorFlow originals': "SAME" padding, BatchNorm eps
 no dropout and no drop-connect: a step is a deterministic function of batch and parameters.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
+import math
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from subtune_jax.models import layers
+from subtune_jax.models import backbone, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +27,40 @@ class BlockSpec:
   features_out: int
 
 
-def _repeat(count: int, kernel: int, stride: int, expand: int, fin: int, fout: int):
-  first = BlockSpec(kernel, stride, expand, fin, fout)
-  return (first,) + (BlockSpec(kernel, 1, expand, fout, fout),) * (count - 1)
-
-
-LITE0_BLOCKS = (
-  *_repeat(1, 3, 1, 1, 32, 16),
-  *_repeat(2, 3, 2, 6, 16, 24),
-  *_repeat(2, 5, 2, 6, 24, 40),
-  *_repeat(3, 3, 2, 6, 40, 80),
-  *_repeat(3, 5, 1, 6, 80, 112),
-  *_repeat(4, 5, 2, 6, 112, 192),
-  *_repeat(1, 3, 1, 6, 192, 320),
+# Of EfficientNet-B0: blocks, kernel size, stride, expansion, channels out.
+_STAGES = (
+  (1, 3, 1, 1, 16),
+  (2, 3, 2, 6, 24),
+  (2, 5, 2, 6, 40),
+  (3, 3, 2, 6, 80),
+  (3, 5, 1, 6, 112),
+  (4, 5, 2, 6, 192),
+  (1, 3, 1, 6, 320),
 )
+
+
+def _rounded(features: float) -> int:
+  """The nearest multiple of 8, but never less than nine tenths of `features`."""
+  nearest = max(8, int(features + 4) // 8 * 8)
+  return nearest if nearest >= 0.9 * features else nearest + 8
+
+
+def lite_blocks(width: float, depth: float, stem_features: int = 32) -> tuple[BlockSpec, ...]:
+  """Returns the blocks of an EfficientNet-Lite.
+
+  Args:
+    width: multiplies the channels of every stage; Lite scales neither the stem's nor the top's.
+    depth: multiplies the repeats; Lite does not repeat the first and the last stage more often.
+    stem_features: channels that the first block reads.
+  """
+  blocks, features = [], stem_features
+  for stage, (count, kernel, stride, expand, channels) in enumerate(_STAGES):
+    fixed = stage in (0, len(_STAGES) - 1)
+    for i in range(count if fixed else math.ceil(depth * count)):
+      features_out = _rounded(width * channels)
+      blocks.append(BlockSpec(kernel, 1 if i else stride, expand, features, features_out))
+      features = features_out
+  return tuple(blocks)
 
 
 class Stem(nn.Module):
@@ -51,7 +71,7 @@ class Stem(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.layer("full", self.features, kernel=3, stride=2, act=True, name="conv")(x)
+    return self.layer("full", self.features, kernel=3, stride=2, act="relu6", name="conv")(x)
 
 
 class MBConv(nn.Module):
@@ -66,8 +86,8 @@ class MBConv(nn.Module):
     wide = s.features_in * s.expand
     y = x
     if s.expand != 1:
-      y = self.layer("pointwise", wide, act=True, name="expand")(y)
-    depthwise = {"kernel": s.kernel, "stride": s.stride, "act": True, "name": "depthwise"}
+      y = self.layer("pointwise", wide, act="relu6", name="expand")(y)
+    depthwise = {"kernel": s.kernel, "stride": s.stride, "act": "relu6", "name": "depthwise"}
     y = self.layer("depthwise", wide, **depthwise)(y)
     y = self.layer("pointwise", s.features_out, name="project")(y)
     return y + x if s.stride == 1 and s.features_in == s.features_out else y
@@ -81,89 +101,38 @@ class Top(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.layer("pointwise", self.features, act=True, name="conv")(x)
+    x = self.layer("pointwise", self.features, act="relu6", name="conv")(x)
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(backbone.Backbone, kw_only=True):
   """Stem, inverted-residual blocks, top and a linear head.
 
   Attributes:
-    num_classes: size of the head.
     blocks: the inverted-residual blocks, input to output.
     stem_features: channels after the stem.
     features: channels of the pooled features that the head reads.
-    norm_momentum: of BatchNorm's running statistics. The original's pretraining used 0.99; an
-      adaptation of a hundred steps would end far from its own statistics with that.
-    dtype: of the computation; parameters and BatchNorm statistics are float32.
   """
 
-  num_classes: int
   blocks: tuple[BlockSpec, ...]
   stem_features: int = 32
   features: int = 1280
-  norm_momentum: float = layers.MOMENTUM
-  dtype: Any = jnp.float32
 
   @property
   def block_names(self) -> tuple[str, ...]:
-    """Names of the blocks, input to output; the head is not one of them."""
+    """The stem, "block0" and on, the top."""
     return ("stem", *(f"block{i}" for i in range(len(self.blocks))), "top")
 
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    *,
-    start: str | None = None,
-    stop: str | None = None,
-    train_blocks: Collection[str] = frozenset(),
-  ) -> jax.Array:
-    """Runs the units from `start` up to, not including, `stop`.
-
-    Args:
-      x: what `start` reads: normalised images [n, h, w, 3] for the stem, else the activations that
-        `stop=start` returned.
-      start: first unit that runs; None is the stem. "head" is allowed.
-      stop: first unit that does not run; None runs the head too. "head" gives the pooled features
-        [n, features].
-      train_blocks: blocks whose BatchNorm normalises by the batch's statistics and updates the
-        running ones, which needs `mutable=["batch_stats"]`. The others use running statistics and
-        write nothing.
-
-    Returns:
-      Logits [n, num_classes] in float32 when the head runs, else activations in `dtype`.
-
-    Raises:
-      ValueError: an unknown unit, or a `stop` that is not after `start`.
-    """
-    units = layers.unit_range(self.block_names, start, stop)
-    layers.check_train_blocks(train_blocks, self.block_names)
-    x = x.astype(self.dtype)
-    for name in units:
-      x = self._head(x) if name == "head" else self._unit(name, name in train_blocks)(x)
-    return x
-
-  def _unit(self, name: str, use_batch_statistics: bool) -> nn.Module:
+  def make_block(self, block: str, name: str, use_batch_statistics: bool) -> nn.Module:
+    """See `Backbone.make_block`."""
     layer = functools.partial(
       layers.ConvBN,
       use_batch_statistics=use_batch_statistics,
       momentum=self.norm_momentum,
       dtype=self.dtype,
     )
-    if name == "stem":
+    if block == "stem":
       return Stem(self.stem_features, layer, name=name)
-    if name == "top":
+    if block == "top":
       return Top(self.features, layer, name=name)
-    return MBConv(self.blocks[int(name.removeprefix("block"))], layer, name=name)
-
-  def _head(self, x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
-
-
-def efficientnet_lite0(
-  num_classes: int, dtype: jax.typing.DTypeLike = jnp.float32
-) -> EfficientNet:
-  """EfficientNet-Lite0: 4,652,008 parameters with 1000 classes, trained at 224 pixels."""
-  return EfficientNet(num_classes=num_classes, blocks=LITE0_BLOCKS, dtype=dtype)
+    return MBConv(self.blocks[int(block.removeprefix("block"))], layer, name=name)

@@ -1,6 +1,5 @@
-"""Convolution + BatchNorm + ReLU6 as one layer, and the checks that every backbone shares."""
+"""The layers that several backbones share."""
 
-from collections.abc import Collection
 from typing import Any
 
 from flax import linen as nn
@@ -10,39 +9,11 @@ import jax.numpy as jnp
 
 from subtune_jax.models import batch_norm, convolution
 
-MOMENTUM = 0.9  # of the running statistics; see EfficientNet.norm_momentum
-
-
-def unit_range(
-  block_names: tuple[str, ...], start: str | None, stop: str | None
-) -> tuple[str, ...]:
-  """Returns the units from `start` up to, not including, `stop`; "head" follows the last block.
-
-  Raises:
-    ValueError: an unknown unit, or an empty range.
-  """
-  units = (*block_names, "head")
-  for key, value in (("start", start), ("stop", stop)):
-    if value is not None and value not in units:
-      raise ValueError(f"{key}={value!r} is not a unit of this model; units: {', '.join(units)}")
-  first = 0 if start is None else units.index(start)
-  last = len(units) if stop is None else units.index(stop)
-  if first >= last:
-    raise ValueError(f"start={start!r} up to stop={stop!r} runs nothing; stop must be a later unit")
-  return units[first:last]
-
-
-def check_train_blocks(train_blocks: Collection[str], block_names: tuple[str, ...]) -> None:
-  """Raises ValueError when `train_blocks` is a string or names a block that does not exist."""
-  if isinstance(train_blocks, str):
-    raise ValueError(f"train_blocks={train_blocks!r} is a string; give a set of block names")
-  unknown = sorted(set(train_blocks) - set(block_names))
-  if unknown:
-    raise ValueError(f"train_blocks has unknown {unknown}; blocks: {', '.join(block_names)}")
+MOMENTUM = 0.9  # of the running statistics; see Backbone.norm_momentum
 
 
 class ConvBN(nn.Module):
-  """A convolution without bias, BatchNorm, and ReLU6 where `act`.
+  """A convolution without bias, BatchNorm, and an activation.
 
   With running statistics BatchNorm is folded into the kernel, so that neither pass computes it.
 
@@ -50,8 +21,10 @@ class ConvBN(nn.Module):
     kind: "full", "depthwise" or "pointwise".
     features: channels out.
     kernel: side of the square kernel; 1 for "pointwise".
-    stride: of both axes, with TensorFlow's "SAME" padding.
-    act: whether ReLU6 follows.
+    stride: of both axes.
+    padding: "SAME" (TensorFlow's) or "SYMMETRIC" (torch's); the latter for "full" ones only.
+    act: "none", "relu" or "relu6".
+    epsilon: of BatchNorm.
     use_batch_statistics: normalise by the batch and update the running statistics.
     momentum: of the running statistics.
     dtype: of the computation.
@@ -61,7 +34,9 @@ class ConvBN(nn.Module):
   features: int
   kernel: int = 1
   stride: int = 1
-  act: bool = False
+  padding: str = "SAME"
+  act: str = "none"
+  epsilon: float = 1e-3
   use_batch_statistics: bool = False
   momentum: float = MOMENTUM
   dtype: Any = jnp.float32
@@ -74,13 +49,13 @@ class ConvBN(nn.Module):
       init = nn.initializers.truncated_normal((2.0 / self.kernel**2) ** 0.5)
     shape = (self.kernel, self.kernel, fan_in, self.features)
     w = self.param("kernel", init, shape, jnp.float32)
-    bn = BatchNorm(self.features, self.momentum, name="bn")
+    bn = BatchNorm(self.features, self.momentum, self.epsilon, name="bn")
     if self.use_batch_statistics:
       return bn.normalize(self._convolve(x, w), self.act)
     gain, shift = bn.fold()
     y = self._convolve(x, w * batch_norm.per_channel(gain, 4))
     y = y + batch_norm.per_channel(shift, x.ndim).astype(self.dtype)
-    return batch_norm.relu6(y) if self.act else y
+    return batch_norm.activate(y, self.act)
 
   def _convolve(self, x: jax.Array, w: jax.Array) -> jax.Array:
     x, w = x.astype(self.dtype), w.astype(self.dtype)
@@ -88,7 +63,7 @@ class ConvBN(nn.Module):
       return convolution.pointwise(x, w)
     if self.kind == "depthwise":
       return convolution.depthwise(x, w, self.stride)
-    return convolution.full(x, w, self.stride)
+    return convolution.full(x, w, self.stride, self.padding)
 
 
 class BatchNorm(nn.Module):
@@ -101,6 +76,7 @@ class BatchNorm(nn.Module):
 
   features: int
   momentum: float = MOMENTUM
+  epsilon: float = 1e-3
 
   def setup(self):
     shape = (self.features,)
@@ -111,15 +87,47 @@ class BatchNorm(nn.Module):
 
   def fold(self) -> tuple[jax.Array, jax.Array]:
     """Returns gain and shift [features] of the running statistics."""
-    return batch_norm.fold(self.scale, self.bias, self.mean.value, self.var.value)
+    running = (self.mean.value, self.var.value)
+    return batch_norm.fold(self.scale, self.bias, *running, self.epsilon)
 
-  def normalize(self, x: jax.Array, act: bool) -> jax.Array:
+  def normalize(self, x: jax.Array, act: str) -> jax.Array:
     """Normalises [..., features] by the batch's statistics and updates the running ones."""
-    y, mean, var = batch_norm.batch_mode(x, self.scale, self.bias, act)
+    y, mean, var = batch_norm.batch_mode(x, self.scale, self.bias, act, self.epsilon)
     if not self.is_initializing():
       n = x.size // self.features
       unbiased = var * (n / max(n - 1, 1))
       for running, batch in ((self.mean, mean), (self.var, unbiased)):
         batch = lax.stop_gradient(batch)
         running.value = self.momentum * running.value + (1 - self.momentum) * batch
+    return y
+
+
+class PatchConv(nn.Module):
+  """A convolution whose kernel does not overlap itself: patches of the map times a matrix.
+
+  What is left over at the right and at the bottom is not read, as in torch.
+
+  Attributes:
+    features: channels out.
+    patch: side of the square patches.
+    use_bias: whether there is one.
+    dtype: of the computation.
+  """
+
+  features: int
+  patch: int
+  use_bias: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    p = self.patch
+    n, h, w, c = x.shape[0], x.shape[1] // p, x.shape[2] // p, x.shape[3]
+    init = nn.initializers.lecun_normal()
+    kernel = self.param("kernel", init, (p, p, c, self.features), jnp.float32)
+    x = x[:, : h * p, : w * p].reshape(n, h, p, w, p, c).transpose(0, 1, 3, 2, 4, 5)
+    y = jnp.dot(x.reshape(n, h, w, -1), kernel.astype(self.dtype).reshape(-1, self.features))
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+      y = y + batch_norm.per_channel(bias, y.ndim).astype(self.dtype)
     return y

@@ -2,6 +2,7 @@
 
 from subtune_jax.weights.errors import WeightsError
 from subtune_jax.weights.files import read_tensors
-from subtune_jax.weights.pretrained import Pretrained, load_pretrained, names
+from subtune_jax.weights.known import names
+from subtune_jax.weights.pretrained import Pretrained, load_pretrained
 
 __all__ = ["Pretrained", "WeightsError", "load_pretrained", "names", "read_tensors"]

@@ -1,40 +1,47 @@
-"""Files of tensors: which format a file has, and the reader for it."""
+"""Files of tensors: which format a file has, and the reader for it.
+
+Damage to a zip, which is what torch writes now and what `.npz` is, shows in its CRC-32s. Legacy
+`.pth`, safetensors and msgpack files carry no checksum of their values, and Orbax's cover only a
+part: one changed byte reads as another number, and only a known SHA-256 (`digest`) tells.
+"""
 
 from collections.abc import Callable, Mapping
+import hashlib
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 
-from subtune_jax.weights import errors, torch_legacy
+from subtune_jax.weights import (
+  errors,
+  msgpack_file,
+  npz,
+  orbax_folder,
+  safetensors_file,
+  torch_legacy,
+  torch_zip,
+  zip_archive,
+)
 
-
-class _Format(NamedTuple):
-  """A file format: its name, the bytes that it starts with, and its reader, if there is one."""
-
-  title: str
-  signature: bytes
-  read: Callable[[bytes, str], Mapping[str, np.ndarray]] | None
-
-
-_FORMATS = (
-  _Format("torch .pth (legacy)", torch_legacy.SIGNATURE, torch_legacy.read),
-  _Format("torch .pth (zip) or .npz", b"PK\x03\x04", None),
+_SUPPORTED = (
+  "torch .pth (zip, TorchScript or legacy), safetensors, .npz, Flax msgpack, Orbax (a folder)"
 )
 
 
 def read_tensors(path: str | pathlib.Path) -> Mapping[str, np.ndarray]:
-  """Reads every tensor of a file; executes nothing that the file holds.
+  """Reads every tensor of a file or of an Orbax folder; executes nothing that it holds.
 
   Args:
-    path: a file in a supported format, which its first bytes tell (not its suffix).
+    path: in a supported format, which its content tells (not its suffix).
 
   Returns:
-    Name to array. The arrays are read-only views of the file's bytes.
+    Name to array. The arrays are read-only, and views of the file's bytes where the format
+    admits it.
 
   Raises:
     WeightsError: there is no such file, its format is not supported, or it is damaged.
   """
+  if pathlib.Path(path).is_dir():
+    return read_folder(path)
   return parse(read_bytes(path), str(path))
 
 
@@ -47,17 +54,81 @@ def read_bytes(path: str | pathlib.Path) -> bytes:
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as e:
-    raise errors.WeightsError(f"cannot read weights from {path}: {e.strerror or e}") from e
+    raise errors.WeightsError(_unreadable(path, e)) from e
 
 
 def parse(data: bytes, name: str) -> Mapping[str, np.ndarray]:
   """`read_tensors` of a file that was read already; `name` is for error messages."""
-  supported = ", ".join(f.title for f in _FORMATS if f.read)
-  for form in _FORMATS:
-    if data.startswith(form.signature):
-      if form.read is None:
-        raise errors.WeightsError(f"{name} is a {form.title}; supported formats: {supported}")
-      return form.read(data, name)
+  return _explained(lambda: _parse(data, name), name)
+
+
+def read_folder(path: str | pathlib.Path) -> Mapping[str, np.ndarray]:
+  """`read_tensors` of a folder: an Orbax checkpoint, its keys joined by '/'."""
+  if not orbax_folder.matches(pathlib.Path(path)):
+    raise errors.WeightsError(
+      f"cannot read weights from {path}: it is a folder, but no Orbax checkpoint (it has no "
+      f"{orbax_folder.METADATA}); supported formats: {_SUPPORTED}"
+    )
+  return _explained(lambda: orbax_folder.read(pathlib.Path(path)), str(path))
+
+
+def digest(path: str | pathlib.Path) -> str:
+  """Returns the SHA-256 of a file, or of a folder's files: their sorted names and contents.
+
+  Raises:
+    WeightsError: it cannot be read.
+  """
+  root = pathlib.Path(path)
+  try:
+    if not root.is_dir():
+      return _file_digest(root).hexdigest()
+    total = hashlib.sha256()
+    for name in sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()):
+      total.update(hashlib.sha256(name.encode()).digest() + _file_digest(root / name).digest())
+    return total.hexdigest()
+  except OSError as e:
+    raise errors.WeightsError(_unreadable(path, e)) from e
+
+
+def _file_digest(path: pathlib.Path):
+  with path.open("rb") as f:
+    return hashlib.file_digest(f, "sha256")
+
+
+def _unreadable(path: str | pathlib.Path, error: OSError) -> str:
+  return f"cannot read weights from {path}: {error.strerror or error}"
+
+
+def _parse(data: bytes, name: str) -> dict[str, np.ndarray]:
+  if data.startswith(torch_legacy.SIGNATURE):
+    return torch_legacy.read(data, name)
+  if data.startswith(zip_archive.SIGNATURE):
+    archive = zip_archive.Archive(data)
+    if torch_zip.root(archive) is not None:
+      return torch_zip.read(archive, name, len(data))
+    if npz.holds_arrays(archive):
+      return npz.read(archive)
+    raise errors.Refused("it is a zip archive, but neither torch's nor numpy's", _other_format())
+  if safetensors_file.matches(data):
+    return safetensors_file.read(data)
+  if msgpack_file.matches(data):
+    return msgpack_file.read(data, name)
   raise errors.WeightsError(
-    f"{name} is in no known format (it starts with {data[:8]!r}); supported formats: {supported}"
+    f"{name} is in no known format (it starts with {data[:8]!r}); {_other_format()}"
   )
+
+
+def _other_format() -> str:
+  return f"supported formats: {_SUPPORTED}"
+
+
+def _explained(read: Callable[[], Mapping[str, np.ndarray]], name: str) -> Mapping[str, np.ndarray]:
+  """Returns what `read` returns; its errors name the file and the fix."""
+  try:
+    return read()
+  except errors.Refused as e:
+    raise errors.WeightsError(
+      f"{name} was refused: {e}. Nothing in it was executed; {e.fix}"
+    ) from e
+  except errors.Damaged as e:
+    raise errors.WeightsError(f"{name} is damaged: {e}. Get the file again") from e

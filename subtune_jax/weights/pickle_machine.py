@@ -2,8 +2,8 @@
 
 `pickle.Unpickler` with a strict `find_class` still obeys opcodes that set attributes of objects or
 ask for gigabytes (a memo index of 2**32). Here a pickle can build numbers, text, tuples, lists and
-dicts with text keys, and call functions that the caller hands in; memory stays proportional to
-the pickle's length.
+dicts with keys of text or integers, make inert objects of the classes that the caller names, and
+call functions that the caller hands in; memory stays proportional to the pickle's length.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,25 @@ import io
 import pickletools
 from typing import Any
 
-
-class Refused(Exception):
-  """The pickle asks for something that its reader does not admit."""
+from subtune_jax.weights import errors
 
 
-class Damaged(Exception):
-  """The pickle is malformed or ends early."""
+class Kind:
+  """A class that the pickle may make objects of."""
+
+
+class Object:
+  """An object of a `Kind`: attributes, and nothing that could be called."""
+
+  def __init__(self):
+    self.attributes: dict[str | int, Any] = {}
+
+
+class _Opaque:
+  """A value that is of no use to a reader of tensors."""
+
+
+OPAQUE = _Opaque()
 
 
 class _Callable:
@@ -25,6 +37,20 @@ class _Callable:
 
   def __init__(self, function: Callable[..., Any]):
     self.function = function
+
+
+def set_items(target: dict[str | int, Any], keys: list[Any], values: list[Any]) -> None:
+  """Sets items that the dict does not have yet.
+
+  Raises:
+    Damaged: a key that is neither text nor a 64-bit integer, or that is there already.
+  """
+  for key, value in zip(keys, values, strict=True):
+    if not isinstance(key, str) and not (type(key) is int and -(2**63) <= key < 2**63):
+      raise errors.Damaged("a dict has a key that is neither text nor a 64-bit integer")
+    if key in target:
+      raise errors.Damaged(f"a dict has the key {errors.quote(str(key))} twice")
+    target[key] = value
 
 
 class _Machine:
@@ -44,7 +70,7 @@ class _Machine:
     """Removes and returns the topmost `count` values."""
     cut = len(self.stack) - count
     if cut < max([0, *self.marks[-1:]]):
-      raise Damaged("a pickle takes more values than it made")
+      raise errors.Damaged("a pickle takes more values than it made")
     values = self.stack[cut:]
     del self.stack[cut:]
     return values
@@ -52,7 +78,7 @@ class _Machine:
   def pop_mark(self) -> list[Any]:
     """Removes and returns all values above the last mark."""
     if not self.marks:
-      raise Damaged("a pickle closes a group that it did not open")
+      raise errors.Damaged("a pickle closes a group that it did not open")
     values = self.stack[self.marks[-1] :]
     del self.stack[self.marks.pop() :]
     return values
@@ -60,15 +86,12 @@ class _Machine:
   def set_items(self, pairs: list[Any]) -> None:
     target = self.stack[-1]
     if not isinstance(target, dict) or len(pairs) % 2:
-      raise Damaged("a pickle sets items of something that is not a dict")
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-      if not isinstance(key, str):
-        raise Damaged("a dict has a key that is not text")
-      target[key] = value
+      raise errors.Damaged("a pickle sets items of something that is not a dict")
+    set_items(target, pairs[::2], pairs[1::2])
 
   def append(self, values: list[Any]) -> None:
     if not isinstance(self.stack[-1], list):
-      raise Damaged("a pickle appends to something that is not a list")
+      raise errors.Damaged("a pickle appends to something that is not a list")
     self.stack[-1].extend(values)
 
   def look_up(self, name: str) -> None:
@@ -78,19 +101,32 @@ class _Machine:
   def stack_global(self) -> None:
     module, attribute = self.pop(2)
     if not isinstance(module, str) or not isinstance(attribute, str):
-      raise Damaged("a pickle looks up a name that is not text")
+      raise errors.Damaged("a pickle looks up a name that is not text")
     self.look_up(f"{module}.{attribute}")
 
   def reduce(self) -> None:
     function, arguments = self.pop(2)
     if not isinstance(function, _Callable) or not isinstance(arguments, tuple):
-      raise Refused("it calls something that is not an admitted function")
+      raise errors.Refused("it calls something that is not an admitted function")
     self.push(function.function(*arguments))
 
+  def make_object(self) -> None:
+    kind, arguments = self.pop(2)
+    if not isinstance(kind, Kind) or arguments != ():
+      raise errors.Refused("it makes an object of something that is not an admitted class")
+    self.push(Object())
+
   def build(self) -> None:
-    (state,) = self.pop(1)  # attributes, such as a state dict's _metadata: not kept
-    if not isinstance(state, dict) or not isinstance(self.stack[-1], dict):
-      raise Refused("it sets attributes of something that is not a dict")
+    (state,) = self.pop(1)
+    target = self.stack[-1]
+    if target is OPAQUE:
+      return
+    if not isinstance(target, dict | Object) or not isinstance(state, dict):
+      raise errors.Refused("it sets the state of something that has no plain attributes")
+    if isinstance(target, Object):  # of a dict, such as a state dict's _metadata: not kept
+      if target.attributes:
+        raise errors.Damaged("a pickle sets the state of an object twice")
+      target.attributes = state
 
 
 _Step = Callable[[_Machine, Any], None]
@@ -100,12 +136,15 @@ def _pusher(value: Callable[[Any], Any]) -> _Step:
   return lambda machine, argument: machine.push(value(argument))
 
 
+_VALUES = (
+  *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+  *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+)
+
 _OPCODES: dict[str, _Step] = {
   **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, a: None),
-  **dict.fromkeys(
-    ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINUNICODE", "SHORT_BINUNICODE"),
-    _pusher(lambda a: a),
-  ),
+  **dict.fromkeys(_VALUES, _pusher(lambda a: a)),
+  **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES"), _pusher(lambda a: OPAQUE)),
   "NONE": _pusher(lambda a: None),
   "NEWTRUE": _pusher(lambda a: True),
   "NEWFALSE": _pusher(lambda a: False),
@@ -128,6 +167,7 @@ _OPCODES: dict[str, _Step] = {
   "INST": lambda m, a: m.look_up(a.replace(" ", ".")),
   "STACK_GLOBAL": lambda m, a: m.stack_global(),
   "BINPERSID": lambda m, a: m.push(m.persistent(m.pop(1)[0])),
+  "NEWOBJ": lambda m, a: m.make_object(),
   "REDUCE": lambda m, a: m.reduce(),
   "BUILD": lambda m, a: m.build(),
 }
@@ -140,8 +180,9 @@ def load(
 
   Args:
     stream: positioned at the pickle.
-    resolve: from "module.attribute" to data or to a function that the pickle may call; raises
-      `Refused` for every other name.
+    resolve: from "module.attribute" to data, to a `Kind`, or to a function that the pickle may
+      call; raises `Refused` for every other name. Such a function must cost no more memory than
+      its call takes bytes.
     persistent: from a persistent id to its object.
 
   Raises:
@@ -153,9 +194,10 @@ def load(
     for opcode, argument, position in pickletools.genops(stream):
       step = _OPCODES.get(opcode.name)
       if step is None:
-        raise Refused(f"it uses pickle opcode {opcode.name} at byte {position}")
+        raise errors.Refused(f"it uses pickle opcode {opcode.name} at byte {position}")
       step(machine, argument)
     (value,) = machine.stack
   except (ValueError, TypeError, IndexError, KeyError) as e:
-    raise Damaged(f"a pickle is malformed or ends early, near byte {stream.tell()}") from e
+    near = f"near byte {stream.tell()}"
+    raise errors.Damaged(f"a pickle is malformed or ends early, {near}") from e
   return value

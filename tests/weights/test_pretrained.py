@@ -1,5 +1,6 @@
 """Pretrained weights of EfficientNet-Lite0: what is loaded, what is not, and what is an error."""
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import models, weights
-from subtune_jax.weights import files, pretrained
+from subtune_jax.weights import files, known
 from tests.weights import legacy_files
 
 _NAME = "efficientnet_lite0/imagenet"
@@ -192,7 +193,7 @@ def test_a_file_of_fewer_blocks_names_every_tensor_that_is_missing(tensors, writ
   changed = {k: v for k, v in tensors.items() if not k.startswith("_blocks.15.")}
   with pytest.raises(weights.WeightsError) as error:
     weights.load_pretrained(write(changed), _model(1000))
-  assert str(error.value).count("missing from the file: _blocks.15.") == 3 + 3 * 4
+  assert str(error.value).count("missing from the file: _blocks.15.") == 3 + 3 * 4 + 3
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -216,8 +217,8 @@ def test_counters_of_batches_are_not_needed(tensors, write, whole):
 
 
 def test_another_file_under_a_known_name_is_refused(monkeypatch):
-  source = pretrained._SOURCES[_NAME]._replace(sha256="0" * 64)
-  monkeypatch.setitem(pretrained._SOURCES, _NAME, source)
+  entry = dataclasses.replace(known._KNOWN[_NAME], sha256="0" * 64)
+  monkeypatch.setitem(known._KNOWN, _NAME, entry)
   with pytest.raises(weights.WeightsError) as error:
     weights.load_pretrained(_NAME, _model(45))
   assert f"has SHA-256 {_SHA256}, expected {'0' * 64}" in str(error.value)
@@ -234,13 +235,9 @@ def test_a_package_that_is_not_installed_is_an_error_with_the_command(monkeypatc
 
 
 def test_an_unknown_name_is_an_error_with_the_known_ones(tmp_path):
-  for name in ("efficientnet_lite9/imagenet", tmp_path / "none.pth", tmp_path):
+  for name in ("efficientnet_lite9/imagenet", tmp_path / "none.pth"):
     with pytest.raises(weights.WeightsError, match=f"neither a file nor .*{_NAME}"):
       weights.load_pretrained(name, _model(45))
-
-
-def test_names_are_those_that_load():
-  assert weights.names() == (_NAME,)
 
 
 def test_cuts_of_the_real_file_are_one_clear_error_in_little_memory(path):

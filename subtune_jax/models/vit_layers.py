@@ -1,0 +1,158 @@
+"""The layers of a vision transformer: attention, MLP, block, attention pooling.
+
+Matrix products run in `dtype`; LayerNorm and softmax are computed in float32.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from subtune_jax.models import batch_norm
+
+LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+_LAYER_SCALE = 1e-5  # at initialisation
+_mlp_init = nn.initializers.xavier_uniform()
+
+
+def _quick_gelu(x: jax.Array) -> jax.Array:
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "quick_gelu": _quick_gelu,
+}
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2): [n, tokens, width] to the same.
+
+  Queries, keys and values come from one kernel [width, 3 * width], in this order and each with its
+  heads one after the other.
+
+  Attributes:
+    heads: number of them.
+    qkv_bias: queries, keys and values have one.
+    implementation: of `jax.nn.dot_product_attention`.
+    dtype: of the computation.
+  """
+
+  heads: int
+  qkv_bias: bool = True
+  implementation: str | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    n, tokens, width = x.shape
+    qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
+    qkv = qkv.reshape(n, tokens, 3, self.heads, width // self.heads)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+    return nn.Dense(width, dtype=self.dtype, name="out")(y.reshape(n, tokens, width))
+
+
+class ProbeAttention(nn.Module):
+  """Multi-head attention of a probe [n, 1, width] to tokens [n, tokens, width]: [n, 1, width].
+
+  Attributes:
+    heads: number of them.
+    implementation: of `jax.nn.dot_product_attention`.
+    dtype: of the computation.
+  """
+
+  heads: int
+  implementation: str | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, probe: jax.Array, x: jax.Array) -> jax.Array:
+    n, tokens, width = x.shape
+    q = nn.Dense(width, dtype=self.dtype, name="q")(probe)
+    kv = nn.Dense(2 * width, dtype=self.dtype, name="kv")(x)
+    q = q.reshape(n, 1, self.heads, width // self.heads)
+    kv = kv.reshape(n, tokens, 2, self.heads, width // self.heads)
+    k, v = kv[:, :, 0], kv[:, :, 1]
+    y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+    return nn.Dense(width, dtype=self.dtype, name="out")(y.reshape(n, 1, width))
+
+
+class Mlp(nn.Module):
+  """Two linear layers with an activation between them, at every token.
+
+  Attributes:
+    width: of the hidden layer.
+    activation: a key of `ACTIVATIONS`.
+    dtype: of the computation.
+  """
+
+  width: int
+  activation: str = "gelu"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_mlp_init)
+    y = ACTIVATIONS[self.activation](dense(self.width, name="in")(x))
+    return dense(x.shape[-1], name="out")(y)
+
+
+class Block(nn.Module):
+  """Attention and MLP, each behind a LayerNorm and beside a shortcut: [n, tokens, width] to same.
+
+  With `layer_scale` each of the two is multiplied by a learnt vector [width] (Touvron et al. 2021,
+  "Going deeper with Image Transformers").
+  """
+
+  attention: Callable[..., nn.Module]
+  mlp: Callable[..., nn.Module]
+  layer_scale: bool = False
+  epsilon: float = 1e-6
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    norm = functools.partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+    x = x + self._scaled(self.attention(name="attention")(norm(name="norm1")(x)), "scale1")
+    return x + self._scaled(self.mlp(name="mlp")(norm(name="norm2")(x)), "scale2")
+
+  def _scaled(self, y: jax.Array, name: str) -> jax.Array:
+    if not self.layer_scale:
+      return y
+    init = nn.initializers.constant(_LAYER_SCALE)
+    scale = self.param(name, init, (y.shape[-1],), jnp.float32)
+    return y * batch_norm.per_channel(scale, y.ndim).astype(self.dtype)
+
+
+class MapPool(nn.Module):
+  """Pooling by a learnt query, then an MLP with a shortcut: [n, tokens, width] to [n, width].
+
+  The multihead attention pooling of SigLIP (Zhai et al. 2023) and of big_vision.
+  """
+
+  attention: Callable[..., nn.Module]
+  mlp: Callable[..., nn.Module]
+  normalize: bool = False
+  epsilon: float = 1e-6
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (1, 1, x.shape[-1])
+    probe = self.param("probe", nn.initializers.xavier_uniform(), shape, jnp.float32)
+    probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
+    x = self.attention(name="attention")(probe, x)
+    x = x + self.mlp(name="mlp")(LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x))
+    return unit_length(x[:, 0]) if self.normalize else x[:, 0]
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+  """Vectors [n, features] divided by their Euclidean length, computed in float32."""
+  values = x.astype(jnp.float32)
+  squares = jnp.sum(jnp.square(values), axis=-1, keepdims=True)
+  return (values * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))).astype(x.dtype)

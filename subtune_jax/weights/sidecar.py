@@ -1,0 +1,86 @@
+"""The preprocessing that hubs keep in a JSON file beside the weights."""
+
+from collections.abc import Callable, Mapping
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from subtune_jax.data import preprocess
+from subtune_jax.weights import errors
+
+_PILLOW_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def read(path: pathlib.Path) -> preprocess.Preprocessing | None:
+  """Returns what `preprocessor_config.json` (Hugging Face) or `config.json` (timm) beside says.
+
+  Args:
+    path: of the file of weights.
+
+  Returns:
+    None where neither file lies beside the weights, or they say nothing of it.
+
+  Raises:
+    WeightsError: such a file that cannot be read.
+  """
+  readers: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = (
+    ("preprocessor_config.json", _transformers),
+    ("config.json", _timm),
+  )
+  for name, reader in readers:
+    beside = path.parent / name
+    if beside.is_file():
+      try:
+        found = reader(json.loads(beside.read_text()))
+      except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise errors.WeightsError(f"{beside} says no preprocessing that is understood: {e}") from e
+      if found is not None:
+        return found
+  return None
+
+
+def _bytes(values: Any, scale: float = 255.0) -> tuple[float, ...]:
+  return tuple(float(v) * scale for v in np.atleast_1d(values))
+
+
+def _transformers(config: Mapping[str, Any]) -> preprocess.Preprocessing | None:
+  if "image_mean" not in config:
+    return None
+  scale = 1.0
+  if config.get("do_rescale", True):
+    scale = 1.0 / float(config.get("rescale_factor", 1 / 255))
+  mean, std = config["image_mean"], config["image_std"]
+  if config.get("do_normalize") is False:
+    mean, std = (0.0,), (1.0,)
+  size = config.get("size", {})
+  short = size.get("shortest_edge") if isinstance(size, dict) else None
+  return preprocess.Preprocessing(
+    _bytes(mean, scale),
+    _bytes(std, scale),
+    _PILLOW_FILTERS[config.get("resample", 2)],
+    _share(config, short),
+  )
+
+
+def _share(config: Mapping[str, Any], short: int | None) -> float | None:
+  """The share that a centre crop keeps; None where the image is resized to a square."""
+  if config.get("crop_pct"):  # ConvNeXt
+    return float(config["crop_pct"])
+  crop = config.get("crop_size")
+  if not config.get("do_center_crop") or not crop or not short:
+    return None
+  return (crop["height"] if isinstance(crop, dict) else crop) / short
+
+
+def _timm(config: Mapping[str, Any]) -> preprocess.Preprocessing | None:
+  config = config.get("pretrained_cfg")
+  if not config or "mean" not in config:
+    return None
+  return preprocess.Preprocessing(
+    _bytes(config["mean"]),
+    _bytes(config["std"]),
+    config.get("interpolation", "bicubic"),
+    float(config.get("crop_pct", 0.875)),
+  )
