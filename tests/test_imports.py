@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 # A room may import rooms of lower rank, and itself.
 RANK = {
   "masks": 0, "verify": 0, "data": 0, "methods": 1, "models": 1, "weights": 2, "training": 3,
-  "report": 3, "experiments": 4, "command_line": 5, "main": 6,
+  "zoo": 3, "report": 3, "experiments": 4, "command_line": 5, "main": 6,
 }  # fmt: skip
 LONELY = ("masks", "data")  # import none of the others
 HEAVY = (
@@ -51,6 +51,8 @@ def imports(path: pathlib.Path):
 )
 def test_imports_point_one_way(path):
   own = room(path)
+  if path == PACKAGE / "models" / "__main__.py":
+    own = "main"  # a command, which nothing imports
   if own == "__init__":
     assert not list(imports(path))
     return

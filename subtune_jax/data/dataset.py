@@ -1,4 +1,4 @@
-"""A labelled set of images held in memory."""
+"""A labelled set of images: in memory, memory-mapped, or decoded on demand."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -7,26 +7,28 @@ import json
 
 import numpy as np
 
+from subtune_jax.data import lazy
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
   """Images and labels as arrays, checked when made, read-only afterwards.
 
   Attributes:
-    images: [n, height, width, 3] uint8, RGB.
+    images: [n, height, width, 3] uint8, RGB; an array, a memory-mapped one, or `lazy.LazyImages`.
     labels: [n] int32, positions in `class_names`.
     groups: [n] str. Examples of one group are variants of one thing: folds keep a group whole and
       bootstraps resample groups.
     ids: [n] str, the name of each example at its source.
     class_names: one name per class.
     name: the name in the registry, such as "emoji_domains/noto".
-    split: "train", "validation" or "test".
+    split: "train", "validation", "trainval" or "test".
 
   Raises:
     ValueError: on making one whose fields do not fit the above or each other.
   """
 
-  images: np.ndarray
+  images: np.ndarray | lazy.LazyImages
   labels: np.ndarray
   groups: np.ndarray
   ids: np.ndarray
@@ -39,6 +41,8 @@ class Dataset:
     _check_columns(self)
     _check_classes(self)
     for field in ("images", "labels", "groups", "ids"):
+      if isinstance(getattr(self, field), lazy.LazyImages):
+        continue
       view = getattr(self, field).view()
       view.flags.writeable = False
       object.__setattr__(self, field, view)
@@ -48,6 +52,8 @@ class Dataset:
 
   def subset(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
     """Returns the examples at `indices` ([m] integers in 0..n-1, repeats allowed), in that order.
+
+    Lazy images stay lazy; of a memory-mapped array, the rows are copied into memory.
 
     Raises:
       ValueError: no index, an index out of range, or not a vector of integers.
@@ -63,9 +69,10 @@ class Dataset:
       raise ValueError(
         f"{self._where}: index {outside[0]} is out of range; allowed: 0 to {len(self) - 1}."
       )
+    is_lazy = isinstance(self.images, lazy.LazyImages)
     return dataclasses.replace(
       self,
-      images=self.images[indices],
+      images=self.images.take(indices) if is_lazy else self.images[indices],
       labels=self.labels[indices],
       groups=self.groups[indices],
       ids=self.ids[indices],
@@ -76,6 +83,10 @@ class Dataset:
 
     `name` and `split` are left out: the same content under another name is the same data. The
     value does not depend on the machine's byte order or on the width of the string arrays.
+
+    Of lazy images it covers the stamps of their sources instead of the pixels: for files, the size
+    and time of modification. So it differs from the fingerprint of the same images in memory, and
+    a file changed without a trace in either is not noticed.
     """
     header = {
       "shape": self.images.shape,
@@ -85,7 +96,10 @@ class Dataset:
     }
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(self.labels, dtype="<i4"))
-    digest.update(np.ascontiguousarray(self.images))
+    if isinstance(self.images, lazy.LazyImages):
+      digest.update(self.images.fingerprint().encode())
+    else:
+      digest.update(np.ascontiguousarray(self.images))
     return digest.hexdigest()
 
   @property
@@ -93,9 +107,32 @@ class Dataset:
     return f"Dataset {self.name!r}, split {self.split!r}"
 
 
+def concatenate(parts: Sequence[Dataset], split: str) -> Dataset:
+  """Returns the examples of several splits of one data set, one split after the other.
+
+  Args:
+    parts: of one name, with the same class names and images in memory of one size.
+    split: name of the result.
+
+  Raises:
+    ValueError: parts that are not of one data set.
+  """
+  first = parts[0]
+  for part in parts[1:]:
+    if (part.name, part.class_names) != (first.name, first.class_names):
+      raise ValueError(
+        f"{part._where} and {first._where} cannot be joined: their names or classes differ."
+      )
+  columns = {
+    field: np.concatenate([getattr(part, field) for part in parts])
+    for field in ("images", "labels", "groups", "ids")
+  }
+  return dataclasses.replace(first, split=split, **columns)
+
+
 def _check_images(data: Dataset) -> None:
   images = data.images
-  if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+  if not isinstance(images, np.ndarray | lazy.LazyImages) or images.dtype != np.uint8:
     raise ValueError(
       f"{data._where}: images must be a uint8 array of values 0 to 255, got {_describe(images)}."
     )

@@ -1,9 +1,8 @@
 """How an image file becomes a network's input: resize, crop, then one mean and std per channel."""
 
 import dataclasses
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -92,15 +91,12 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing, size: int)
   return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def normalize(
-  images: jax.Array | np.ndarray,
-  preprocessing: Preprocessing,
-  dtype: jax.typing.DTypeLike = jnp.float32,
-) -> jax.Array:
+def normalize(images: Any, preprocessing: Preprocessing, dtype: Any = np.float32) -> Any:
   """Returns `(images - mean) / std`, computed in float32 and cast to `dtype`.
 
   Args:
-    images: [..., height, width, 3], uint8 or values in 0..255.
+    images: [..., height, width, 3], uint8 or values in 0..255; a JAX or a NumPy array, as the
+      result is.
     preprocessing: the backbone's statistics.
     dtype: of the result.
 
@@ -112,4 +108,4 @@ def normalize(
   shape = (1,) * (images.ndim - 1) + (-1,)
   mean = np.reshape(np.float32(preprocessing.mean), shape)
   std = np.reshape(np.float32(preprocessing.std), shape)
-  return ((jnp.asarray(images, jnp.float32) - mean) / std).astype(dtype)
+  return ((images.astype(np.float32) - mean) / std).astype(dtype)

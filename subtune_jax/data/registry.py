@@ -1,73 +1,141 @@
 """The data sets by name.
 
-A data set is a loader: a function `(split, image_size, *, interpolation) -> Dataset`. One that
-reads its files through a heavy library imports that library inside the function.
+A data set is an `Entry`: a loader `(split, image_size, *, interpolation) -> Dataset`, its splits,
+and whose images it holds. A loader that reads its files through a heavy library imports that
+library inside the function. `folder:/path/to/images` is a data set too, without an entry: see
+`subtune_jax.data.folder`.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 
-from subtune_jax.data import choices, dataset, emoji_domains
+from subtune_jax.data import choices, dataset, emoji_domains, folder, shifts, vtab
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "trainval", "test")
 
 Loader = Callable[..., dataset.Dataset]
 
-_LOADERS: dict[str, Loader] = {
-  f"emoji_domains/{domain}": functools.partial(emoji_domains.load, domain)
-  for domain in emoji_domains.DOMAINS
-}
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A data set of the registry.
+
+  Attributes:
+    load: `(split, image_size, *, interpolation) -> Dataset`.
+    splits: the names that `load` takes, of `SPLITS`.
+    describe: whose images it holds and under which licence; "" where nobody asks for it.
+  """
+
+  load: Loader
+  splits: tuple[str, ...] = SPLITS
+  describe: str = ""
+
+  def __post_init__(self):
+    for split in self.splits:
+      choices.check("split", split, SPLITS)
 
 
-_ATTRIBUTION = {
-  f"emoji_domains/{domain}": text for domain, text in emoji_domains.ATTRIBUTION.items()
-}
+_REGISTERED: dict[str, Entry] = {}
+
+
+@functools.cache
+def _shipped() -> dict[str, Entry]:
+  """The data sets that come with the package, or that it knows how to read."""
+  emoji = {
+    f"emoji_domains/{domain}": Entry(functools.partial(_load_emoji, domain), describe=text)
+    for domain, text in emoji_domains.ATTRIBUTION.items()
+  }
+  tasks = {name: Entry(loader, vtab.SPLITS) for name, loader in vtab.ENTRIES.items()}
+  shifted = {
+    name: Entry(loader, shifts.SPLITS.get(name, SPLITS)) for name, loader in shifts.ENTRIES.items()
+  }
+  return emoji | tasks | shifted
+
+
+def _entries() -> dict[str, Entry]:
+  return _shipped() | _REGISTERED
+
+
+def _load_emoji(
+  domain: str, split: str, image_size: int, *, interpolation: str = "bicubic"
+) -> dataset.Dataset:
+  """`emoji_domains.load`, with "trainval"."""
+  load = functools.partial(emoji_domains.load, domain, interpolation=interpolation)
+  if split != "trainval":
+    return load(split, image_size)
+  return dataset.concatenate(
+    [load("train", image_size), load("validation", image_size)], split="trainval"
+  )
 
 
 def attribution(name: str) -> str:
   """Returns whose images a data set holds and under which licence; "" where nobody asks for it."""
-  return _ATTRIBUTION.get(name, "")
+  entry = _entries().get(name)
+  return entry.describe if entry else ""
 
 
 def names() -> tuple[str, ...]:
-  """Returns the names that `load` takes, sorted."""
-  return tuple(sorted(_LOADERS))
+  """Returns the names that `load` takes, sorted, beside "folder:/path/to/images"."""
+  return tuple(sorted(_entries()))
 
 
-def register(name: str, loader: Loader) -> None:
+def splits_of(name: str) -> tuple[str, ...]:
+  """Returns the splits of a data set; of a folder, those that any folder can have.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  if folder.is_name(name):
+    return SPLITS
+  if name not in _entries():
+    shown = dict.fromkeys(shifts.PATTERNS.get(n.split("/")[0], n) for n in names())
+    choices.check("data set", name, (*shown, folder.EXAMPLE))
+  return _entries()[name].splits
+
+
+def register(
+  name: str, loader: Loader, *, splits: tuple[str, ...] = SPLITS, describe: str = ""
+) -> None:
   """Adds a data set.
 
   Args:
     name: the name that `load` will take.
     loader: `(split, image_size, *, interpolation) -> Dataset`, called when the data is asked for.
+    splits: the names that the loader takes, of `SPLITS`.
+    describe: whose images it holds and under which licence, where they ask to be named.
 
   Raises:
-    ValueError: the name is taken.
+    ValueError: the name is taken or is that of a folder, or an unknown split.
   """
-  if name in _LOADERS:
+  if name in _entries() or folder.is_name(name):
     raise ValueError(f"The data set {name!r} exists already; choose another name.")
-  _LOADERS[name] = loader
+  _REGISTERED[name] = Entry(loader, tuple(splits), describe)
 
 
 def load(
   name: str, split: str, image_size: int, *, interpolation: str = "bicubic"
 ) -> dataset.Dataset:
-  """Loads one split of a data set into memory.
+  """Loads one split of a data set.
 
   Args:
-    name: one of `names()`, such as "emoji_domains/noto".
-    split: "train", "validation" or "test".
+    name: one of `names()`, such as "emoji_domains/noto", or "folder:" and the path of a folder of
+      images (`subtune_jax.data.folder` says what may lie in it).
+    split: "train", "validation", "trainval" (both, train first) or "test".
     image_size: height and width of the images, in pixels.
-    interpolation: how images of another size are resized, "bicubic" or "bilinear".
+    interpolation: how images of another size are resized, "bicubic" or "bilinear", antialiased;
+      VTAB's tasks also take "bilinear_no_antialias", the official way.
 
   Returns:
     A `Dataset` with images [n, image_size, image_size, 3], always in the same order.
 
   Raises:
-    FileNotFoundError: the data set's files are missing.
+    FileNotFoundError: the data set's files are missing; the message says how to get them.
     ValueError: an unknown name (the error has the nearest ones), split or interpolation, an image
       size that is not a positive integer, or damaged files.
   """
-  choices.check("data set", name, names())
-  choices.check("split", split, SPLITS)
-  return _LOADERS[name](split, image_size, interpolation=interpolation)
+  splits = splits_of(name)
+  choices.check("split", split, splits)
+  if folder.is_name(name):
+    return folder.load(name, split, image_size, interpolation=interpolation)
+  return _entries()[name].load(split, image_size, interpolation=interpolation)

@@ -39,6 +39,9 @@ class Backbone(nn.Module, kw_only=True):
   def make_block(self, block: str, name: str, use_batch_statistics: bool) -> nn.Module:
     """Builds one block.
 
+    A family with names of two components decorates its own with `nn.nowrap`: the block then belongs
+    to the stage that calls this and not to the backbone.
+
     Args:
       block: one of `block_names`.
       name: of the module: the last component of `block`.

@@ -1,4 +1,4 @@
-"""The train loop: runs the stages of any method, one after the other, on resident data."""
+"""The train loop: runs the stages of any method, one after the other."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -44,6 +44,8 @@ class Engine:
     augmentation: random views of the training images, or None.
     prefix_cache: run the units before the first trained block once per image and keep the result.
       Not with augmentation.
+    resident_bytes: a training set of more bytes than this streams from the host, and a prefix
+      whose output would take more is not cached.
     scan: a whole epoch as one program (`lax.scan`); None: on accelerators. On CPU a loop over the
       compiled step is faster.
   """
@@ -54,6 +56,7 @@ class Engine:
   batch_size: int = 64
   augmentation: step_lib.Augmentation | None = None
   prefix_cache: bool = True
+  resident_bytes: int = 4 << 30
   scan: bool | None = None
 
   def options(self) -> dict[str, Any]:

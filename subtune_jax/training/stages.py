@@ -6,12 +6,13 @@ The functions take the training under way (`loop._Training`): its engine, data, 
 import time
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks, methods
-from subtune_jax.training import evaluate, probe
+from subtune_jax.training import batches, evaluate, probe
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import step as step_lib
@@ -46,16 +47,28 @@ def describe(stage: methods.Stage, plan: plan_lib.Plan, variables: PyTree) -> di
 def _stage_inputs(training: Any, plan: plan_lib.Plan) -> tuple[Any, Any, str | None]:
   """(train x, validation x, first unit to run): cached activations where the prefix is constant."""
   engine = training.engine
+  sets = (training.train.images, training.validation.images)
   first = engine.model.block_names[0]
-  cached = engine.prefix_cache and engine.augmentation is None and plan.start != first
-  if not cached:
-    return training.train.images, training.validation.images, None
+  if not engine.prefix_cache or engine.augmentation is not None or plan.start == first:
+    return *sets, None
+  needed = sum(_activation_bytes(training, x, plan.start) for x in sets)
+  if needed > engine.resident_bytes:
+    logging.info(
+      "what comes before %s is run in every step: its cache would take %.1f GB of the %.1f allowed",
+      plan.start, needed / 1e9, engine.resident_bytes / 1e9,
+    )  # fmt: skip
+    return *sets, None
   options = engine.options() | {"batch_size": training.batch_size, "stop": plan.start}
-  run = [
-    evaluate.run_units(engine.model, training.variables, x.images, **options)
-    for x in (training.train, training.validation)
-  ]
+  run = [evaluate.run_units(engine.model, training.variables, x, **options) for x in sets]
   return *run, plan.start
+
+
+def _activation_bytes(training: Any, x: Any, stop: str) -> int:
+  """What `stop` reads of every row of `x` takes."""
+  model = training.engine.model
+  image = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+  out = jax.eval_shape(lambda v, i: model.apply(v, i, stop=stop), training.variables, image)
+  return len(x) * out.size * out.dtype.itemsize
 
 
 def probe_stage(training, index, stage, plan, found) -> PyTree:
@@ -121,9 +134,9 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
   state = mesh_lib.put(state, mesh)
   fixed = jax.device_put(fixed, mesh_lib.replicated(mesh))
   initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
-  data = {"x": x, "labels": np.asarray(training.train.labels, np.int32)}
-  data = jax.device_put(data, mesh_lib.replicated(mesh))
-  run_epoch, compile_seconds = _compile_epoch(training, spec, state, fixed, initial, data)
+  source = batches.choose(x, training.train.labels, engine.resident_bytes)
+  compile_epoch = _compile_streamed if source.streamed else _compile_resident
+  run_epoch, compile_seconds = compile_epoch(training, spec, state, fixed, initial, source)
   training.compile_seconds += compile_seconds
   begin += compile_seconds
   for epoch in range(first_epoch, epochs):
@@ -143,6 +156,8 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
       "train_accuracy": float(np.sum(metrics["correct"]) / order.size),
       "gradient_norm": float(np.mean(metrics["gradient_norm"])),
     }
+    if source.streamed:
+      row["data_wait"] = float(metrics["data_wait"])
     training.record(row, logits)
     training.save(index, epoch + 1, state)
   return _current(state, fixed)
@@ -156,9 +171,20 @@ def _current(state: step_lib.TrainState, fixed: PyTree) -> PyTree:
   return plan_lib.join_variables(moving, fixed)
 
 
-def _compile_epoch(training: Any, spec, state, fixed, initial, data):
+def _view(training: Any, epoch: int) -> dict[str, jax.Array]:
+  seen = {"seed": np.int32(training.seed), "epoch": np.int32(epoch)}
+  return jax.device_put(seen, mesh_lib.replicated(training.engine.mesh))
+
+
+def _first_order(training: Any) -> np.ndarray:
+  """An order of the right shape, to compile with."""
+  return epoch_order(training.seed, 0, 0, len(training.train.labels), training.batch_size)
+
+
+def _compile_resident(training: Any, spec, state, fixed, initial, source):
   """(state, order [steps, batch], epoch) -> (state, metrics [steps]), and the compile time."""
   mesh = training.engine.mesh
+  data = batches.resident(source, mesh)
   scan = training.engine.scan
   scan = jax.default_backend() != "cpu" if scan is None else scan
   sharding = mesh_lib.split(mesh)
@@ -166,31 +192,53 @@ def _compile_epoch(training: Any, spec, state, fixed, initial, data):
     sharding = jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec(None, mesh_lib.DATA_AXIS)
     )
-
-  def view(epoch):
-    return jax.device_put(
-      {"seed": np.int32(training.seed), "epoch": np.int32(epoch)}, mesh_lib.replicated(mesh)
-    )
-
-  n = len(training.train.labels)
-  order = epoch_order(training.seed, 0, 0, n, training.batch_size)
+  order = _first_order(training)
   sample = jax.device_put(order if scan else order[0], sharding)
   step, seconds = step_lib.compile_step(
-    spec, mesh, state, fixed, initial, data, sample, view(0), scan=scan
+    spec, mesh, state, fixed, initial, data, sample, _view(training, 0), scan=scan
   )
 
   def run_epoch(state, order, epoch):
-    seen = view(epoch)
+    seen = _view(training, epoch)
     if scan:
       return step(state, fixed, initial, data, jax.device_put(order, sharding), seen)
     rows = []
     for indices in order:
       state, metrics = step(state, fixed, initial, data, jax.device_put(indices, sharding), seen)
       rows.append(metrics)
-    rows = jax.device_get(rows)
-    return state, {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+    return state, _stacked(rows)
 
   return run_epoch, seconds
+
+
+def _compile_streamed(training: Any, spec, state, fixed, initial, source):
+  """As `_compile_resident`, a batch at a time; "data_wait" is the share of the epoch spent waiting
+  for batches."""
+  mesh = training.engine.mesh
+  example = batches.one(source, _first_order(training)[0], mesh)
+  step, seconds = step_lib.compile_step(
+    spec, mesh, state, fixed, initial, example, None, _view(training, 0)
+  )
+
+  def run_epoch(state, order, epoch):
+    begin = time.perf_counter()
+    seen, rows = _view(training, epoch), []
+    with batches.stream(source, order, mesh) as ahead:
+      for batch in ahead:
+        state, metrics = step(state, fixed, initial, batch, None, seen)
+        rows.append(metrics)
+      metrics = _stacked(rows)
+    share = ahead.waited_seconds / (time.perf_counter() - begin)
+    logging.info("epoch %d: %.0f %% of the time was spent waiting for data", epoch + 1, 100 * share)
+    return state, metrics | {"data_wait": share}
+
+  return run_epoch, seconds
+
+
+def _stacked(rows: list[Any]) -> dict[str, np.ndarray]:
+  """Metrics [steps] on the host."""
+  rows = jax.device_get(rows)
+  return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
 
 
 def _check_finite(losses: Any, stage: methods.Stage, epoch: int) -> None:

@@ -148,25 +148,29 @@ def train_step(
   fixed: PyTree,
   initial: PyTree | None,
   data: Mapping[str, jax.Array],
-  indices: jax.Array,
+  indices: jax.Array | None,
   view: Mapping[str, Any],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One step on the examples at `indices`.
+  """One step on the examples at `indices`, or on a batch that was streamed.
 
   Args:
     spec: what is static.
     state: what moves.
     fixed: the frozen half of the variables.
     initial: trained leaves at the start of the stage, for a penalty; else None.
-    data: resident training set: "x" [n, ...] (images or cached activations), "labels" [n], extras.
-    indices: [batch] int32.
+    data: resident training set: "x" [n, ...] (images or cached activations), "labels" [n]; or one
+      batch of it with "ids" [batch], where its rows stand in the set.
+    indices: [batch] int32 into `data`; None where `data` is the batch.
     view: "seed" and "epoch", which pick the augmented views.
 
   Returns:
     The next state, and {"loss", "correct", "gradient_norm"} of the batch before the update.
   """
-  batch = {name: array[indices] for name, array in data.items()}
-  batch["x"] = _inputs(spec, batch["x"], indices, view)
+  if indices is None:
+    batch = dict(data)
+  else:
+    batch = {name: array[indices] for name, array in data.items()} | {"ids": indices}
+  batch["x"] = _inputs(spec, batch["x"], batch["ids"], view)
 
   def loss_fn(params):
     moving = {"params": params, "batch_stats": state.moving["batch_stats"]}

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from subtune_jax.data import dataset
+from subtune_jax.data import dataset, lazy
 
 
 def make(**changes):
@@ -124,3 +124,57 @@ def test_fingerprint_is_the_same_everywhere():
   # A change here forgets every cache and refuses every resume: make it on purpose only.
   expected = "45aea542d0c5ab29eb6033b6ca54b8e2fe1e149d92fd2cd20cc0c200d40014ce"
   assert make().fingerprint() == expected
+
+
+def make_lazy(stamps=(1, 2, 3, 4), **changes):
+  pixels = make().images
+  sources = list(zip(range(4), stamps, strict=True))
+  images = lazy.LazyImages(sources, lambda s: pixels[s[0]], 2, lambda s: s[1])
+  return make(images=images, **changes)
+
+
+def test_lazy_images_stay_lazy_in_subsets():
+  data, whole = make_lazy(), make()
+  part = data.subset([3, 0, 3])
+  assert isinstance(part.images, lazy.LazyImages)
+  np.testing.assert_array_equal(part.images[:], whole.images[[3, 0, 3]])
+  assert part.labels.tolist() == whole.labels[[3, 0, 3]].tolist()
+  with pytest.raises(ValueError, match="index 4 is out of range"):
+    data.subset([4])
+
+
+def test_lazy_fingerprint_covers_the_stamps_and_the_columns():
+  base = make_lazy()
+  assert base.fingerprint() == make_lazy(name="other", split="test").fingerprint()
+  assert base.fingerprint() == base.subset(range(4)).fingerprint()
+  changed = [
+    base,
+    make_lazy(stamps=(1, 2, 3, 5)),
+    make_lazy(labels=np.array([0, 1, 2, 2], np.int32)),
+    make_lazy(ids=np.array(["a", "b", "c", "e"])),
+    base.subset([0, 1, 3, 2]),
+    make(),
+  ]
+  assert len({data.fingerprint() for data in changed}) == len(changed)
+
+
+def test_lazy_images_of_another_number_are_refused():
+  with pytest.raises(ValueError, match=r"labels must have one value per image.*\(3,\), got \(4,\)"):
+    make(images=make_lazy().images.take([0, 1, 2]))
+
+
+def test_a_memory_mapped_array_is_an_array(tmp_path):
+  np.save(tmp_path / "images.npy", make().images)
+  data = make(images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+  assert data.fingerprint() == make().fingerprint()
+  assert data.subset([1]).images.tolist() == make().subset([1]).images.tolist()
+
+
+def test_concatenate():
+  both = dataset.concatenate([make(), make(split="validation").subset([2, 0])], "trainval")
+  assert both.ids.tolist() == ["a", "b", "c", "d", "c", "a"]
+  assert both.labels.tolist() == [0, 1, 2, 1, 2, 0]
+  assert both.split == "trainval"
+  np.testing.assert_array_equal(both.images[4:], make().images[[2, 0]])
+  with pytest.raises(ValueError, match="names or classes differ"):
+    dataset.concatenate([make(), make(class_names=("cat", "dog", "emu"))], "trainval")

@@ -6,14 +6,36 @@ import pytest
 from subtune_jax import data
 from subtune_jax.data import choices, emoji_domains, registry
 
+EMOJI = tuple(f"emoji_domains/{name}" for name in ("fluent", "noto", "openmoji", "twemoji"))
+
 
 def test_names():
-  assert data.names() == (
-    "emoji_domains/fluent",
-    "emoji_domains/noto",
-    "emoji_domains/openmoji",
-    "emoji_domains/twemoji",
-  )
+  assert set(EMOJI) <= set(data.names())
+  assert list(data.names()) == sorted(set(data.names()))
+  assert not any(registry.folder.is_name(name) for name in data.names())
+
+
+@pytest.mark.parametrize("name", EMOJI)
+def test_emoji_domains_have_all_splits_and_name_their_makers(name):
+  assert registry.splits_of(name) == ("train", "validation", "trainval", "test")
+  assert data.attribution(name) == emoji_domains.ATTRIBUTION[name.split("/")[1]]
+
+
+def test_every_entry_has_known_splits():
+  for name in data.names():
+    assert set(registry.splits_of(name)) <= set(registry.SPLITS), name
+  assert registry.splits_of("folder:/anywhere") == registry.SPLITS
+  with pytest.raises(ValueError, match="Did you mean 'emoji_domains/noto'"):
+    registry.splits_of("emoji_domains/notp")
+
+
+def test_trainval_is_train_then_validation():
+  both = data.load("emoji_domains/noto", "trainval", 8)
+  parts = [data.load("emoji_domains/noto", split, 8) for split in ("train", "validation")]
+  assert (both.split, both.name) == ("trainval", "emoji_domains/noto")
+  for field in ("images", "labels", "groups", "ids"):
+    joined = np.concatenate([getattr(part, field) for part in parts])
+    np.testing.assert_array_equal(getattr(both, field), joined)
 
 
 def test_load_is_the_reader():
@@ -28,11 +50,13 @@ def test_load_is_the_reader():
   ("name", "split", "message"),
   [
     ("emoji_domains/notto", "train", "Did you mean 'emoji_domains/noto'.*Allowed: .*fluent"),
-    ("imagenet", "train", r"Unknown data set 'imagenet'\. Allowed"),
+    ("qqqqqqqqqq", "train", r"Unknown data set 'qqqqqqqqqq'\. Allowed.*'folder:/path/to/images'"),
+    ("folder:", "train", r"Unknown data set 'folder:'\. Allowed.*'folder:/path/to/images'"),
     ("", "train", "Unknown data set ''"),
     (None, "train", "Unknown data set None"),
     ("emoji_domains/noto", "valid", "Unknown split 'valid'. Did you mean 'validation'"),
     ("emoji_domains/noto", "Test", "Did you mean 'test'"),
+    ("folder:/tmp", "tset", "Unknown split 'tset'. Did you mean 'test'"),
   ],
 )
 def test_unknown_names_get_the_nearest_and_the_allowed(name, split, message):
@@ -41,7 +65,7 @@ def test_unknown_names_get_the_nearest_and_the_allowed(name, split, message):
 
 
 def test_register(monkeypatch):
-  monkeypatch.setattr(registry, "_LOADERS", dict(registry._LOADERS))
+  monkeypatch.setattr(registry, "_REGISTERED", {})
   calls = []
 
   def loader(split, image_size, *, interpolation):
@@ -56,12 +80,19 @@ def test_register(monkeypatch):
       split=split,
     )
 
-  data.register("made/up", loader)
+  data.register("made/up", loader, splits=("train", "test"), describe="Me")
   assert "made/up" in data.names()
   assert data.load("made/up", "test", 8).images.shape == (1, 8, 8, 3)
   assert calls == [("test", 8, "bicubic")]
+  assert data.attribution("made/up") == "Me"
+  with pytest.raises(ValueError, match=r"Unknown split 'validation'.*Allowed: 'train', 'test'"):
+    data.load("made/up", "validation", 8)
   with pytest.raises(ValueError, match="'made/up' exists already"):
     data.register("made/up", loader)
+  with pytest.raises(ValueError, match="'folder:/a' exists already"):
+    data.register("folder:/a", loader)
+  with pytest.raises(ValueError, match="Unknown split 'val'"):
+    data.register("made/other", loader, splits=("val",))
 
 
 def test_choices_without_a_near_name_offer_none():

@@ -1,0 +1,70 @@
+"""Where a training's batches come from: resident on the devices, or streamed from the host.
+
+A set that fits is copied to the devices once and each step picks its rows there. A larger one, or
+one whose images are decoded on demand, streams: a background thread reads the next batches while
+the devices compute. Both see the same examples in the same order, a function of seed, stage and
+epoch, so that a resumed run sees the batches that an uninterrupted one would have seen.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from subtune_jax.data import lazy
+from subtune_jax.training import mesh as mesh_lib
+
+
+class Source(NamedTuple):
+  """The training set of one stage.
+
+  Attributes:
+    x: [n, ...]: images, or cached activations.
+    labels: [n] int32.
+    streamed: whether batches come from the host.
+  """
+
+  x: Any
+  labels: np.ndarray
+  streamed: bool
+
+
+def choose(x: Any, labels: Any, resident_bytes: int) -> Source:
+  """A source that is resident where `x` is an array of at most `resident_bytes`."""
+  labels = np.asarray(labels, np.int32)
+  lazy_rows = isinstance(x, lazy.LazyImages)
+  return Source(x, labels, lazy_rows or x.nbytes > resident_bytes)
+
+
+def resident(source: Source, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+  """The whole set, on every device."""
+  data = {"x": np.asarray(source.x) if isinstance(source.x, np.memmap) else source.x}
+  return jax.device_put(data | {"labels": source.labels}, mesh_lib.replicated(mesh))
+
+
+def one(source: Source, indices: np.ndarray, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+  """One streamed batch, split over the devices; a process reads the rows of its own devices."""
+  sharding = mesh_lib.split(mesh)
+
+  def put(values: Any, shape: tuple[int, ...]) -> jax.Array:
+    return jax.make_array_from_callback(shape, sharding, lambda at: values[indices[at[0]]])
+
+  ids = np.asarray(indices, np.int32)
+  return {
+    "x": put(source.x, (len(ids), *source.x.shape[1:])),
+    "labels": put(source.labels, ids.shape),
+    "ids": jax.make_array_from_callback(ids.shape, sharding, lambda at: ids[at[0]]),
+  }
+
+
+def stream(
+  source: Source, order: np.ndarray, mesh: jax.sharding.Mesh, depth: int = 2
+) -> lazy.Prefetch:
+  """The batches of `order` [steps, batch], read ahead; use it in a `with`."""
+
+  def batches() -> Iterator[Mapping[str, jax.Array]]:
+    for indices in order:
+      yield one(source, indices, mesh)
+
+  return lazy.prefetch(batches(), depth)
