@@ -70,8 +70,7 @@ def paths(tree: Tree) -> list[str]:
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
   """Returns a sort key that puts block2 before block10."""
   return [
-    (part.isdigit(), int(part) if part.isdigit() else 0, part)
-    for part in re.split(r"(\d+)", name)
+    (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)
   ]
 
 
@@ -532,6 +531,4 @@ def _map_subtrees(function, tree: Tree, selector: str | Sequence[str]) -> Tree:
     path = join_path(keys)
     return function(path, node) if path in targets else node
 
-  return jax.tree_util.tree_map_with_path(
-    replace, tree, is_leaf=is_target, is_leaf_takes_path=True
-  )
+  return jax.tree_util.tree_map_with_path(replace, tree, is_leaf=is_target, is_leaf_takes_path=True)

@@ -233,9 +233,7 @@ def test_summary():
 
 
 def adamw(learning_rate=1e-2):
-  return optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(learning_rate, weight_decay=0.1)
-  )
+  return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate, weight_decay=0.1))
 
 
 def array_bytes(tree) -> int:

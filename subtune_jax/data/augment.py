@@ -137,9 +137,7 @@ def _random_box(key, height, width, scale, ratio) -> tuple[jax.Array, jax.Array]
   shape = (_CROP_ATTEMPTS,)
   area = height * width * jax.random.uniform(area_key, shape, minval=scale[0], maxval=scale[1])
   log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
-  aspect = jnp.exp(
-    jax.random.uniform(ratio_key, shape, minval=log_ratio[0], maxval=log_ratio[1])
-  )
+  aspect = jnp.exp(jax.random.uniform(ratio_key, shape, minval=log_ratio[0], maxval=log_ratio[1]))
   sizes = jnp.round(jnp.sqrt(jnp.stack([area / aspect, area * aspect], axis=1))).astype(jnp.int32)
   limit = jnp.array([height, width], jnp.int32)
   fits = jnp.all((sizes >= 1) & (sizes <= limit[None, :]), axis=1)

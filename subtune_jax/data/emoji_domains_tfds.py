@@ -47,13 +47,15 @@ class EmojiDomains(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description=_DESCRIPTION.format(attribution=attribution),
-      features=tfds.features.FeaturesDict({
-        # PNG: TFDS may not lose the pixels that the reader gives.
-        "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
-        "label": tfds.features.ClassLabel(names=emoji_domains.class_names()),
-        "concept": tfds.features.Text(),
-        "id": tfds.features.Text(),
-      }),
+      features=tfds.features.FeaturesDict(
+        {
+          # PNG: TFDS may not lose the pixels that the reader gives.
+          "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+          "label": tfds.features.ClassLabel(names=emoji_domains.class_names()),
+          "concept": tfds.features.Text(),
+          "id": tfds.features.Text(),
+        }
+      ),
       supervised_keys=("image", "label"),
       disable_shuffling=True,
       citation=_CITATION.format(domain=domain, attribution=attribution),
@@ -67,9 +69,12 @@ class EmojiDomains(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     data = emoji_domains.load(self.builder_config.name, split)
     for index in range(len(data)):
-      yield index, {
-        "image": data.images[index],
-        "label": int(data.labels[index]),
-        "concept": str(data.groups[index]),
-        "id": str(data.ids[index]),
-      }
+      yield (
+        index,
+        {
+          "image": data.images[index],
+          "label": int(data.labels[index]),
+          "concept": str(data.groups[index]),
+          "id": str(data.ids[index]),
+        },
+      )

@@ -198,7 +198,9 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
   if at_edge:
     logging.warning(
       "probe: the chosen strength l2=%g is at the edge of the grid [%g, %g]; widen it",
-      path.l2[index], path.l2.min(), path.l2.max(),
+      path.l2[index],
+      path.l2.min(),
+      path.l2.max(),
     )
   return Choice(index, bool(at_edge), correct / len(labels), np.array(loss))
 
@@ -280,7 +282,11 @@ def _warn_unconverged(path: ProbePath, tol: float, max_iterations: int) -> None:
     logging.warning(
       "probe: %d of %d strengths did not reach tol=%g within %d iterations, the first is l2=%g;"
       " raise max_iterations, loosen tol or leave out the weakest strengths",
-      np.sum(~path.converged), len(path.l2), tol, max_iterations, path.l2[~path.converged][0],
+      np.sum(~path.converged),
+      len(path.l2),
+      tol,
+      max_iterations,
+      path.l2[~path.converged][0],
     )
 
 
@@ -450,9 +456,7 @@ def _logits(scores: jax.Array, weights: _Weights) -> jax.Array:
   return jnp.dot(scores, weights.kernel, precision=jax.lax.Precision.HIGHEST) + weights.bias[None]
 
 
-def _objective(
-  scores: jax.Array, onehot: jax.Array, weights: _Weights, l2: jax.Array
-) -> jax.Array:
+def _objective(scores: jax.Array, onehot: jax.Array, weights: _Weights, l2: jax.Array) -> jax.Array:
   """Returns mean cross-entropy + l2 / 2 * ||kernel||^2.
 
   The cross-entropy is taken from the differences to the true class' logit, so that a small loss

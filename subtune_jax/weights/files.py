@@ -7,6 +7,8 @@ part: one changed byte reads as another number, and only a known SHA-256 (`diges
 
 from collections.abc import Callable, Mapping
 import hashlib
+import mmap
+import os
 import pathlib
 
 import numpy as np
@@ -42,23 +44,27 @@ def read_tensors(path: str | pathlib.Path) -> Mapping[str, np.ndarray]:
   """
   if pathlib.Path(path).is_dir():
     return read_folder(path)
-  return parse(read_bytes(path), str(path))
+  return parse(map_file(path), str(path))
 
 
-def read_bytes(path: str | pathlib.Path) -> bytes:
-  """Returns the whole file.
+def map_file(path: str | pathlib.Path) -> mmap.mmap | bytes:
+  """Returns the content of a file, mapped into memory and read as it is used.
+
+  Do not shorten a file while it is mapped: the system ends a process that reads what is gone.
 
   Raises:
     WeightsError: it cannot be read.
   """
   try:
-    return pathlib.Path(path).read_bytes()
+    with pathlib.Path(path).open("rb") as f:
+      empty = not os.fstat(f.fileno()).st_size
+      return b"" if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
   except OSError as e:
     raise errors.WeightsError(_unreadable(path, e)) from e
 
 
-def parse(data: bytes, name: str) -> Mapping[str, np.ndarray]:
-  """`read_tensors` of a file that was read already; `name` is for error messages."""
+def parse(data: mmap.mmap | bytes, name: str) -> Mapping[str, np.ndarray]:
+  """`read_tensors` of a file that is open already; `name` is for error messages."""
   return _explained(lambda: _parse(data, name), name)
 
 
@@ -99,10 +105,13 @@ def _unreadable(path: str | pathlib.Path, error: OSError) -> str:
   return f"cannot read weights from {path}: {error.strerror or error}"
 
 
-def _parse(data: bytes, name: str) -> dict[str, np.ndarray]:
-  if data.startswith(torch_legacy.SIGNATURE):
+def _parse(data: mmap.mmap | bytes, name: str) -> dict[str, np.ndarray]:
+  def starts_with(signature: bytes) -> bool:
+    return data[: len(signature)] == signature
+
+  if starts_with(torch_legacy.SIGNATURE):
     return torch_legacy.read(data, name)
-  if data.startswith(zip_archive.SIGNATURE):
+  if starts_with(zip_archive.SIGNATURE):
     archive = zip_archive.Archive(data)
     if torch_zip.root(archive) is not None:
       return torch_zip.read(archive, name, len(data))
@@ -110,9 +119,9 @@ def _parse(data: bytes, name: str) -> dict[str, np.ndarray]:
       return npz.read(archive)
     raise errors.Refused("it is a zip archive, but neither torch's nor numpy's", _other_format())
   if safetensors_file.matches(data):
-    return safetensors_file.read(data)
+    return safetensors_file.read(data[:])
   if msgpack_file.matches(data):
-    return msgpack_file.read(data, name)
+    return msgpack_file.read(data[:], name)
   raise errors.WeightsError(
     f"{name} is in no known format (it starts with {data[:8]!r}); {_other_format()}"
   )

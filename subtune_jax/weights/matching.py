@@ -1,6 +1,7 @@
 """Which naming scheme a file follows, and its tensors as a model's variables."""
 
 from collections.abc import Iterable, Mapping
+from concurrent import futures
 import dataclasses
 from typing import Any
 
@@ -14,6 +15,7 @@ from subtune_jax.weights import errors, naming
 from subtune_jax.weights.naming import base
 
 _WRAPPERS = ("", "module.", "backbone.", "module.backbone.")
+_ALIGNMENT = 64  # bytes, of the CPU backend's buffers
 _MAX_ROWS = 40  # of an error; a foreign file would print hundreds
 
 
@@ -124,9 +126,8 @@ def convert(
       array = source.convert(*(tensors[key] for key in source.keys))
       if array.shape != targets[path].shape:
         wrong[path] = array.shape
-      elif not rows:
-        rows += _not_finite(array, source)
-        loaded[path] = _on_device(array)
+      else:
+        loaded[path] = array
   skipped = set(base.HEAD) - set(match.sources)
   if _other_classes(tensors, match, targets):
     skipped |= set(base.HEAD)
@@ -136,19 +137,33 @@ def convert(
     for path, shape in wrong.items()
     if path not in skipped
   ]
+  rows = rows or _not_finite(loaded, match)
   if rows:
     raise errors.WeightsError(_message(where, match, rows))
   _log(frozenset(tensors), match, where, skipped)
-  variables = {path: leaf for path, leaf in loaded.items() if path not in skipped}
+  variables = _on_device({path: a for path, a in loaded.items() if path not in skipped})
   return traverse_util.unflatten_dict(variables, sep="/"), tuple(
     path.removeprefix("params/") for path in base.HEAD if path in skipped
   )
 
 
-def _on_device(array: np.ndarray) -> jax.Array:
-  """The array in float32; no view of the file stays behind it, and one copy is made, not two."""
-  own = np.asarray(array, np.float32, order="C")
-  return jax.device_put(own, may_alias=own.base is None)
+def _on_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+  """The arrays in float32; nothing of the file stays behind them.
+
+  They are copied once, by several threads, to where the CPU backend can use them as they are.
+  """
+  with futures.ThreadPoolExecutor() as pool:
+    copies = list(pool.map(_copy, arrays.values()))
+  return dict(zip(arrays, jax.device_put(copies, may_alias=True), strict=True))
+
+
+def _copy(array: np.ndarray) -> np.ndarray:
+  """A contiguous float32 copy that starts at a multiple of 64 bytes."""
+  buffer = np.empty(4 * array.size + _ALIGNMENT, np.uint8)
+  start = -buffer.ctypes.data % _ALIGNMENT
+  copy = buffer[start : start + 4 * array.size].view(np.float32).reshape(array.shape)
+  np.copyto(copy, array, casting="unsafe")
+  return copy
 
 
 def _head_keys(match: Match) -> set[str]:
@@ -168,10 +183,19 @@ def _unmatched(names: frozenset[str], match: Match) -> list[str]:
   return rows + [f"unexpected in the file: {key}" for key in sorted(spare)]
 
 
-def _not_finite(array: np.ndarray, source: base.Source) -> list[str]:
-  if np.issubdtype(array.dtype, np.integer) or np.isfinite(array).all():
-    return []
-  return [f"{' + '.join(source.keys)} in the file has values that are not finite"]
+def _not_finite(arrays: Mapping[str, np.ndarray], match: Match) -> list[str]:
+  """A row for every array that holds NaN or an infinity."""
+
+  def finite(array):
+    return array.dtype.kind in "iub" or bool(np.isfinite(array).all())
+
+  with futures.ThreadPoolExecutor() as pool:
+    good = pool.map(finite, arrays.values())
+  return [
+    f"{' + '.join(match.sources[path].keys)} in the file has values that are not finite"
+    for path, is_finite in zip(arrays, good, strict=True)
+    if not is_finite
+  ]
 
 
 def _other_classes(

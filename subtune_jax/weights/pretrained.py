@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from concurrent import futures
 import functools
 import hashlib
+import mmap
 import pathlib
 from typing import Any, NamedTuple
 
@@ -63,28 +64,37 @@ def load_pretrained(
       a file that does not say its preprocessing.
   """
   path, entry = known.find(str(name_or_path))
-  with futures.ThreadPoolExecutor(1) as pool:  # reading and hashing need no interpreter
-    reading = pool.submit(_read, path)
-    shapes = _shapes(model)
-    content, sha256 = reading.result()
+  content = None if path.is_dir() else files.map_file(path)
+  with futures.ThreadPoolExecutor(1) as pool:  # hashing needs no interpreter
+    hashing = pool.submit(_sha256, path, content)
+    try:
+      match, loaded, not_loaded = _load(path, content, model)
+    except errors.WeightsError:
+      if entry:
+        known.check_digest(path, entry, hashing.result())
+      raise
+    sha256 = hashing.result()
   if entry:
     known.check_digest(path, entry, sha256)
-  tensors = files.read_folder(path) if content is None else files.parse(content, str(path))
-  match = matching.recognise(tensors, model, matching.paths(shapes), str(path))
   seen = _preprocessing(preprocessing, path, entry, match.scheme)
-  loaded, not_loaded = matching.convert(tensors, shapes, match, str(path))
   if not_loaded:
-    loaded["params"]["head"] = shapes["params"]["head"]
+    loaded["params"]["head"] = _shapes(model)["params"]["head"]
     loaded = heads.init_head(model, loaded, seed)
   return Pretrained(loaded, seen, str(name_or_path), sha256, not_loaded)
 
 
-def _read(path: pathlib.Path) -> tuple[bytes | None, str]:
-  """Returns a file's content, None for a folder, and the SHA-256."""
-  if path.is_dir():
-    return None, files.digest(path)
-  content = files.read_bytes(path)
-  return content, hashlib.sha256(content).hexdigest()
+def _sha256(path: pathlib.Path, content: mmap.mmap | bytes | None) -> str:
+  return files.digest(path) if content is None else hashlib.sha256(content).hexdigest()
+
+
+def _load(
+  path: pathlib.Path, content: mmap.mmap | bytes | None, model: nn.Module
+) -> tuple[matching.Match, dict[str, Any], tuple[str, ...]]:
+  """The scheme of a file, the variables that it gives, and the paths that it does not."""
+  where, shapes = str(path), _shapes(model)
+  tensors = files.read_folder(path) if content is None else files.parse(content, where)
+  match = matching.recognise(tensors, model, matching.paths(shapes), where)
+  return match, *matching.convert(tensors, shapes, match, where)
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import io
+import mmap
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,18 @@ SIGNATURE = b"\x80\x02\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little"
 _PROTOCOL_VERSION = 1001
 
 
-def read(data: bytes, name: str) -> dict[str, np.ndarray]:
+def read(data: mmap.mmap | bytes, name: str) -> dict[str, np.ndarray]:
   """Returns the tensors of a legacy file as read-only views of `data`.
 
   Args:
-    data: the whole file.
+    data: the whole file; a mapped one at its start.
     name: the file's name, for the log.
 
   Raises:
     Refused: a name other than those of tensors and plain data, or no clear state dict.
     Damaged: a file that contradicts itself or ends early.
   """
-  stream = io.BytesIO(data)
+  stream = io.BytesIO(data) if isinstance(data, bytes) else data
   pickles = torch_tensors.Pickles()
   _, protocol = pickles.load(stream), pickles.load(stream)  # the signature has checked the first
   if protocol != _PROTOCOL_VERSION:
@@ -38,7 +39,7 @@ def read(data: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def _map_storages(
-  data: bytes, position: int, keys: Any, declared: Mapping[str, torch_tensors.Storage]
+  data: mmap.mmap | bytes, position: int, keys: Any, declared: Mapping[str, torch_tensors.Storage]
 ) -> dict[str, memoryview]:
   """Returns each storage's bytes: an int64 count, then the raw values, in the order of `keys`."""
   if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys):

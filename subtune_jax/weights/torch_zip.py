@@ -4,6 +4,7 @@ A TorchScript archive (`torch.jit.save`) describes modules as objects of classes
 the same file. The code is not read: the objects' attributes are the modules and tensors.
 """
 
+from concurrent import futures
 import io
 
 import numpy as np
@@ -41,13 +42,13 @@ def read(archive: zip_archive.Archive, name: str, file_size: int) -> dict[str, n
   if stream.read(1):
     raise errors.Damaged("bytes follow its pickle")
   tensors = torch_state.tensors(value, name, file_size)
-  storages = {}
-  for storage in {t.storage.key: t.storage for t in tensors.values()}.values():
-    content = archive.read(f"{top}/data/{storage.key}")
+  needed = {t.storage.key: t.storage for t in tensors.values()}
+  with futures.ThreadPoolExecutor() as pool:  # checksums need no interpreter
+    contents = list(pool.map(lambda key: archive.read(f"{top}/data/{key}"), needed))
+  for storage, content in zip(needed.values(), contents, strict=True):
     if len(content) != storage.nbytes:
       raise errors.Damaged(
         f"storage {errors.quote(storage.key)} holds {len(content)} bytes, {storage.nbytes} are "
         "declared"
       )
-    storages[storage.key] = content
-  return torch_tensors.arrays(tensors, storages)
+  return torch_tensors.arrays(tensors, dict(zip(needed, contents, strict=True)))

@@ -1,11 +1,13 @@
-"""Zip archives held in memory: stored entries are views, deflated ones are bounded.
+"""Zip archives in memory: stored entries are views, deflated ones are bounded.
 
 The central directory says what there is. An archive that contradicts itself (entries that overlap,
 a name twice, a local header unlike the central one) is damaged; the CRC-32 of an entry is checked
 when it is read.
 """
 
+import mmap
 import struct
+import threading
 from typing import NamedTuple
 import zlib
 
@@ -41,17 +43,18 @@ class _Entry(NamedTuple):
 class Archive:
   """The entries of an archive by name."""
 
-  def __init__(self, data: bytes):
+  def __init__(self, data: mmap.mmap | bytes):
     """Reads the central directory.
 
     Args:
-      data: the whole file.
+      data: the whole file, in memory or mapped.
 
     Raises:
       Damaged: an archive that contradicts itself or ends early.
       Refused: an entry that is encrypted, or compressed by another method than deflate.
     """
     self._data = memoryview(data)
+    self._lock = threading.Lock()
     self._left = _MAX_GROWTH * len(data) + _MIN_GROWTH
     try:
       start, end, count = _directory(data)
@@ -85,7 +88,8 @@ class Archive:
     return content
 
   def _inflate(self, name: str, raw: memoryview, size: int) -> bytes:
-    self._left -= size
+    with self._lock:
+      self._left -= size
     if self._left < 0:
       raise errors.Refused(
         f"it is a zip bomb: its entries inflate to more than {_MAX_GROWTH} times the file's size",
@@ -101,7 +105,7 @@ class Archive:
     return content
 
 
-def _directory(data: bytes) -> tuple[int, int, int]:
+def _directory(data: mmap.mmap | bytes) -> tuple[int, int, int]:
   """Returns the central directory's start and end, and its number of entries."""
   at = data.rfind(b"PK\x05\x06", max(0, len(data) - _END.size - _MAX_COMMENT))
   if at < 0:
@@ -110,7 +114,9 @@ def _directory(data: bytes) -> tuple[int, int, int]:
   end = at
   if at + _END.size + comment != len(data):
     raise errors.Damaged("its zip directory is not at its end")
-  if at >= _LOCATOR64.size and data[at - _LOCATOR64.size :][:4] == b"PK\x06\x07":
+  if (
+    at >= _LOCATOR64.size and data[at - _LOCATOR64.size : at - _LOCATOR64.size + 4] == b"PK\x06\x07"
+  ):
     _, disk, end, _ = _LOCATOR64.unpack_from(data, at - _LOCATOR64.size)
     signature, _, _, _, first, _, here, count, _, start = _END64.unpack_from(
       data, min(end, len(data))
@@ -122,7 +128,7 @@ def _directory(data: bytes) -> tuple[int, int, int]:
   return start, end, count
 
 
-def _entries(data: bytes, position: int, end: int, count: int) -> list[_Entry]:
+def _entries(data: mmap.mmap | bytes, position: int, end: int, count: int) -> list[_Entry]:
   """Returns the entries that the central directory lists."""
   entries = []
   for _ in range(count):
@@ -165,7 +171,7 @@ def _decode(entry: _Entry) -> str:
     raise errors.Damaged("its zip directory has a name that is no text") from e
 
 
-def _payload(data: bytes, entry: _Entry) -> int:
+def _payload(data: mmap.mmap | bytes, entry: _Entry) -> int:
   """Returns where an entry's bytes start, after its local header."""
   what = f"the entry {errors.quote(_decode(entry))}"
   if entry.flags & _ENCRYPTED:

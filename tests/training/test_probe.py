@@ -231,9 +231,7 @@ def test_lpft_grid():
 def _path_of(kernels, l2):
   kernel = np.stack(kernels).astype(np.float32)
   k = np.zeros(len(l2))
-  return probe.ProbePath(
-    kernel, np.zeros((len(l2), 2), np.float32), k, k, k, k == 0, np.array(l2)
-  )
+  return probe.ProbePath(kernel, np.zeros((len(l2), 2), np.float32), k, k, k, k == 0, np.array(l2))
 
 
 RIGHT, WRONG = [[-1, 1]], [[1, -1]]

@@ -157,7 +157,9 @@ def test_a_hubs_json_beside_the_weights_tells(variables, tmp_path):
   np.testing.assert_allclose(seen.std, [51.0] * 3)
   assert (seen.interpolation, seen.resize) == ("bicubic", 0.875)
   beside.write_text(json.dumps({"image_mean": 3}))
-  with pytest.raises(weights.WeightsError, match=r"preprocessor_config\.json says no preprocessing"):
+  with pytest.raises(
+    weights.WeightsError, match=r"preprocessor_config\.json says no preprocessing"
+  ):
     weights.load_pretrained(path, _MODEL)
   beside.unlink()
   timm = {"mean": [0.5], "std": [0.5], "interpolation": "bicubic", "crop_pct": 0.9}

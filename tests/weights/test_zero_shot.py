@@ -115,7 +115,8 @@ def test_the_script_and_the_head_give_transformers_logits(tmp_path):
   common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
   config = transformers.CLIPConfig(
     text_config={
-      **common, "num_hidden_layers": 12, "vocab_size": len(tokens), "intermediate_size": 64, "max_position_embeddings": 64,
+      **common, "num_hidden_layers": 12, "vocab_size": len(tokens),
+      "intermediate_size": 64, "max_position_embeddings": 64,
       "bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1, "projection_dim": 12,
     },
     vision_config={
