@@ -64,6 +64,18 @@ PRESETS = {
 }
 
 
+def preset(name: Preprocessing | str) -> Preprocessing:
+  """Returns the preset of that name; a `Preprocessing` is returned as it is.
+
+  Raises:
+    ValueError: no preset has that name.
+  """
+  if isinstance(name, Preprocessing):
+    return name
+  choices.check("preprocessing", name, PRESETS)
+  return PRESETS[name]
+
+
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing, size: int) -> np.ndarray:
   """Returns the square that a network reads.
 

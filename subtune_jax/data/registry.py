@@ -3,14 +3,17 @@
 A data set is an `Entry`: a loader `(split, image_size, *, interpolation) -> Dataset`, its splits,
 and whose images it holds. A loader that reads its files through a heavy library imports that
 library inside the function. `folder:/path/to/images` is a data set too, without an entry: see
-`subtune_jax.data.folder`.
+`subtune_jax.data.folder`. `NAME+corruption/severity` is a corrupted copy of any of them: see
+`subtune_jax.data.corrupted`.
 """
 
 from collections.abc import Callable
 import dataclasses
 import functools
+import os
 
-from subtune_jax.data import choices, dataset, emoji_domains, folder, shifts, vtab
+from subtune_jax.data import choices, corrupted, dataset, emoji_domains, folder, shifts
+from subtune_jax.data import tfds_source, vtab
 
 SPLITS = ("train", "validation", "trainval", "test")
 
@@ -71,12 +74,22 @@ def _load_emoji(
 
 def attribution(name: str) -> str:
   """Returns whose images a data set holds and under which licence; "" where nobody asks for it."""
-  entry = _entries().get(name)
+  entry = _entries().get(_base(name))
   return entry.describe if entry else ""
 
 
+def _corrupted(name: object) -> corrupted.Corrupted | None:
+  """The parts of a corrupted name; a name that is registered as it is stands for itself."""
+  return None if name in _entries() else corrupted.parse(name)
+
+
+def _base(name: object) -> str:
+  parts = _corrupted(name)
+  return _base(parts.base) if parts else name
+
+
 def names() -> tuple[str, ...]:
-  """Returns the names that `load` takes, sorted, beside "folder:/path/to/images"."""
+  """Returns the names that `load` takes, sorted, beside "folder:/path/to/images" and corrupted ones."""
   return tuple(sorted(_entries()))
 
 
@@ -86,12 +99,38 @@ def splits_of(name: str) -> tuple[str, ...]:
   Raises:
     ValueError: an unknown name.
   """
+  name = _base(name)
   if folder.is_name(name):
     return SPLITS
   if name not in _entries():
     shown = dict.fromkeys(shifts.PATTERNS.get(n.split("/")[0], n) for n in names())
-    choices.check("data set", name, (*shown, folder.EXAMPLE))
+    choices.check("data set", name, (*shown, folder.EXAMPLE, corrupted.EXAMPLE))
   return _entries()[name].splits
+
+
+def require(name: str) -> None:
+  """Checks that a data set's files are there, as far as can be told without reading images.
+
+  Raises:
+    FileNotFoundError: they are missing; the message says how to get them.
+    ValueError: an unknown name.
+  """
+  splits_of(name)
+  name = _base(name)
+  if name in _REGISTERED:
+    return
+  source = (vtab.SOURCES | shifts.SOURCES).get(name)
+  if source and not source.is_prepared():
+    raise tfds_source.missing(source, name)
+  path = name.removeprefix(folder.PREFIX).rpartition("?on_broken=")
+  if folder.is_name(name):
+    missing = not any(os.path.isdir(os.path.expanduser(p)) for p in (path[0], "".join(path)))
+  elif name in shifts.folders.FOLDERS:
+    missing = not (shifts.folders.root() / shifts.folders.FOLDERS[name].path).is_dir()
+  else:
+    missing = name in shifts.folders.BREEDS
+  if missing:
+    load(name, "test", 32)  # Raises; of BREEDS it reads no image, nor an answer where all is there.
 
 
 def register(
@@ -120,7 +159,8 @@ def load(
 
   Args:
     name: one of `names()`, such as "emoji_domains/noto", or "folder:" and the path of a folder of
-      images (`subtune_jax.data.folder` says what may lie in it).
+      images (`subtune_jax.data.folder` says what may lie in it); with "+fog/3" behind it, its
+      images with fog of severity 3 (`subtune_jax.data.corrupted`).
     split: "train", "validation", "trainval" (both, train first) or "test".
     image_size: height and width of the images, in pixels.
     interpolation: how images of another size are resized, "bicubic" or "bilinear", antialiased;
@@ -136,6 +176,10 @@ def load(
   """
   splits = splits_of(name)
   choices.check("split", split, splits)
+  parts = _corrupted(name)
+  if parts:
+    clean = load(parts.base, split, image_size, interpolation=interpolation)
+    return corrupted.apply(clean, parts.corruption, parts.severity)
   if folder.is_name(name):
     return folder.load(name, split, image_size, interpolation=interpolation)
   return _entries()[name].load(split, image_size, interpolation=interpolation)

@@ -1,7 +1,8 @@
 """Compares methods on one data set and its shifted siblings.
 
 For each method: a training per learning rate on the first seed, the rate with the best validation
-accuracy, a training per further seed at that rate; then the test splits are read, once.
+accuracy, a training per further seed at that rate; then the test splits are read, once. With
+`data.retrain` the chosen setting is trained anew on training and validation images, for each seed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import data, masks, methods, models, weights
+from subtune_jax.data import choices, preprocess, shifts
 from subtune_jax.experiments import compare_config, facts, writers
 from subtune_jax.experiments import progress as progress_lib
 from subtune_jax.experiments import workdir as workdir_lib
@@ -30,6 +32,7 @@ from subtune_jax.training import stages as stages_lib
 from subtune_jax.training import step as step_lib
 
 Row = dict[str, Any]
+_NOT_ALLOWED = np.float32(-1e30)  # a logit; finite, as the report's reader asks
 
 
 @dataclasses.dataclass
@@ -40,6 +43,7 @@ class _Run:
   workdir: pathlib.Path
   train: data.Dataset
   validation: data.Dataset
+  trainval: data.Dataset | None  # where methods are trained again after the choices
   engine: loop.Engine
   pretrained: weights.Pretrained
   ledger: ledger_lib.Ledger
@@ -68,7 +72,7 @@ def run(
   stream = stream or sys.stdout
   grids = {name: compare_config.learning_rates(config, name) for name in config.methods}
   _check(config)
-  engine, pretrained, train, validation = _load(config)
+  engine, pretrained, train, validation, trainval = _load(config)
   _check_methods(config, grids, engine, pretrained)
   workdir, entered = workdir_lib.enter(workdir, config)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
@@ -79,7 +83,7 @@ def run(
     progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   state = _Run(
-    config, workdir, train, validation, engine, pretrained, ledger, rows, writer, progress
+    config, workdir, train, validation, trainval, engine, pretrained, ledger, rows, writer, progress
   )
   examples = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
   records.write_npz(workdir / "logits/validation/examples.npz", examples)
@@ -106,29 +110,53 @@ def _check(config: Any) -> None:
     raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
   if config.backbone.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
+  if config.backbone.weights == "random" and not config.backbone.preprocessing:
+    raise ValueError(
+      "backbone.weights is 'random' and backbone.preprocessing is ''; give one of "
+      f"{', '.join(map(repr, preprocess.PRESETS))}"
+    )
+  if config.data.shift:
+    choices.check("shift", config.data.shift, shifts.SHIFTS)
+    for name in config.data.ood:
+      choices.check(f"shifted set of {config.data.shift}", name, _shift(config).ood_data)
   if config.data.train in config.data.ood:
     raise ValueError(f"data.ood holds data.train, {config.data.train!r}; name other sets there")
 
 
 def _load(config: Any):
-  """(engine, pretrained weights with a fresh head, train split, validation split)."""
-  size = config.data.image_size
-  train = data.load(config.data.train, "train", size)
-  validation = data.load(config.data.train, "validation", size)
-  dtype = jnp.dtype(config.backbone.dtype)
+  """(engine, pretrained weights with a fresh head, train, validation and trainval split)."""
+  train, validation = (_split(config, config.data.train, s) for s in ("train", "validation"))
+  trainval = _split(config, config.data.train, "trainval") if config.data.retrain else None
   model = models.create(
-    config.backbone.name, num_classes=len(train.class_names), dtype=dtype, image_size=size
+    config.backbone.name,
+    num_classes=len(train.class_names),
+    dtype=jnp.dtype(config.backbone.dtype),
+    image_size=config.data.image_size,
   )
-  pretrained = weights.load_pretrained(config.backbone.weights, model)
+  preprocessing = config.backbone.preprocessing or None
+  if config.backbone.weights == "random":
+    pretrained = weights.random_weights(model, preprocessing=preprocessing)
+  else:
+    pretrained = weights.load_pretrained(
+      config.backbone.weights, model, preprocessing=preprocessing
+    )
   augmentation = None
   if config.augment.kind != "none":
-    augmentation = step_lib.Augmentation(
-      config.augment.kind, config.augment.pad, config.augment.flip, config.augment.num_views
-    )
+    options = config.augment.to_dict()
+    augmentation = step_lib.Augmentation(**options | {"color": tuple(options["color"])})
   engine = loop.Engine(
     model, pretrained.preprocessing, batch_size=config.batch_size, augmentation=augmentation
   )
-  return engine, pretrained, train, validation
+  return engine, pretrained, train, validation, trainval
+
+
+def _split(config: Any, name: str, split: str) -> data.Dataset:
+  size, interpolation = config.data.image_size, config.data.interpolation
+  return data.load(name, split, size, interpolation=interpolation)
+
+
+def _shift(config: Any) -> shifts.Shift:
+  return shifts.SHIFTS[config.data.shift]
 
 
 def _check_methods(config, grids, engine, pretrained) -> None:
@@ -151,7 +179,8 @@ def _total_epochs(config: Any, grids: Mapping[str, tuple[float, ...]]) -> int:
   total = 0
   for name, rates in grids.items():
     method = compare_config.make_method(config, name, rates[0])
-    more = 0 if _is_deterministic(method) else len(config.seeds) - 1
+    seeds = 1 if _is_deterministic(method) else len(config.seeds)
+    more = seeds if config.data.retrain else seeds - 1
     total += _epochs(method) * (len(rates) + more)
   return total
 
@@ -175,24 +204,45 @@ def _train_method(run: _Run, name: str, rates: tuple[float, ...]) -> Row:
   best = max(finite, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
   rate = best["learning_rate"]
   method = compare_config.make_method(run.config, name, rate)
+  first = _retrain(run, best, seeds[0]) if run.trainval else best
   if _is_deterministic(method):
-    chosen = [best | {"seed": seed} for seed in seeds]
+    chosen = [first | {"seed": seed} for seed in seeds]
   else:
-    chosen = [best] + [_train(run, name, rate, seed) for seed in seeds[1:]]
+    again = _retrain if run.trainval else lambda run, best, seed: _train(run, name, rate, seed)
+    chosen = [first] + [again(run, best, seed) for seed in seeds[1:]]
     bad = [row["seed"] for row in chosen if row["validation_accuracy"] is None]
     if bad:
       raise ValueError(f"{name}: learning rate {rate} diverged with seed {bad[0]}; lower the rates")
   return {"name": name, "grid": grid, "chosen": chosen, "learning_rate": rate}
 
 
-def _describe(run: _Run, name: str, method: methods.Method, seed: int) -> Row:
+def _retrain(run: _Run, best: Row, seed: int) -> Row:
+  """The chosen setting on all labelled images; the score that it was chosen by stays with it."""
+  strengths = [stage.get("l2") for stage in best["stages"]]
+  row = _train(run, best["method"], best["learning_rate"], seed, strengths=strengths)
+  scores = ("validation_accuracy", "validation_loss") if row["history"] else ()
+  return row | {name: best[name] for name in scores} | {"selection": best["stages"]}
+
+
+def _fixed(method: methods.Method, strengths: list[float | None]) -> methods.Method:
+  """The method with each probe's strength fixed."""
+  return tuple(
+    stage if l2 is None
+    else dataclasses.replace(stage, solver=dataclasses.replace(stage.solver, l2=(l2,)))
+    for stage, l2 in zip(method, strengths, strict=True)
+  )  # fmt: skip
+
+
+def _describe(
+  run: _Run, name: str, method: methods.Method, seed: int, train: Any, validation: Any
+) -> Row:
   """Everything that the result of a training depends on."""
   config = run.config
   used = {"data", "backbone", "augment", "batch_size"}
   return {
     "config": {k: v for k, v in workdir_lib.as_json(config).items() if k in used},
-    "train": run.train.fingerprint(),
-    "validation": run.validation.fingerprint(),
+    "train": train.fingerprint(),
+    "validation": validation.fingerprint() if validation else None,
     "weights": run.pretrained.sha256,
     "method": name,
     "stages": [facts.plain(stage) for stage in method],
@@ -200,11 +250,20 @@ def _describe(run: _Run, name: str, method: methods.Method, seed: int) -> Row:
   }
 
 
-def _train(run: _Run, name: str, rate: float, seed: int) -> Row:
-  """One training: from the ledger, from its checkpoint, or from the pretrained weights."""
+def _train(
+  run: _Run, name: str, rate: float, seed: int, strengths: list[float | None] | None = None
+) -> Row:
+  """One training: from the ledger, from its checkpoint, or from the pretrained weights.
+
+  With the strengths of its probes given it is trained on `run.trainval`.
+  """
   method = compare_config.make_method(run.config, name, rate)
-  key = ledger_lib.key_of(_describe(run, name, method, seed))
+  sets = (run.train, run.validation)
   what = f"{name} lr={rate:g} seed={seed}" if rate else name
+  if strengths:
+    method, sets = _fixed(method, strengths), (run.trainval, None)
+    what += " on all labels"
+  key = ledger_lib.key_of(_describe(run, name, method, seed, *sets))
   if key in run.rows:
     run.progress.skip(_epochs(method))
     return run.rows[key]
@@ -214,31 +273,33 @@ def _train(run: _Run, name: str, rate: float, seed: int) -> Row:
     last_good=run.config.resume == "last_good",
   )  # fmt: skip
   row = {"key": key, "method": name, "learning_rate": rate, "seed": seed}
-  row |= _fit(run, method, seed, saver, what, key)
+  row |= _fit(run, method, seed, saver, what, key, *sets)
   run.ledger.append(row)
   run.rows[key] = row
   checkpoints.clear()
-  score = row["validation_accuracy"]
-  outcome = "diverged" if score is None else f"validation {score:.3f}"
+  outcome = "done" if row["history"] else "diverged"
+  if row["validation_accuracy"] is not None:
+    outcome = f"validation {row['validation_accuracy']:.3f}"
   run.progress.line(f"{what}: {outcome}, {row['seconds']:.1f} s + {row['compile_seconds']:.1f} s "
                     "compiling")  # fmt: skip
   return row
 
 
-def _fit(run: _Run, method, seed, saver, what, key) -> Row:
+def _fit(run: _Run, method, seed, saver, what, key, train, validation) -> Row:
   """The figures of one training; its tuned leaves go to WORKDIR/tasks/<key>."""
   variables = heads.init_head(run.engine.model, run.pretrained.variables, seed)
   steps = iter(range(1, 1 << 30))
 
   def on_epoch(row, logits):
     path = run.workdir / f"logits/validation/{key}/{row['stage']}-{row['epoch']}.npz"
-    records.write_npz(path, {"logits": np.asarray(logits, np.float32)})
+    if logits is not None:
+      records.write_npz(path, {"logits": np.asarray(logits, np.float32)})
     run.writer.write(next(steps), what.replace(" ", "/"), row)
     run.progress.epoch(what, row)
 
   try:
     result = loop.fit(
-      run.engine, variables, method, run.train, run.validation, seed=seed, on_epoch=on_epoch,
+      run.engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch,
       saver=saver, on_resume=lambda text: run.progress.line(f"{what}: {text}"),
     )  # fmt: skip
   except stages_lib.NonFiniteLossError as e:
@@ -259,9 +320,20 @@ def _fit(run: _Run, method, seed, saver, what, key) -> Row:
   }  # fmt: skip
 
 
-def _test_sets(config: Any) -> Iterator[data.Dataset]:
-  for name in (config.data.train, *config.data.ood):
-    yield data.load(name, "test", config.data.image_size)
+def _test_sets(config: Any, class_names: tuple[str, ...]) -> Iterator[data.Dataset]:
+  """The test splits, in the head's classes."""
+  yield _split(config, config.data.train, "test")
+  for name in config.data.ood:
+    test = _split(config, name, "test")
+    yield _shift(config).map_labels(name, test, class_names) if config.data.shift else test
+
+
+def _masked(config: Any, test: data.Dataset, logits: np.ndarray) -> np.ndarray:
+  """The logits, with classes that the benchmark does not allow on this set out of reach."""
+  if not config.data.shift or test.name == config.data.train:
+    return logits
+  mask = _shift(config).class_mask(test.name, test.labels, logits.shape[-1])
+  return logits if mask is None else np.where(mask, logits, _NOT_ALLOWED)
 
 
 def _test(run: _Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -> dict[str, Any]:
@@ -274,7 +346,7 @@ def _test(run: _Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) 
     variables, _ = export.load_task(run.workdir / "tasks" / key, run.pretrained.variables)
     tests[key] = {}
     for test in test_sets:
-      logits = run.engine.predict(variables, test.images)
+      logits = _masked(run.config, test, run.engine.predict(variables, test.images))
       path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
       arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
       records.write_npz(run.workdir / path, {"logits": logits, **arrays})
@@ -289,7 +361,7 @@ def _test(run: _Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) 
 def _record(run: _Run, chosen: Mapping[str, Row], command: str) -> Row:
   """The record of the run; reads the test splits."""
   config = run.config
-  test_sets = list(_test_sets(config))
+  test_sets = list(_test_sets(config, run.train.class_names))
   trainings = []
   keep = set()
   for name, result in chosen.items():
@@ -330,7 +402,7 @@ def _training_row(row: Row, chosen: bool, test: Row | None = None) -> Row:
 
 def _method_row(name: str, result: Row) -> Row:
   best, grid = result["chosen"][0], result["grid"]
-  stages = best["stages"]
+  stages = best.get("selection", best["stages"])
   setting, value = "learning_rate", result["learning_rate"]
   rows = [
     {k: row[k] for k in ("learning_rate", "validation_accuracy", "validation_loss")} for row in grid

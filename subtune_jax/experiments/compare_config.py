@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from subtune_jax import data, methods
+from subtune_jax.data import choices, shifts
 
 TITLES = {
   "lp": "Linear probing",
@@ -46,16 +47,22 @@ def default() -> ml_collections.ConfigDict:
   data.train = "emoji_domains/noto"  # its train and validation splits; its test split is "ID"
   data.ood = ("emoji_domains/twemoji", "emoji_domains/openmoji", "emoji_domains/fluent")
   data.image_size = 64  # pixels, square
+  data.interpolation = "bicubic"  # of the resize to that size; VTAB's is "bilinear_no_antialias"
+  data.shift = ""  # benchmark of data.shifts whose label maps and class masks hold for data.ood
+  data.retrain = False  # after the choices, train on train + validation (VTAB-1k's protocol)
 
   config.backbone = backbone = ml_collections.ConfigDict()
   backbone.name = "efficientnet_lite0"  # subtune_jax.models
-  backbone.weights = "efficientnet_lite0/imagenet"  # a known name, or a file
+  backbone.weights = "efficientnet_lite0/imagenet"  # a known name, a file, or "random"
+  backbone.preprocessing = ""  # key of preprocess.PRESETS; "" is what the weights tell
   backbone.dtype = "float32"  # of the computation: "float32" or "bfloat16"
 
   config.augment = augment = ml_collections.ConfigDict()
   augment.kind = "none"  # "none", "shift" or "resized_crop"
   augment.pad = 4  # of "shift": largest shift in pixels
   augment.flip = False  # mirror left and right half of the time
+  augment.color = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+  augment.mixup = 0.0  # alpha of mixup; 0 is off
   augment.num_views = 1 << 20  # views repeat after so many epochs
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
@@ -170,7 +177,17 @@ def use_method(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def use_dataset(config: ml_collections.ConfigDict, name: str) -> None:
-  """Trains on `name`; its siblings (other names before the same slash) are out of distribution."""
-  family = name.split("/")[0] + "/"
+  """Trains on `name`; the other Emoji Domains are out of distribution for one of them."""
+  family = "emoji_domains/"
   config.data.train = name
-  config.data.ood = tuple(x for x in data.names() if x.startswith(family) and x != name)
+  config.data.ood = tuple(
+    x for x in data.names() if name.startswith(family) and x.startswith(family) and x != name
+  )
+
+
+def use_shift(config: ml_collections.ConfigDict, name: str) -> None:
+  """Trains on the source of a shift benchmark and tests on all of its shifted sets."""
+  choices.check("shift", name, shifts.SHIFTS)
+  shift = shifts.SHIFTS[name]
+  config.data.shift = name
+  config.data.train, config.data.ood = shift.id_data, shift.ood_data

@@ -30,7 +30,8 @@ class Progress:
     """One epoch is done."""
     if self.bar is not None:
       self.bar.set_description(what, refresh=False)
-      self.bar.set_postfix(val=f"{row['validation_accuracy']:.3f}", refresh=False)
+      if row["validation_accuracy"] is not None:
+        self.bar.set_postfix(val=f"{row['validation_accuracy']:.3f}", refresh=False)
       self.bar.update(1)
 
   def skip(self, epochs: int) -> None:

@@ -417,7 +417,7 @@ def save_images(
     raise ValueError(f"images are of {sorted(images)}, ids of {sorted(ids)}; they must agree.")
   arrays = {}
   for name, stack in images.items():
-    stack, these = np.asarray(stack), np.asarray(ids[name]).astype(str)
+    these = np.asarray(ids[name]).astype(str)
     if stack.dtype != np.uint8 or stack.ndim != 4 or stack.shape[-1] != 3:
       raise ValueError(
         f"images of {name!r} are {stack.dtype} {stack.shape}, wanted uint8 [n, height, width, 3]."

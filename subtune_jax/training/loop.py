@@ -16,8 +16,9 @@ from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import step as step_lib
 
 PyTree = Any
-# on_epoch(row, logits): a row of the history, and the validation logits [n, classes] behind it.
-OnEpoch = Callable[[Mapping[str, Any], np.ndarray], None]
+# on_epoch(row, logits): a row of the history, and the validation logits [n, classes] behind it or,
+# without a validation set, None.
+OnEpoch = Callable[[Mapping[str, Any], np.ndarray | None], None]
 
 
 class Examples(NamedTuple):
@@ -78,7 +79,8 @@ class FitResult:
     variables: of the whole network.
     touched: {"params", "batch_stats"} trees of bool: leaves that some stage could change.
     history: a row per epoch: stage, epoch, train_loss, train_accuracy, validation_loss,
-      validation_accuracy; train figures are means over the epoch's batches, before each update.
+      validation_accuracy; train figures are means over the epoch's batches, before each update;
+      validation figures are None without a validation set.
     stages: a row per stage: title, blocks, trained_params, solver, epochs; a probe's grid too.
     seconds: wall time without compiling.
     compile_seconds: of the train steps.
@@ -166,11 +168,13 @@ class _Training:
     new = {"params": plan.labels, "batch_stats": plan.stat_labels}
     self.touched = jax.tree.map(lambda old, label: old or label != masks.FROZEN, self.touched, new)
 
-  def record(self, row: dict[str, Any], logits: np.ndarray) -> None:
-    """Adds a row to the history; `logits` are those of the validation set."""
-    truth = np.asarray(self.validation.labels)
-    row["validation_loss"] = evaluate.cross_entropy(logits, truth)
-    row["validation_accuracy"] = evaluate.accuracy(logits, truth)
+  def record(self, row: dict[str, Any], logits: np.ndarray | None) -> None:
+    """Adds a row to the history; `logits` are those of the validation set, if there is one."""
+    row["validation_loss"] = row["validation_accuracy"] = None
+    if logits is not None:
+      truth = np.asarray(self.validation.labels)
+      row["validation_loss"] = evaluate.cross_entropy(logits, truth)
+      row["validation_accuracy"] = evaluate.accuracy(logits, truth)
     self.history.append(row)
     if self.on_epoch:
       self.on_epoch(row, logits)
@@ -203,7 +207,7 @@ def fit(
   variables: PyTree,
   method: methods.Method,
   train: Any,
-  validation: Any,
+  validation: Any | None,
   *,
   seed: int = 0,
   on_epoch: OnEpoch | None = None,
@@ -218,7 +222,8 @@ def fit(
     method: stages (`subtune_jax.methods`).
     train: `images` uint8 [n, h, w, 3] and `labels` [n]; the examples that fill no whole batch are
       left out of an epoch, others in each.
-    validation: likewise; read after every epoch, and by a probe to choose its strength.
+    validation: likewise; read after every epoch, and by a probe to choose its strength. None trains
+      without: then a probe has one strength.
     seed: of the order of the examples and of their views.
     on_epoch: called with each row of the history and the validation logits behind it.
     saver: writes and finds checkpoints; a training goes on from the one it finds.
@@ -230,8 +235,15 @@ def fit(
     NonFiniteLossError: the loss became NaN or infinite.
   """
   for examples, what in ((train, "training"), (validation, "validation")):
-    check_examples(examples, engine.model.num_classes, what)
+    if examples is not None:
+      check_examples(examples, engine.model.num_classes, what)
   if not method:
     raise ValueError("the method has no stage; see subtune_jax.methods")
+  for stage in method:
+    if validation is None and len(getattr(stage.solver, "l2", ())) > 1:
+      raise ValueError(
+        f"stage {stage.name!r} has {len(stage.solver.l2)} strengths and no validation set to "
+        "choose with; give one strength"
+      )
   training = _Training(engine, variables, method, train, validation, seed, on_epoch, saver)
   return training.run(on_resume or (lambda text: logging.info("%s", text)))

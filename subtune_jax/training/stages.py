@@ -47,20 +47,22 @@ def describe(stage: methods.Stage, plan: plan_lib.Plan, variables: PyTree) -> di
 def _stage_inputs(training: Any, plan: plan_lib.Plan) -> tuple[Any, Any, str | None]:
   """(train x, validation x, first unit to run): cached activations where the prefix is constant."""
   engine = training.engine
-  sets = (training.train.images, training.validation.images)
+  validation = training.validation
+  sets = [training.train.images] + ([] if validation is None else [validation.images])
   first = engine.model.block_names[0]
-  if not engine.prefix_cache or engine.augmentation is not None or plan.start == first:
-    return *sets, None
-  needed = sum(_activation_bytes(training, x, plan.start) for x in sets)
-  if needed > engine.resident_bytes:
-    logging.info(
-      "what comes before %s is run in every step: its cache would take %.1f GB of the %.1f allowed",
-      plan.start, needed / 1e9, engine.resident_bytes / 1e9,
-    )  # fmt: skip
-    return *sets, None
-  options = engine.options() | {"batch_size": training.batch_size, "stop": plan.start}
-  run = [evaluate.run_units(engine.model, training.variables, x, **options) for x in sets]
-  return *run, plan.start
+  cached = engine.prefix_cache and engine.augmentation is None and plan.start != first
+  if cached:
+    needed = sum(_activation_bytes(training, x, plan.start) for x in sets)
+    cached = needed <= engine.resident_bytes
+    if not cached:
+      logging.info(
+        "what comes before %s is run in every step: its cache would take %.1f GB of the %.1f "
+        "allowed", plan.start, needed / 1e9, engine.resident_bytes / 1e9,
+      )  # fmt: skip
+  if cached:
+    options = engine.options() | {"batch_size": training.batch_size, "stop": plan.start}
+    sets = [evaluate.run_units(engine.model, training.variables, x, **options) for x in sets]
+  return sets[0], None if validation is None else sets[1], plan.start if cached else None
 
 
 def _activation_bytes(training: Any, x: Any, stop: str) -> int:
@@ -77,7 +79,7 @@ def probe_stage(training, index, stage, plan, found) -> PyTree:
   begin = time.perf_counter()
   model = training.engine.model
   options = training.engine.options() | {"stop": plan_lib.HEAD}
-  sets = (training.train, training.validation)
+  sets = [x for x in (training.train, training.validation) if x is not None]
   features = [
     np.asarray(evaluate.run_units(model, training.variables, x.images, **options), np.float32)
     for x in sets
@@ -87,11 +89,31 @@ def probe_stage(training, index, stage, plan, found) -> PyTree:
     features[0], labels[0], num_classes=model.num_classes, l2=stage.solver.l2,
     standardize=stage.solver.standardize,
   )  # fmt: skip
-  choice = probe.choose(path, features[1], labels[1])
-  head = path.head(choice.index)
-  logits, validation = (f @ head["kernel"] + head["bias"] for f in features)
+  if training.validation is None:
+    chosen, note = 0, {"l2": float(path.l2[0])}
+  else:
+    choice = probe.choose(path, features[1], labels[1])
+    chosen, note = choice.index, _probe_note(path, choice)
+  head = path.head(chosen)
+  logits, *validation = (f @ head["kernel"] + head["bias"] for f in features)
   training.seconds += time.perf_counter() - begin
-  training.stages[index] |= {
+  training.stages[index] |= note
+  row = {
+    "stage": index,
+    "epoch": 1,
+    "train_loss": evaluate.cross_entropy(logits, labels[0]),
+    "train_accuracy": evaluate.accuracy(logits, labels[0]),
+  }
+  training.record(row, validation[0] if validation else None)
+  return {
+    **training.variables,
+    "params": {**training.variables["params"], "head": jax.tree.map(jnp.asarray, head)},
+  }
+
+
+def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
+  """What a record keeps of the strengths that were tried."""
+  return {
     "l2": float(path.l2[choice.index]),
     "grid": [
       {
@@ -102,17 +124,6 @@ def probe_stage(training, index, stage, plan, found) -> PyTree:
       for l2, acc, loss in zip(path.l2, choice.accuracy, choice.loss, strict=True)
     ],
     "grid_edge": bool(choice.at_edge),
-  }
-  row = {
-    "stage": index,
-    "epoch": 1,
-    "train_loss": evaluate.cross_entropy(logits, labels[0]),
-    "train_accuracy": evaluate.accuracy(logits, labels[0]),
-  }
-  training.record(row, validation)
-  return {
-    **training.variables,
-    "params": {**training.variables["params"], "head": jax.tree.map(jnp.asarray, head)},
   }
 
 
@@ -143,10 +154,10 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
     order = epoch_order(training.seed, index, epoch, n, training.batch_size)
     state, metrics = run_epoch(state, order, epoch)
     _check_finite(metrics["loss"], stage, epoch)
-    variables = _current(state, fixed)
-    logits = evaluate.predict(
-      engine.model, variables, validation_x, **engine.options() | {"start": start}
-    )
+    logits = None
+    if validation_x is not None:
+      options = engine.options() | {"start": start}
+      logits = evaluate.predict(engine.model, _current(state, fixed), validation_x, **options)
     training.seconds += time.perf_counter() - begin
     begin = time.perf_counter()
     row = {

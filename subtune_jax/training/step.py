@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from subtune_jax import masks, methods
-from subtune_jax.data import augment, preprocess
+from subtune_jax.data import augment, jitter, preprocess
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import optimizer as optimizer_lib
 from subtune_jax.training import plan as plan_lib
@@ -47,23 +47,39 @@ class Augmentation:
     pad: of "shift".
     flip: whether to mirror left and right with probability one half.
     num_views: after this many epochs the views repeat.
+    color: strengths of brightness, contrast, saturation and hue (`jitter.color_jitter`).
+    mixup: alpha of mixup, which mixes the views of a batch; 0 is off.
   """
 
   kind: Literal["shift", "resized_crop"] = "shift"
   pad: int = 4
   flip: bool = False
   num_views: int = 1 << 20
+  color: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+  mixup: float = 0.0
 
   def __post_init__(self):
     if self.kind not in ("shift", "resized_crop"):
       raise ValueError(f"augmentation kind is {self.kind!r}; allowed: 'shift', 'resized_crop'")
+    if len(self.color) != 4:
+      raise ValueError(
+        f"color is {self.color}; give strengths of brightness, contrast, saturation and hue"
+      )
+    if not self.mixup >= 0:
+      raise ValueError(f"mixup is {self.mixup}; it must be 0 (off) or more")
 
   def views(self, images: jax.Array, seed: Any, indices: jax.Array, epoch: Any) -> jax.Array:
     """The views of `images` [n, h, w, 3] uint8, which stand at `indices` [n] of the data set."""
     keys = augment.view_keys(seed, indices, epoch, self.num_views)
     if self.kind == "shift":
-      return augment.shift_and_flip(images, keys, self.pad, flip=self.flip)
-    return augment.random_resized_crop(images, keys, flip=self.flip)
+      images = augment.shift_and_flip(images, keys, self.pad, flip=self.flip)
+    else:
+      images = augment.random_resized_crop(images, keys, flip=self.flip)
+    if not any(self.color):
+      return images
+    strengths = dict(zip(("brightness", "contrast", "saturation", "hue"), self.color, strict=True))
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    return jitter.color_jitter(images, keys, **strengths)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,6 +146,10 @@ def _loss(moving, fixed, initial, batch, spec: StepSpec):
   )
   logits, updated = out if mutable else (out, {})
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+  if "partner" in batch:
+    other = batch["labels"][batch["partner"]]
+    others = optax.softmax_cross_entropy_with_integer_labels(logits, other)
+    losses = batch["share"] * losses + (1 - batch["share"]) * others
   loss = jnp.mean(losses)
   if spec.stage.penalty is not None:
     loss += spec.stage.penalty(moving["params"], initial, logits, batch)
@@ -171,6 +191,10 @@ def train_step(
   else:
     batch = {name: array[indices] for name, array in data.items()} | {"ids": indices}
   batch["x"] = _inputs(spec, batch["x"], batch["ids"], view)
+  if spec.augmentation is not None and spec.augmentation.mixup:
+    key = jax.random.fold_in(jax.random.key(view["seed"]), state.step)
+    mixed = jitter.mixup(batch["x"], key, spec.augmentation.mixup)
+    batch["x"], batch["partner"], batch["share"] = mixed
 
   def loss_fn(params):
     moving = {"params": params, "batch_stats": state.moving["batch_stats"]}

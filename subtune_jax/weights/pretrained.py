@@ -12,7 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from subtune_jax.data import choices, preprocess
+from subtune_jax.data import preprocess
 from subtune_jax.models import heads
 from subtune_jax.weights import errors, files, known, matching, sidecar
 
@@ -83,6 +83,23 @@ def load_pretrained(
   return Pretrained(loaded, seen, str(name_or_path), sha256, not_loaded)
 
 
+def random_weights(
+  model: nn.Module, *, preprocessing: preprocess.Preprocessing | str, seed: int = 0
+) -> Pretrained:
+  """Initialises a model at random, to train it from nothing.
+
+  Args:
+    model: from `models.create`.
+    preprocessing: a `Preprocessing` or a key of `preprocess.PRESETS`.
+    seed: of the initialisation.
+  """
+  size = model.image_size
+  variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, size, size, 3)))
+  name = f"random, seed {seed}"
+  seen = preprocess.preset(preprocessing)
+  return Pretrained(variables, seen, name, hashlib.sha256(name.encode()).hexdigest(), ())
+
+
 def _sha256(path: pathlib.Path, content: mmap.mmap | bytes | None) -> str:
   return files.digest(path) if content is None else hashlib.sha256(content).hexdigest()
 
@@ -110,10 +127,9 @@ def _preprocessing(
   entry: known.Known | None,
   scheme: Any,
 ) -> preprocess.Preprocessing:
-  if isinstance(given, str):
-    choices.check("preprocessing", given, preprocess.PRESETS)
-    return preprocess.PRESETS[given]
-  found = given or (entry and entry.preprocessing) or sidecar.read(path) or scheme.preprocessing
+  if given is not None:
+    return preprocess.preset(given)
+  found = (entry and entry.preprocessing) or sidecar.read(path) or scheme.preprocessing
   if found is None:
     raise errors.WeightsError(
       f"{path}, read as {scheme.title}, does not say how its network saw images; give "

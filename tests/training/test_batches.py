@@ -109,3 +109,41 @@ def test_a_resumed_stream_ends_with_the_same_bits(tmp_path):
 def test_an_image_that_breaks_while_training_ends_the_training():
   with pytest.raises(ValueError, match="row 5 is broken"):
     fit(lazy_examples(broken_at=5))
+
+
+MIXED = step_lib.Augmentation("shift", 2, color=(0.2, 0.2, 0.2, 0.1), mixup=0.4)
+
+
+def test_colour_and_mixup_are_the_same_resident_and_streamed():
+  resident, streamed = (fit(x, augmentation=MIXED) for x in (tiny.examples(), lazy_examples()))
+  assert_same(resident, streamed)
+  plain = fit(tiny.examples(), augmentation=step_lib.Augmentation("shift", 2))
+  assert resident.history[0]["train_loss"] != plain.history[0]["train_loss"]
+
+
+@pytest.mark.parametrize("fields", [{"mixup": -1}, {"color": (0.1,)}, {"kind": "crop"}])
+def test_augmentations_that_do_not_exist_are_errors(fields):
+  with pytest.raises(ValueError, match=next(iter(fields))):
+    step_lib.Augmentation(**fields)
+
+
+# ------------------------------------------------------------------ without a validation set
+
+
+def test_a_training_needs_no_validation_set():
+  model, variables = tiny.make()
+  method = methods.lp_ft(1e-3, l2=(0.1,), epochs=2)
+  train, rest = tiny.examples(), tiny.examples(9, 1)
+  seen = []
+  runs = [
+    loop.fit(
+      tiny.engine(model), variables, method, train, validation, seed=3,
+      on_epoch=lambda row, logits: seen.append(logits),
+    )
+    for validation in (rest, None)
+  ]  # fmt: skip
+  assert_same(*runs)
+  assert [logits is None for logits in seen] == [False] * 3 + [True] * 3
+  assert runs[1].history[-1]["validation_accuracy"] is None
+  with pytest.raises(ValueError, match="2 strengths and no validation set"):
+    loop.fit(tiny.engine(model), variables, methods.linear_probing(l2=(1.0, 0.1)), train, None)
