@@ -53,7 +53,7 @@ def parse(name: object) -> Corrupted | None:
   if not isinstance(name, str) or "+" not in name:
     return None
   base, _, given = name.rpartition("+")
-  if folder.is_name(name) and (given.startswith("/") or _is_folder(name)):
+  if folder.is_name(name) and "?on_broken=" not in base and (given[:1] == "/" or is_folder(name)):
     return None
   corruption, _, severity = given.partition("/")
   choices.check(f"corruption in {name!r},", corruption, corruptions.NAMES)
@@ -64,14 +64,10 @@ def parse(name: object) -> Corrupted | None:
   return Corrupted(base, corruption, int(severity))
 
 
-def base_name(name: str) -> str:
-  """Returns the name of the data set whose images are corrupted, or the name itself."""
-  parts = parse(name)
-  return base_name(parts.base) if parts else name
-
-
-def _is_folder(name: str) -> bool:
-  return os.path.isdir(os.path.expanduser(name.removeprefix(folder.PREFIX)))
+def is_folder(name: str) -> bool:
+  """Returns whether there is a folder of that name, "folder:" and a path."""
+  path = os.path.expanduser(name.removeprefix(folder.PREFIX))
+  return os.path.isdir(path) or os.path.isdir(path.rpartition("?")[0])
 
 
 def table_for(image_size: int) -> str:

@@ -10,10 +10,17 @@ library inside the function. `folder:/path/to/images` is a data set too, without
 from collections.abc import Callable
 import dataclasses
 import functools
-import os
 
-from subtune_jax.data import choices, corrupted, dataset, emoji_domains, folder, shifts
-from subtune_jax.data import tfds_source, vtab
+from subtune_jax.data import (
+  choices,
+  corrupted,
+  dataset,
+  emoji_domains,
+  folder,
+  shifts,
+  tfds_source,
+  vtab,
+)
 
 SPLITS = ("train", "validation", "trainval", "test")
 
@@ -74,7 +81,7 @@ def _load_emoji(
 
 def attribution(name: str) -> str:
   """Returns whose images a data set holds and under which licence; "" where nobody asks for it."""
-  entry = _entries().get(_base(name))
+  entry = _entries().get(base_name(name))
   return entry.describe if entry else ""
 
 
@@ -83,13 +90,14 @@ def _corrupted(name: object) -> corrupted.Corrupted | None:
   return None if name in _entries() else corrupted.parse(name)
 
 
-def _base(name: object) -> str:
+def base_name(name: str) -> str:
+  """Returns the data set whose images a corrupted name corrupts; any other name as it is."""
   parts = _corrupted(name)
-  return _base(parts.base) if parts else name
+  return base_name(parts.base) if parts else name
 
 
 def names() -> tuple[str, ...]:
-  """Returns the names that `load` takes, sorted, beside "folder:/path/to/images" and corrupted ones."""
+  """Returns the names that `load` takes, sorted, but for folders and corrupted copies."""
   return tuple(sorted(_entries()))
 
 
@@ -99,7 +107,7 @@ def splits_of(name: str) -> tuple[str, ...]:
   Raises:
     ValueError: an unknown name.
   """
-  name = _base(name)
+  name = base_name(name)
   if folder.is_name(name):
     return SPLITS
   if name not in _entries():
@@ -111,26 +119,27 @@ def splits_of(name: str) -> tuple[str, ...]:
 def require(name: str) -> None:
   """Checks that a data set's files are there, as far as can be told without reading images.
 
+  Args:
+    name: as for `load`.
+
   Raises:
     FileNotFoundError: they are missing; the message says how to get them.
     ValueError: an unknown name.
   """
   splits_of(name)
-  name = _base(name)
+  name = base_name(name)
   if name in _REGISTERED:
     return
   source = (vtab.SOURCES | shifts.SOURCES).get(name)
   if source and not source.is_prepared():
     raise tfds_source.missing(source, name)
-  path = name.removeprefix(folder.PREFIX).rpartition("?on_broken=")
+  there = True
   if folder.is_name(name):
-    missing = not any(os.path.isdir(os.path.expanduser(p)) for p in (path[0], "".join(path)))
+    there = corrupted.is_folder(name)
   elif name in shifts.folders.FOLDERS:
-    missing = not (shifts.folders.root() / shifts.folders.FOLDERS[name].path).is_dir()
-  else:
-    missing = name in shifts.folders.BREEDS
-  if missing:
-    load(name, "test", 32)  # Raises; of BREEDS it reads no image, nor an answer where all is there.
+    there = (shifts.folders.root() / shifts.folders.FOLDERS[name].path).is_dir()
+  if not there or name in shifts.folders.BREEDS:  # BREEDS lists files and reads none
+    load(name, "test", 32)
 
 
 def register(

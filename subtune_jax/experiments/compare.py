@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import data, masks, methods, models, weights
-from subtune_jax.data import choices, preprocess, shifts
+from subtune_jax.data import choices, preprocess, shifts, splits
 from subtune_jax.experiments import compare_config, facts, writers
 from subtune_jax.experiments import progress as progress_lib
 from subtune_jax.experiments import workdir as workdir_lib
@@ -44,6 +44,7 @@ class _Run:
   train: data.Dataset
   validation: data.Dataset
   trainval: data.Dataset | None  # where methods are trained again after the choices
+  train_indices: np.ndarray | None  # of the training split, where only some of it is used
   engine: loop.Engine
   pretrained: weights.Pretrained
   ledger: ledger_lib.Ledger
@@ -72,7 +73,8 @@ def run(
   stream = stream or sys.stdout
   grids = {name: compare_config.learning_rates(config, name) for name in config.methods}
   _check(config)
-  engine, pretrained, train, validation, trainval = _load(config)
+  train, validation, trainval, train_indices = _load_data(config)
+  engine, pretrained = _load_network(config, len(train.class_names))
   _check_methods(config, grids, engine, pretrained)
   workdir, entered = workdir_lib.enter(workdir, config)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
@@ -83,8 +85,9 @@ def run(
     progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   state = _Run(
-    config, workdir, train, validation, trainval, engine, pretrained, ledger, rows, writer, progress
-  )
+    config, workdir, train, validation, trainval, train_indices, engine, pretrained, ledger, rows,
+    writer, progress,
+  )  # fmt: skip
   examples = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
   records.write_npz(workdir / "logits/validation/examples.npz", examples)
   chosen = {name: _train_method(state, name, rates) for name, rates in grids.items()}
@@ -98,6 +101,13 @@ def run(
   progress.close()
   stream.write(f"{table.format_table(summary)}\n\nreport: {report}\n")
   return record
+
+
+def check(config: Any) -> None:
+  """Raises what `run` would raise for the config, weights and methods, without reading data."""
+  grids = {name: compare_config.learning_rates(config, name) for name in config.methods}
+  _check(config)
+  _check_methods(config, grids, *_load_network(config, num_classes=2))
 
 
 def _check(config: Any) -> None:
@@ -117,19 +127,46 @@ def _check(config: Any) -> None:
     )
   if config.data.shift:
     choices.check("shift", config.data.shift, shifts.SHIFTS)
-    for name in config.data.ood:
-      choices.check(f"shifted set of {config.data.shift}", name, _shift(config).ood_data)
+    allowed = (*_shift(config).ood_data, config.data.train)  # of this one, corrupted copies
+    for name in map(data.base_name, config.data.ood):
+      choices.check(f"shifted set of {config.data.shift}", name, allowed)
   if config.data.train in config.data.ood:
     raise ValueError(f"data.ood holds data.train, {config.data.train!r}; name other sets there")
 
 
-def _load(config: Any):
-  """(engine, pretrained weights with a fresh head, train, validation and trainval split)."""
+def _load_data(config: Any):
+  """(train, validation and trainval split, indices of the images that are used of the first)."""
   train, validation = (_split(config, config.data.train, s) for s in ("train", "validation"))
   trainval = _split(config, config.data.train, "trainval") if config.data.retrain else None
+  for name in config.data.ood:  # read last, but found missing now
+    data.require(name)
+  indices = _train_indices(config, train)
+  if indices is not None:
+    if trainval:  # train comes first in it
+      rest = np.arange(len(train), len(trainval))
+      trainval = trainval.subset(np.concatenate([indices, rest]))
+    train = train.subset(indices)
+  return train, validation, trainval, indices
+
+
+def _train_indices(config: Any, train: data.Dataset) -> np.ndarray | None:
+  """Sorted positions of the nested subset of `data.num_train` images; None for all."""
+  number = config.data.num_train
+  if not 0 <= number <= len(train):
+    raise ValueError(
+      f"data.num_train is {number}; {train.name} has {len(train)} training images: give 1 to "
+      f"{len(train)}, or 0 for all"
+    )
+  if not number:
+    return None
+  return splits.nested_subsets(train.labels, [number], config.data.subset_seed, train.groups)[0]
+
+
+def _load_network(config: Any, num_classes: int):
+  """(engine, pretrained weights with a fresh head)."""
   model = models.create(
     config.backbone.name,
-    num_classes=len(train.class_names),
+    num_classes=num_classes,
     dtype=jnp.dtype(config.backbone.dtype),
     image_size=config.data.image_size,
   )
@@ -147,7 +184,7 @@ def _load(config: Any):
   engine = loop.Engine(
     model, pretrained.preprocessing, batch_size=config.batch_size, augmentation=augmentation
   )
-  return engine, pretrained, train, validation, trainval
+  return engine, pretrained
 
 
 def _split(config: Any, name: str, split: str) -> data.Dataset:
@@ -280,8 +317,11 @@ def _train(
   outcome = "done" if row["history"] else "diverged"
   if row["validation_accuracy"] is not None:
     outcome = f"validation {row['validation_accuracy']:.3f}"
-  run.progress.line(f"{what}: {outcome}, {row['seconds']:.1f} s + {row['compile_seconds']:.1f} s "
-                    "compiling")  # fmt: skip
+  waits = [epoch["data_wait"] for epoch in row["history"] if "data_wait" in epoch]
+  waited = f", {100 * np.mean(waits):.0f} % of the steps' time waiting for data" if waits else ""
+  run.progress.line(
+    f"{what}: {outcome}, {row['seconds']:.1f} s + {row['compile_seconds']:.1f} s compiling{waited}"
+  )
   return row
 
 
@@ -325,14 +365,18 @@ def _test_sets(config: Any, class_names: tuple[str, ...]) -> Iterator[data.Datas
   yield _split(config, config.data.train, "test")
   for name in config.data.ood:
     test = _split(config, name, "test")
-    yield _shift(config).map_labels(name, test, class_names) if config.data.shift else test
+    base = data.base_name(name)
+    if config.data.shift and base != config.data.train:
+      test = _shift(config).map_labels(base, test, class_names)
+    yield test
 
 
 def _masked(config: Any, test: data.Dataset, logits: np.ndarray) -> np.ndarray:
   """The logits, with classes that the benchmark does not allow on this set out of reach."""
-  if not config.data.shift or test.name == config.data.train:
+  base = data.base_name(test.name)
+  if not config.data.shift or base == config.data.train:
     return logits
-  mask = _shift(config).class_mask(test.name, test.labels, logits.shape[-1])
+  mask = _shift(config).class_mask(base, test.labels, logits.shape[-1])
   return logits if mask is None else np.where(mask, logits, _NOT_ALLOWED)
 
 
@@ -383,8 +427,10 @@ def _record(run: _Run, chosen: Mapping[str, Row], command: str) -> Row:
     "config": workdir_lib.as_json(config),
     "backbone": _backbone_row(run),
     "data": {
-      "train": run.train.name, "id": run.train.name, "ood": list(config.data.ood),
+      "train": run.train.name, "id": run.train.name, "ood": [t.name for t in test_sets[1:]],
       "class_names": list(run.train.class_names), "num_train": len(run.train),
+      "train_indices": run.train_indices if run.train_indices is None
+      else run.train_indices.tolist(),
       "num_validation": len(run.validation), "num_test": {t.name: len(t) for t in test_sets},
       "attribution": "; ".join(filter(None, (data.attribution(t.name) for t in test_sets))),
     },

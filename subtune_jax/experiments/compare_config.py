@@ -49,6 +49,8 @@ def default() -> ml_collections.ConfigDict:
   data.image_size = 64  # pixels, square
   data.interpolation = "bicubic"  # of the resize to that size; VTAB's is "bilinear_no_antialias"
   data.shift = ""  # benchmark of data.shifts whose label maps and class masks hold for data.ood
+  data.num_train = 0  # first so many training images of a nested subset by class; 0 is all
+  data.subset_seed = 0  # which of the possible subsets
   data.retrain = False  # after the choices, train on train + validation (VTAB-1k's protocol)
 
   config.backbone = backbone = ml_collections.ConfigDict()

@@ -49,6 +49,8 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
   new = as_json(config)
   file = path / "config.json"
   if not file.exists():
+    for leftover in path.glob(".config.json.*.tmp"):  # of a start that was killed here
+      leftover.unlink(missing_ok=True)
     strangers = sorted(p.name for p in path.iterdir())
     if strangers:
       raise ValueError(

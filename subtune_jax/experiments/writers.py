@@ -20,12 +20,13 @@ class MetricWriter:
     self._file = open(workdir / "metrics.jsonl", "a")  # noqa: SIM115 (closed by close)
     self._events = _clu_writer(workdir) if tensorboard else None
 
-  def write(self, step: int, training: str, scalars: Mapping[str, float]) -> None:
-    """Writes scalars of one training at one of its epochs."""
+  def write(self, step: int, training: str, scalars: Mapping[str, float | None]) -> None:
+    """Writes scalars of one training at one of its epochs; None is null, and no event."""
     self._file.write(json.dumps({"training": training, "step": step, **scalars}) + "\n")
     self._file.flush()
     if self._events is not None:
-      self._events.write_scalars(step, {f"{training}/{k}": v for k, v in scalars.items()})
+      present = {f"{training}/{k}": v for k, v in scalars.items() if v is not None}
+      self._events.write_scalars(step, present)
 
   def close(self) -> None:
     """Flushes and closes the files."""

@@ -72,11 +72,12 @@ class Figure:
   data: bytes
 
 
-def _text(value: Any) -> str:
+def escape(value: Any) -> str:
+  """A value as text of the page."""
   return html.escape(str(value), quote=True)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], css: str) -> str:
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]], css: str) -> str:
   """A table of cells that are HTML already; the first of a row is its heading."""
   head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
   body = "".join(
@@ -89,7 +90,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], css: str) -> st
 
 def _method_cell(summary: table.Summary, name: str) -> str:
   color = style.colors([row.name for row in summary.rows])[name]
-  return f'<span class="swatch" style="background:{color}"></span>{_text(summary.titles[name])}'
+  return f'<span class="swatch" style="background:{color}"></span>{escape(summary.titles[name])}'
 
 
 def _accuracy_cell(summary: table.Summary, row: table.Row, column: str) -> str:
@@ -102,11 +103,11 @@ def _accuracy_cell(summary: table.Summary, row: table.Row, column: str) -> str:
 
 def _results(summary: table.Summary) -> str:
   """The table of accuracies and costs, and what may be said about who is ahead."""
-  header = ["Test accuracy, %", *(_text(c.title) for c in summary.columns)]
+  header = ["Test accuracy, %", *(escape(c.title) for c in summary.columns)]
   header += ["Parameters trained", "Seconds a training", "Setting chosen", "Weights moved"]
   rows = []
   for row in summary.rows:
-    setting = _text(f"{table.setting_name(row.setting)} {table.setting_value(row.value)}")
+    setting = escape(f"{table.setting_name(row.setting)} {table.setting_value(row.value)}")
     if row.at_edge:
       setting += '<small class="edge">! edge of grid</small>'
     cells = [_method_cell(summary, row.name)]
@@ -122,11 +123,11 @@ def _results(summary: table.Summary) -> str:
       "<p>Bold: above every other method by a difference whose interval excludes 0. Undecided: "
       "the methods named cannot be told apart by these data. Small: 95 % intervals.</p>"
     )
-  return f"<h2>Results</h2>{_table(header, rows, 'results')}{note}"
+  return f"<h2>Results</h2>{grid(header, rows, 'results')}{note}"
 
 
 def _leader_cell(summary: table.Summary, column: str) -> str:
-  names = [_text(summary.titles[name]) for name in summary.leaders[column]]
+  names = [escape(summary.titles[name]) for name in summary.leaders[column]]
   if len(names) == 1:
     return f'<span class="best">{names[0]}</span>'
   return (
@@ -143,20 +144,21 @@ def _differences(summary: table.Summary) -> str:
     for column in summary.columns:
       difference = differences[column.key]
       css = "undecided" if difference.verdict == table.UNDECIDED else "best"
-      text = _text(table.difference_text(difference))
+      text = escape(table.difference_text(difference))
       cells.append(f'{text}<small class="{css}">{difference.verdict}</small>')
     rows.append(cells)
-  header = ["Difference, points", *(_text(c.title) for c in summary.columns)]
-  reference = _text(summary.titles[summary.reference])
+  header = ["Difference, points", *(escape(c.title) for c in summary.columns)]
+  reference = escape(summary.titles[summary.reference])
   return (
-    f"<h2>Against {reference}</h2>{_table(header, rows, 'results')}"
+    f"<h2>Against {reference}</h2>{grid(header, rows, 'results')}"
     f"<p>Accuracy minus that of {reference} on the same images, with its 95 % interval. "
     "<em>Undecided</em>: the interval includes 0.</p>"
   )
 
 
-def _facts(rows: Sequence[tuple[str, str]]) -> str:
-  return _table([], rows, "facts")
+def fact_list(rows: Sequence[tuple[str, str]]) -> str:
+  """A table of names and values, HTML already."""
+  return grid([], rows, "facts")
 
 
 def _run_facts(run: records.Run) -> str:
@@ -164,32 +166,32 @@ def _run_facts(run: records.Run) -> str:
   record = run.record
   backbone, data = record["backbone"], record["data"]
   rows = [
-    ("Command", f"<code>{_text(record['command'])}</code>"),
-    ("Written", _text(record["created"])),
-    ("Versions", _text(", ".join(f"{k} {v}" for k, v in record["versions"].items()))),
-    ("Devices", _text(record["devices"])),
-    ("Seeds", _text(", ".join(str(seed) for seed in run.seeds))),
+    ("Command", f"<code>{escape(record['command'])}</code>"),
+    ("Written", escape(record["created"])),
+    ("Versions", escape(", ".join(f"{k} {v}" for k, v in record["versions"].items()))),
+    ("Devices", escape(record["devices"])),
+    ("Seeds", escape(", ".join(str(seed) for seed in run.seeds))),
     (
       "Backbone",
-      _text(
+      escape(
         f"{backbone['name']}, {backbone['num_params']:,} parameters, {backbone['image_size']} px"
       ),
     ),
     (
       "Weights",
-      f"{_text(backbone['weights'])}<br>SHA-256 <code>{_text(backbone['sha256'])}</code>",
+      f"{escape(backbone['weights'])}<br>SHA-256 <code>{escape(backbone['sha256'])}</code>",
     ),
     (
       "Training images",
-      _text(
+      escape(
         f"{data['num_train']:,} of {data['train']}, "
         f"{data['num_validation']:,} for validation, "
         f"{len(data['class_names'])} classes"
       ),
     ),
-    ("Test images", _text(", ".join(f"{name} {n:,}" for name, n in data["num_test"].items()))),
+    ("Test images", escape(", ".join(f"{name} {n:,}" for name, n in data["num_test"].items()))),
   ]
-  return f"<h2>The run</h2>{_facts(rows)}"
+  return f"<h2>The run</h2>{fact_list(rows)}"
 
 
 def _stages(run: records.Run) -> str:
@@ -200,8 +202,8 @@ def _stages(run: records.Run) -> str:
       epochs = "1 epoch" if stage["epochs"] == 1 else f"{stage['epochs']} epochs"
       text = f"{stage['title']}: {stage['solver']}, {epochs}, "
       text += f"{stage['trained_params']:,} parameters"
-      rows.append((_text(title), _text(text)))
-  return f"<h3>Stages</h3>{_facts(rows)}"
+      rows.append((escape(title), escape(text)))
+  return f"<h3>Stages</h3>{fact_list(rows)}"
 
 
 def _attribution(value: Any) -> str:
@@ -211,7 +213,7 @@ def _attribution(value: Any) -> str:
   if isinstance(value, Mapping):
     value = [f"{name}: {text}" for name, text in value.items()]
   texts = [value] if isinstance(value, str) else value
-  return "<h2>Data and licences</h2>" + "".join(f"<p>{_text(text)}</p>" for text in texts)
+  return "<h2>Data and licences</h2>" + "".join(f"<p>{escape(text)}</p>" for text in texts)
 
 
 def figures(run: records.Run, summary: table.Summary) -> list[Figure]:
@@ -267,40 +269,50 @@ def _file_name(text: str) -> str:
 def _figure(figure: Figure) -> str:
   data = base64.b64encode(figure.data).decode("ascii")
   return (
-    f'<h2>{_text(figure.title)}</h2><figure><div class="scroll">'
-    f'<img alt="{_text(figure.alt)}" src="data:image/png;base64,{data}"></div>'
-    f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
+    f'<h2>{escape(figure.title)}</h2><figure><div class="scroll">'
+    f'<img alt="{escape(figure.alt)}" src="data:image/png;base64,{data}"></div>'
+    f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+  )
+
+
+def settings(config: Mapping[str, Any]) -> str:
+  """The fields of a config."""
+  rows = [
+    (f"<code>{escape(key)}</code>", f"<code>{escape(value)}</code>")
+    for key, value in records.flatten(config).items()
+  ]
+  return f"<h2>Settings</h2>{fact_list(rows)}"
+
+
+def document(title: str, body: Sequence[str]) -> str:
+  """A whole page of the parts in `body`, HTML already; empty ones are left out."""
+  return (
+    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+    f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body>\n"
+    + "\n".join(part for part in body if part)
+    + "\n</body></html>\n"
   )
 
 
 def page(run: records.Run, summary: table.Summary, drawn: Sequence[Figure]) -> str:
   """The whole page as text."""
   record = run.record
-  config = [
-    (f"<code>{_text(key)}</code>", f"<code>{_text(value)}</code>")
-    for key, value in records.flatten(record["config"]).items()
-  ]
   body = [
-    f"<h1>{_text(record['title'])}</h1>",
-    f'<p class="quiet">{_text(record["name"])}, {_text(record["created"])}. '
-    f"{_text(table.seeds_text(summary))}, {_text(table.sizes_text(summary))}.</p>",
+    f"<h1>{escape(record['title'])}</h1>",
+    f'<p class="quiet">{escape(record["name"])}, {escape(record["created"])}. '
+    f"{escape(table.seeds_text(summary))}, {escape(table.sizes_text(summary))}.</p>",
     _results(summary),
     _differences(summary),
-    f"<h3>What the intervals mean</h3><p>{_text(table.interval_text(summary))}</p>",
+    f"<h3>What the intervals mean</h3><p>{escape(table.interval_text(summary))}</p>",
     *(_figure(figure) for figure in drawn),
     _run_facts(run),
     _stages(run),
-    f"<h2>Settings</h2>{_facts(config)}",
+    settings(record["config"]),
     _attribution(record["data"].get("attribution")),
   ]
-  return (
-    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-    f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{_text(record['title'])}</title><style>{_CSS}</style></head>\n<body>\n"
-    + "\n".join(part for part in body if part)
-    + "\n</body></html>\n"
-  )
+  return document(record["title"], body)
 
 
 def write_page(run: records.Run, summary: table.Summary) -> pathlib.Path:

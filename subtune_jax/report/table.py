@@ -259,7 +259,7 @@ def _row_setting(row: Row) -> str:
   return f"{setting_name(row.setting)} {setting_value(row.value)}{flag}"
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
   """Columns of text, the first to the left; those past `width` go to a further table below.
 
   A cell may hold several lines.
@@ -301,7 +301,7 @@ def _accuracy_table(summary: Summary, width: int) -> str:
     cells = [_short(row.title), *(f"{percent(s.mean)} ±{100 * s.half_width:4.1f}" for s in scores)]
     cells += [parameters(row.trained_params), seconds(row.seconds), _row_setting(row)]
     rows.append([*cells, _moved(row.moved)])
-  return _grid(header, rows, width)
+  return grid(header, rows, width)
 
 
 def _short(title: str, length: int = 19) -> str:
@@ -321,7 +321,7 @@ def _difference_table(summary: Summary, width: int) -> str:
     these = [differences[c.key] for c in summary.columns]
     texts = [f"{difference_text(d)}\n{d.verdict}" for d in these]
     rows.append([_short(summary.titles[name]), *texts])
-  return _grid(header, rows, width)
+  return grid(header, rows, width)
 
 
 def leaders_text(summary: Summary) -> list[str]:

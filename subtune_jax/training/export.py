@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from flax import serialization
 import jax
 
 from subtune_jax import methods
@@ -46,7 +47,8 @@ def load_task(path: str | os.PathLike, pretrained: PyTree) -> tuple[PyTree, dict
 
   Args:
     path: folder that `save_task` wrote.
-    pretrained: variables of the same backbone; the head may have any number of classes.
+    pretrained: variables of the same backbone; the head may have any number of classes. A task
+      that holds every leaf, as of a training from random weights, needs but the same shapes.
 
   Returns:
     The task's variables, and its note.
@@ -57,15 +59,43 @@ def load_task(path: str | os.PathLike, pretrained: PyTree) -> tuple[PyTree, dict
   arrays, note = checkpoint.load(path)
   if note.get("kind") != "task":
     raise checkpoint.CheckpointError(f"{path} is no exported task but {note.get('kind')!r}")
+  named = resume.named_leaves(dict(pretrained), "task")
   found = backbone_digest(pretrained)
-  if found != note["backbone_digest"]:
+  if set(named) - set(arrays) and found != note["backbone_digest"]:
     raise checkpoint.CheckpointError(
       f"{path} belongs to another backbone ({note.get('backbone', 'unnamed')}, digest "
       f"{note['backbone_digest'][:12]}); this one has digest {found[:12]}"
     )
-  named = resume.named_leaves(dict(pretrained), "task")
   unknown = sorted(set(arrays) - set(named))
   if unknown:
     raise checkpoint.CheckpointError(f"{path} holds leaves that the network lacks: {unknown[:5]}")
+  misshapen = [
+    name for name, leaf in named.items()
+    if name in arrays and "/head/" not in name and arrays[name].shape != leaf.shape
+  ]  # fmt: skip
+  if misshapen:
+    raise checkpoint.CheckpointError(f"{path} holds leaves of other shapes: {misshapen[:5]}")
   leaves = [arrays.get(name, leaf) for name, leaf in named.items()]
   return jax.tree.unflatten(jax.tree.structure(dict(pretrained)), leaves), note
+
+
+def save_variables(path: str | os.PathLike, variables: PyTree) -> None:
+  """Writes a whole network to a file that `weights.load_pretrained` reads: Flax's msgpack.
+
+  The file does not say how the network saw images: load it with `preprocessing`.
+
+  Args:
+    path: of the file, such as "resnet26.msgpack"; an existing one is replaced.
+    variables: {"params", "batch_stats"}.
+  """
+  kept = {name: variables[name] for name in ("params", "batch_stats") if variables.get(name)}
+  host = jax.device_get(serialization.to_state_dict(kept))
+  temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+  try:
+    with open(temporary, "wb") as file:
+      file.write(serialization.msgpack_serialize(host))
+    os.replace(temporary, path)
+  except BaseException:
+    if os.path.exists(temporary):
+      os.unlink(temporary)
+    raise

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from subtune_jax import methods
-from subtune_jax.experiments import compare_config, workdir
+from subtune_jax.experiments import compare_config, vtab_config, workdir
 from subtune_jax.report import records
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def names_read() -> set[str]:
 
 
 def test_every_declared_field_is_read():
-  unread = fields(compare_config.default()) - names_read()
+  unread = (fields(compare_config.default()) | fields(vtab_config.default())) - names_read()
   assert not unread
 
 
@@ -67,8 +67,9 @@ def test_every_config_file_loads_and_shows_its_command(path):
   spec.loader.exec_module(module)
   config = module.get_config()
   assert f"--config=configs/{path.name}" in module.__doc__
+  declared = {"compare": compare_config, "vtab": vtab_config}[config.experiment].default()
   assert set(records.flatten(workdir.as_json(config))) == set(
-    records.flatten(workdir.as_json(compare_config.default()))
+    records.flatten(workdir.as_json(declared))
   )
   for name in config.methods:
     for rate in compare_config.learning_rates(config, name):
@@ -116,3 +117,10 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   (tmp_path / "other/thesis.tex").touch()
   with pytest.raises(ValueError, match=r"thesis\.tex but no config\.json"):
     workdir.enter(tmp_path / "other", config)
+
+
+def test_a_start_killed_while_it_wrote_the_config_does_not_block_the_next(tmp_path):
+  (tmp_path / ".config.json.4242.tmp").write_text("{")
+  path, entered = workdir.enter(tmp_path, compare_config.default())
+  assert not entered
+  assert sorted(p.name for p in path.iterdir()) == ["config.json"]
