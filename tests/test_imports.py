@@ -12,10 +12,11 @@ import subtune_jax
 PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 # A room may import rooms of lower rank, and itself.
 RANK = {
-  "masks": 0, "verify": 0, "data": 0, "methods": 1, "models": 1, "weights": 2, "training": 3,
-  "zoo": 3, "report": 3, "experiments": 4, "command_line": 5, "main": 6,
+  "masks": 0, "verify": 0, "data": 0, "calibration": 0, "methods": 1, "models": 1, "calibrate": 1,
+  "weights": 2, "training": 3, "zoo": 3, "report": 3, "experiments": 4, "command_line": 5,
+  "main": 6,
 }  # fmt: skip
-LONELY = ("masks", "data")  # import none of the others
+LONELY = ("masks", "data", "calibration")  # import none of the others
 HEAVY = (
   "tensorflow",
   "tensorflow_datasets",

@@ -53,7 +53,7 @@ def shapes(tree):
 @functools.cache
 def network(dtype):
   # Five blocks hold every kind of layer: kernels 3 and 5, strides 1 and 2, with a shortcut or none.
-  blocks = efficientnet.LITE0_BLOCKS[:5]
+  blocks = efficientnet.lite_blocks(1.0, 1.0)[:5]
   model = efficientnet.EfficientNet(num_classes=5, blocks=blocks, features=64, dtype=dtype)
   image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   return model, jax.eval_shape(model.init, jax.random.key(0), image)
