@@ -193,7 +193,8 @@ def _balance(logits: Any, labels: Any, pseudo_absent: Array, absent: Any) -> Arr
   kept = np.flatnonzero(~absent)
   new_label = arrays.namespace(labels).asarray(np.cumsum(~absent) - 1)
   curve = curve_lib.seen_unseen_curve(logits[:, kept], new_label[labels], pseudo_absent[kept])
-  if isinstance(curve.seen_right, np.ndarray):  # exact, in integers
+  fits = len(logits) ** 2 // 4 < 2**31  # the products in int32
+  if isinstance(curve.seen_right, np.ndarray) or fits:  # exact, in integers
     difference = curve.seen_right * curve.num_unseen - curve.unseen_right * curve.num_seen
   else:
     difference = curve.seen - curve.unseen

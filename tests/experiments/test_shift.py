@@ -182,6 +182,7 @@ def test_a_missing_test_set_is_told_before_anything_is_trained(
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_pretraining_makes_a_backbone(patched, monkeypatch, tmp_path):
   entry = models_registry._ENTRIES["resnet26"]
   monkeypatch.setitem(entry.fields, "stage_sizes", (1, 1, 1))  # compiles in a fourth of the time

@@ -198,7 +198,7 @@ def test_logits_of_photos_are_torchs_and_name_what_they_show(number, classes):
   assert ours.argmax(1).tolist() == theirs.argmax(1).tolist() == classes
 
 
-@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("size", [64, pytest.param(96, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [1, 2])
 def test_logits_of_emoji_are_torchs(number, size):
   emoji = data.load("emoji_domains/noto", "test", size).images

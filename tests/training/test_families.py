@@ -28,6 +28,10 @@ FAMILIES = {
 }
 
 
+_SLOW = ("bit", "clip_resnet", "clip_vit")  # variants of the others
+_NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n in _SLOW else []) for n in FAMILIES]
+
+
 def _examples(model, n, seed=0):
   rng = np.random.default_rng(seed)
   size = model.image_size if model.image_size < 64 else 16
@@ -40,7 +44,7 @@ def _fit(model, variables, method, **fields):
   return loop.fit(engine, variables, method, _examples(model, 16), _examples(model, 8, 1))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", _NAMES)
 def test_one_block_is_tuned_and_the_rest_stays(name, tmp_path):
   model, block = FAMILIES[name]
   images = jnp.zeros((1, *_examples(model, 1).images.shape[1:]))
@@ -64,7 +68,7 @@ def test_one_block_is_tuned_and_the_rest_stays(name, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, cached.variables)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", _NAMES)
 def test_lp_ft_moves_everything(name):
   model, _ = FAMILIES[name]
   images = jnp.zeros((1, *_examples(model, 1).images.shape[1:]))
