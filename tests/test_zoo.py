@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import pathlib
 import subprocess
 import sys
 
@@ -112,3 +113,11 @@ runpy.run_module("subtune_jax.models", run_name="__main__", alter_sys=True)
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   assert "11,689,512" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_readmes_table_is_the_commands():
+  readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+  rows = [line for line in _written("--markdown").splitlines() if line.startswith("| ")]
+  assert len(rows) > 30
+  assert all(row in readme for row in rows)
