@@ -20,7 +20,7 @@ from subtune_jax.data import decode
 
 SEED = 0
 PER_KIND = {"half": 200, "flipped": 170, "random": 80, "text": 20, "zero": 20, "good": 40}
-MORE_MEMORY = 650  # MiB above that of the same process before it loads the folder
+MORE_MEMORY = 1024  # MiB above that of the same process before it loads the folder
 SUFFIXES = ("png", "jpg", "gif", "webp", "bmp", "tiff")
 
 
