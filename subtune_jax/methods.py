@@ -5,6 +5,8 @@
   sub_tuning(blocks, lr)      head + blocks              SubTuning, arXiv 2302.06354
   lp_ft(lr)                   head, then everything      LP-FT, arXiv 2202.10054
   gradual_unfreezing(groups)  head, head + last, ...     ULMFiT, arXiv 1801.06146
+  auto_rgn(lr), auto_snr(lr)  everything, each tensor    surgical fine-tuning, arXiv 2210.11466
+                              at a rate of its own
 
 A new relative of fine-tuning is a new function here (or a `Stage` of your own), not a branch in the
 loop.
@@ -32,6 +34,43 @@ def backbone(path: str, leaf: Any) -> bool:
   return path.split("/")[0] != "head"
 
 
+def without_batch_norm(path: str, leaf: Any) -> bool:
+  """Selects every leaf outside the head but BatchNorm's scales and biases."""
+  return backbone(path, leaf) and "bn" not in path.split("/")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRates:
+  """A multiplier of the learning rate for each trained tensor, measured anew before every epoch.
+
+  The formulas are in `training/auto_rates.py`. A multiplier scales the whole update of its tensor,
+  weight decay included: at 0 the tensor stays as it is for the epoch.
+
+  Attributes:
+    kind: "rgn" or "snr" as the paper defines them, "rgn_released" or "snr_released" as its code
+      computes them. The released ones also start every epoch with fresh optimiser moments.
+    num_batches: the measure reads the first so many batches of the epoch; None reads all of them.
+    threshold: of the "snr" kinds: a tensor below it is frozen for the epoch.
+  """
+
+  kind: Literal["rgn", "snr", "rgn_released", "snr_released"]
+  num_batches: int | None = 5
+  threshold: float | None = None
+
+  def __post_init__(self):
+    kinds = ("rgn", "snr", "rgn_released", "snr_released")
+    if self.kind not in kinds:
+      raise ValueError(f"kind is {self.kind!r}; allowed: {', '.join(map(repr, kinds))}")
+    if self.num_batches is not None and self.num_batches < 1:
+      raise ValueError(f"num_batches is {self.num_batches}; give at least 1, or None for all")
+    if self.kind.startswith("snr") == (self.threshold is None):
+      raise ValueError(
+        f"threshold is {self.threshold} for {self.kind!r}; the 'snr' kinds need one, and only they"
+      )
+    if self.threshold is not None and not self.threshold >= 0:
+      raise ValueError(f"threshold is {self.threshold}; it must be at least 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class Gradient:
   """Mini-batch gradient steps.
@@ -46,6 +85,7 @@ class Gradient:
     clip_norm: clips the global norm of the trained leaves' gradient; 0 turns it off.
     schedule: "cosine" (to 0 over the stage, per step) or "constant".
     warmup: share of the stage's steps with a linear rise from 0, in [0, 1).
+    rates: a further multiplier for each tensor, see `TensorRates`; None: no such thing.
   """
 
   learning_rates: Mapping[str, float]
@@ -57,6 +97,7 @@ class Gradient:
   clip_norm: float = 0.0
   schedule: Literal["cosine", "constant"] = "cosine"
   warmup: float = 0.0
+  rates: TensorRates | None = None
 
   def __post_init__(self):
     for label, rate in self.learning_rates.items():
@@ -130,6 +171,9 @@ Method = tuple[Stage, ...]
 # 1e-7 ... 1e2 as inverse strengths of 1,000 examples, the grid of the LP-FT code, thinned.
 DEFAULT_L2 = tuple(10.0 ** (k / 2) for k in range(2, -13, -1))
 
+# Of Auto-SNR, on the scale from the noisiest tensor (0) to the clearest (1).
+SNR_THRESHOLD = 0.05
+
 
 def linear_probing(*, l2: Sequence[float] = DEFAULT_L2, standardize: str = "scalar") -> Method:
   """Linear probing: the head alone, by L-BFGS (LP-FT, section 2)."""
@@ -167,7 +211,11 @@ def sub_tuning(
   head_learning_rate: float | None = None,
   **stage: Any,
 ) -> Method:
-  """SubTuning(S): the head and the named blocks (SubTuning, section 2)."""
+  """SubTuning(S): the head and the named blocks (SubTuning, section 2).
+
+  Surgical fine-tuning (arXiv 2210.11466) is this with one contiguous run of blocks. Where the head
+  already knows the classes it is frozen there too: a `Stage` without a rule for the head.
+  """
   if isinstance(blocks, str) or not blocks:
     raise ValueError(f"blocks is {blocks!r}; give a sequence of block names, e.g. ('block14',)")
   selector = tuple("/" + block for block in blocks)
@@ -214,3 +262,69 @@ def gradual_unfreezing(
     blocks = [block for group in groups[first:] for block in group]
     stages += sub_tuning(blocks, learning_rate, head_learning_rate=head_rate, **stage)
   return tuple(stages)
+
+
+def auto_rgn(
+  learning_rate: float,
+  *,
+  head_learning_rate: float | None = None,
+  num_batches: int | None = 5,
+  released: bool = False,
+  **stage: Any,
+) -> Method:
+  """Auto-RGN: every tensor at a rate in proportion to its relative gradient norm |g| / |theta|.
+
+  The head's tensors are measured and normalised with all others, as in the paper, where the head
+  comes with the network. One that was just drawn is small beside its gradient and takes most of the
+  rate: put `linear_probing()` before it, `linear_probing() + auto_rgn(...)`.
+
+  Args:
+    learning_rate: of a tensor whose multiplier is 1.
+    head_learning_rate: likewise, of the head; `learning_rate` when None.
+    num_batches: see `TensorRates`.
+    released: as the paper's code, not the paper: divided by the maximum, not min-max; BatchNorm's
+      scales and biases frozen; moments fresh in every epoch. That code's Adam has a constant rate.
+    **stage: further fields of `Gradient` and `Stage`.
+  """
+  rates = TensorRates("rgn_released" if released else "rgn", num_batches)
+  return _auto(rates, learning_rate, head_learning_rate, released, stage)
+
+
+def auto_snr(
+  learning_rate: float,
+  *,
+  head_learning_rate: float | None = None,
+  threshold: float | None = None,
+  num_batches: int | None = 5,
+  released: bool = False,
+  **stage: Any,
+) -> Method:
+  """Auto-SNR: tensors whose gradient is mostly noise are frozen for the epoch.
+
+  Args:
+    learning_rate: of the tensors that are trained.
+    head_learning_rate: likewise, of the head; `learning_rate` when None.
+    threshold: below it a tensor is frozen; a hyper-parameter, `SNR_THRESHOLD` when None and 0.95
+      when None and `released`.
+    num_batches: see `TensorRates`.
+    released: as the paper's code, not the paper: the variance is over the output channels of the
+      batch's gradient and not over examples, nothing is normalised, BatchNorm's scales and biases
+      are frozen, and moments are fresh in every epoch.
+    **stage: further fields of `Gradient` and `Stage`.
+  """
+  if threshold is None:
+    threshold = 0.95 if released else SNR_THRESHOLD
+  rates = TensorRates("snr_released" if released else "snr", num_batches, threshold)
+  return _auto(rates, learning_rate, head_learning_rate, released, stage)
+
+
+def _auto(
+  rates: TensorRates,
+  learning_rate: float,
+  head_learning_rate: float | None,
+  released: bool,
+  stage: Mapping[str, Any],
+) -> Method:
+  """Everything, or everything but BatchNorm, with a rate for each tensor."""
+  selector = without_batch_norm if released else backbone
+  return (_tune("all", selector, learning_rate, head_learning_rate, {**stage, "rates": rates}),)

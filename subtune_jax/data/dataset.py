@@ -130,6 +130,14 @@ def concatenate(parts: Sequence[Dataset], split: str) -> Dataset:
   return dataclasses.replace(first, split=split, **columns)
 
 
+def flip_labels(data: Dataset) -> Dataset:
+  """Returns the examples with class c called num_classes - 1 - c.
+
+  The output-level shift of "Surgical fine-tuning" (Lee et al. 2023): the images do not change.
+  """
+  return dataclasses.replace(data, labels=len(data.class_names) - 1 - data.labels)
+
+
 def _check_images(data: Dataset) -> None:
   images = data.images
   if not isinstance(images, np.ndarray | lazy.LazyImages) or images.dtype != np.uint8:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import data, masks, methods, models, weights
-from subtune_jax.data import choices, preprocess, shifts, splits
+from subtune_jax.data import choices, dataset, preprocess, shifts, splits
 from subtune_jax.experiments import compare_config, facts, writers
 from subtune_jax.experiments import progress as progress_lib
 from subtune_jax.experiments import workdir as workdir_lib
@@ -74,7 +74,7 @@ def run(
   grids = {name: compare_config.learning_rates(config, name) for name in config.methods}
   _check(config)
   train, validation, trainval, train_indices = _load_data(config)
-  engine, pretrained = _load_network(config, len(train.class_names))
+  engine, pretrained = load_network(config, len(train.class_names))
   _check_methods(config, grids, engine, pretrained)
   workdir, entered = workdir_lib.enter(workdir, config)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
@@ -103,11 +103,11 @@ def run(
   return record
 
 
-def check(config: Any) -> None:
+def check(config: Any, num_classes: int = 2) -> None:
   """Raises what `run` would raise for the config, weights and methods, without reading data."""
   grids = {name: compare_config.learning_rates(config, name) for name in config.methods}
   _check(config)
-  _check_methods(config, grids, *_load_network(config, num_classes=2))
+  _check_methods(config, grids, *load_network(config, num_classes))
 
 
 def _check(config: Any) -> None:
@@ -136,11 +136,11 @@ def _check(config: Any) -> None:
 
 def _load_data(config: Any):
   """(train, validation and trainval split, indices of the images that are used of the first)."""
-  train, validation = (_split(config, config.data.train, s) for s in ("train", "validation"))
-  trainval = _split(config, config.data.train, "trainval") if config.data.retrain else None
+  train, validation = (load_split(config, config.data.train, s) for s in ("train", "validation"))
+  trainval = load_split(config, config.data.train, "trainval") if config.data.retrain else None
   for name in config.data.ood:  # read last, but found missing now
     data.require(name)
-  indices = _train_indices(config, train)
+  indices = train_indices(config, train)
   if indices is not None:
     if trainval:  # train comes first in it
       rest = np.arange(len(train), len(trainval))
@@ -149,7 +149,7 @@ def _load_data(config: Any):
   return train, validation, trainval, indices
 
 
-def _train_indices(config: Any, train: data.Dataset) -> np.ndarray | None:
+def train_indices(config: Any, train: data.Dataset) -> np.ndarray | None:
   """Sorted positions of the nested subset of `data.num_train` images; None for all."""
   number = config.data.num_train
   if not 0 <= number <= len(train):
@@ -162,7 +162,7 @@ def _train_indices(config: Any, train: data.Dataset) -> np.ndarray | None:
   return splits.nested_subsets(train.labels, [number], config.data.subset_seed, train.groups)[0]
 
 
-def _load_network(config: Any, num_classes: int):
+def load_network(config: Any, num_classes: int):
   """(engine, pretrained weights with a fresh head)."""
   model = models.create(
     config.backbone.name,
@@ -187,9 +187,12 @@ def _load_network(config: Any, num_classes: int):
   return engine, pretrained
 
 
-def _split(config: Any, name: str, split: str) -> data.Dataset:
+def load_split(config: Any, name: str, split: str) -> data.Dataset:
+  """A split of a data set, resized as the config says."""
   size, interpolation = config.data.image_size, config.data.interpolation
-  return data.load(name, split, size, interpolation=interpolation)
+  loaded = data.load(name, split, size, interpolation=interpolation)
+  flip = config.data.flip_labels and name == config.data.train
+  return dataset.flip_labels(loaded) if flip else loaded
 
 
 def _shift(config: Any) -> shifts.Shift:
@@ -282,7 +285,7 @@ def _describe(
     "validation": validation.fingerprint() if validation else None,
     "weights": run.pretrained.sha256,
     "method": name,
-    "stages": [facts.plain(stage) for stage in method],
+    "stages": [ledger_lib.plain(stage) for stage in method],
     "seed": seed,
   }
 
@@ -362,9 +365,9 @@ def _fit(run: _Run, method, seed, saver, what, key, train, validation) -> Row:
 
 def _test_sets(config: Any, class_names: tuple[str, ...]) -> Iterator[data.Dataset]:
   """The test splits, in the head's classes."""
-  yield _split(config, config.data.train, "test")
+  yield load_split(config, config.data.train, "test")
   for name in config.data.ood:
-    test = _split(config, name, "test")
+    test = load_split(config, name, "test")
     base = data.base_name(name)
     if config.data.shift and base != config.data.train:
       test = _shift(config).map_labels(base, test, class_names)
@@ -425,7 +428,7 @@ def _record(run: _Run, chosen: Mapping[str, Row], command: str) -> Row:
     "command": command,
     **facts.run_facts(run.engine.mesh),
     "config": workdir_lib.as_json(config),
-    "backbone": _backbone_row(run),
+    "backbone": backbone_row(config, run.engine.model, run.pretrained),
     "data": {
       "train": run.train.name, "id": run.train.name, "ood": [t.name for t in test_sets[1:]],
       "class_names": list(run.train.class_names), "num_train": len(run.train),
@@ -467,16 +470,16 @@ def _method_row(name: str, result: Row) -> Row:
   }  # fmt: skip
 
 
-def _backbone_row(run: _Run) -> Row:
-  params = run.pretrained.variables["params"]
-  model, config = run.engine.model, run.config
+def backbone_row(config: Any, model: Any, pretrained: weights.Pretrained) -> Row:
+  """What a record says of the network."""
+  params = pretrained.variables["params"]
   counts = dict.fromkeys((*model.block_names, plan_lib.HEAD), 0)
   for path, leaf in zip(masks.paths(params), jax.tree.leaves(params), strict=True):
     counts[plan_lib.unit_of(path, tuple(counts))] += int(np.size(leaf))
   head = counts.pop(plan_lib.HEAD)
   return {
     "name": config.backbone.name, "weights": config.backbone.weights,
-    "sha256": run.pretrained.sha256, "image_size": config.data.image_size,
+    "sha256": pretrained.sha256, "image_size": config.data.image_size,
     "block_names": list(model.block_names), "block_params": counts, "head_params": head,
     "num_params": sum(counts.values()) + head,
   }  # fmt: skip

@@ -18,6 +18,8 @@ TITLES = {
   "lp_ft": "LP-FT",
   "subtuning": "SubTuning",
   "gradual_unfreezing": "Gradual unfreezing",
+  "auto_rgn": "Auto-RGN",
+  "auto_snr": "Auto-SNR",
 }
 
 # Learning rates that a full run tries, by decades (Adam). LP-FT wants lower ones than full
@@ -27,6 +29,8 @@ GRIDS = {
   "lp_ft": (1e-6, 1e-5, 1e-4, 1e-3),
   "subtuning": (1e-5, 1e-4, 1e-3, 1e-2),
   "gradual_unfreezing": (1e-5, 1e-4, 1e-3, 1e-2),
+  "auto_rgn": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),  # the released code's; multipliers are at most 1
+  "auto_snr": (1e-5, 1e-4, 1e-3, 1e-2),
 }
 
 
@@ -51,6 +55,7 @@ def default() -> ml_collections.ConfigDict:
   data.shift = ""  # benchmark of data.shifts whose label maps and class masks hold for data.ood
   data.num_train = 0  # first so many training images of a nested subset by class; 0 is all
   data.subset_seed = 0  # which of the possible subsets
+  data.flip_labels = False  # call class c of data.train num_classes - 1 - c: an output-level shift
   data.retrain = False  # after the choices, train on train + validation (VTAB-1k's protocol)
 
   config.backbone = backbone = ml_collections.ConfigDict()
@@ -86,6 +91,9 @@ def default() -> ml_collections.ConfigDict:
   config.subtuning.blocks = ("block13", "block14", "block15", "top")  # trained beside the head
   config.gradual_unfreezing = _gradient(epochs=4, learning_rates=(1e-3,), norm_mode="batch")
   config.gradual_unfreezing.groups = ("block14 block15 top", "block11 block12 block13")
+  config.auto_rgn = _auto(epochs=8, learning_rates=(1e-2,))
+  config.auto_snr = _auto(epochs=8, learning_rates=(1e-3,))
+  config.auto_snr.threshold = 0.0  # below it a tensor is frozen; 0: 0.05, or 0.95 when released
   return config
 
 
@@ -95,6 +103,14 @@ def _gradient(*, epochs: int, learning_rates: tuple[float, ...], norm_mode: str)
   config.learning_rates = learning_rates  # peak rates tried, chosen on validation
   config.head_factor = 1.0  # the head's rate as a multiple of the backbone's
   config.norm_mode = norm_mode  # BatchNorm of tuned blocks: "batch" or "running" statistics
+  return config
+
+
+def _auto(*, epochs: int, learning_rates: tuple[float, ...]) -> Any:
+  config = _gradient(epochs=epochs, learning_rates=learning_rates, norm_mode="batch")
+  config.num_batches = 5  # read at the start of an epoch to set the tensors' rates; 0 is all
+  config.released = False  # the formula of the paper's code, not that of the paper
+  config.probe_first = False  # start from the linear probe: the paper's heads know the classes
   return config
 
 
@@ -110,15 +126,12 @@ def learning_rates(config: ml_collections.ConfigDict, name: str) -> tuple[float,
   return rates
 
 
-def make_method(
-  config: ml_collections.ConfigDict, name: str, learning_rate: float
-) -> methods.Method:
-  """The stages of a named method at one learning rate."""
-  probe = {"l2": tuple(config.lp.l2), "standardize": config.lp.standardize}
-  if name == "lp":
-    return methods.linear_probing(**probe)
-  own, optimizer = config[name], config.optimizer
-  stage = {
+def stage_options(
+  config: ml_collections.ConfigDict, own: ml_collections.ConfigDict, learning_rate: float
+) -> dict[str, Any]:
+  """Fields of a stage from the section of a method and the optimiser that all share."""
+  optimizer = config.optimizer
+  return {
     "head_learning_rate": learning_rate * own.head_factor,
     "epochs": own.epochs,
     "norm_mode": own.norm_mode,
@@ -130,6 +143,20 @@ def make_method(
     "schedule": optimizer.schedule,
     "warmup": optimizer.warmup,
   }
+
+
+def make_method(
+  config: ml_collections.ConfigDict, name: str, learning_rate: float
+) -> methods.Method:
+  """The stages of a named method at one learning rate."""
+  probe = {"l2": tuple(config.lp.l2), "standardize": config.lp.standardize}
+  if name == "lp":
+    return methods.linear_probing(**probe)
+  own = config[name]
+  if name.startswith("auto_"):
+    first = methods.linear_probing(**probe) if own.probe_first else ()
+    return first + _auto_method(config, name, learning_rate)
+  stage = stage_options(config, own, learning_rate)
   builders: dict[str, Callable[[], methods.Method]] = {
     "ft": lambda: methods.full_fine_tuning(learning_rate, **stage),
     "lp_ft": lambda: methods.lp_ft(learning_rate, **probe, **stage),
@@ -139,6 +166,18 @@ def make_method(
     ),
   }
   return builders[name]()
+
+
+def _auto_method(
+  config: ml_collections.ConfigDict, name: str, learning_rate: float
+) -> methods.Method:
+  """The stage of Auto-RGN or Auto-SNR."""
+  own = config[name]
+  stage = stage_options(config, own, learning_rate)
+  stage |= {"num_batches": own.num_batches or None, "released": own.released}
+  if name == "auto_rgn":
+    return methods.auto_rgn(learning_rate, **stage)
+  return methods.auto_snr(learning_rate, threshold=own.threshold or None, **stage)
 
 
 def parse_argument(argument: str, allowed: tuple[str, ...]) -> dict[str, str]:

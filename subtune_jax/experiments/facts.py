@@ -1,7 +1,6 @@
 """What a record says of the run itself: versions, devices, date."""
 
 from collections.abc import Mapping
-import dataclasses
 import datetime
 import importlib.metadata
 import platform
@@ -28,14 +27,6 @@ def run_facts(mesh: jax.sharding.Mesh) -> dict[str, Any]:
   }
 
 
-def plain(value: Any) -> Any:
-  """A value as JSON: dataclasses as dicts, functions by their qualified name."""
-  if dataclasses.is_dataclass(value):
-    return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-  if isinstance(value, Mapping):
-    return {str(k): plain(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [plain(v) for v in value]
-  if callable(value):
-    return f"{value.__module__}.{value.__qualname__}"
-  return value
+def header_of(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Date, versions and devices, as another record has them."""
+  return {name: record[name] for name in ("created", "versions", "devices")}

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar with rate and time left, or plain lines."""
 
+import time
 from typing import Any, TextIO
 
 
@@ -38,6 +39,73 @@ class Progress:
     """Epochs that an earlier start has done."""
     if self.bar is not None:
       self.bar.update(epochs)
+
+  def close(self) -> None:
+    """Ends the bar."""
+    if self.bar is not None:
+      self.bar.close()
+
+
+class SearchProgress:
+  """What a search shows: a bar over trainings, or a line per finished set of units.
+
+  Args:
+    num_cells: trainings of one set.
+    stream: a terminal gets a bar.
+  """
+
+  def __init__(self, num_cells: int, stream: TextIO):
+    self.stream, self.num_cells, self.what = stream, num_cells, ""
+    self.bar = None
+    if stream.isatty():
+      import tqdm
+
+      self.bar = tqdm.tqdm(file=stream, unit="training", dynamic_ncols=True, total=0)
+    self._cells: dict[tuple[str, ...], list[float]] = {}
+    self._left, self._begin, self._done = 0, time.monotonic(), 0
+    self.best = ("", float("-inf"))
+
+  def line(self, text: str) -> None:
+    """Prints a line, above the bar if there is one."""
+    if self.bar is not None:
+      self.bar.write(text, file=self.stream)
+    else:
+      self.stream.write(text + "\n")
+      self.stream.flush()
+
+  def plan(self, new: int) -> None:
+    """So many trainings are to be done now."""
+    self._left, self._done, self._begin = new, 0, time.monotonic()
+    if self.bar is not None:
+      self.bar.total += new
+      self.bar.refresh()
+
+  def done(self, row: dict[str, Any], new: bool) -> None:
+    """A training is finished, now or by an earlier start."""
+    units = tuple(row["units"])
+    cells = self._cells.setdefault(units, [])
+    cells.append(row["accuracy"] or 0.0)
+    name = "+".join(units) or "head alone"
+    mean = sum(cells) / len(cells)
+    whole = len(cells) == self.num_cells
+    if whole and units and mean > self.best[1]:
+      self.best = (name, mean)
+    if not new:
+      return
+    self._done += 1
+    left = self._time_left()
+    if self.bar is not None:
+      self.bar.set_description(f"{self.what} {name}, fold {row['fold'] + 1}", refresh=False)
+      self.bar.set_postfix_str(f"best {self.best[0]} {self.best[1]:.3f}, {left}", refresh=False)
+      self.bar.update(1)
+    elif whole:
+      best = f"best so far {self.best[0]} {self.best[1]:.3f}, " if self.best[0] else ""
+      self.line(f"{self.what}: {name} {mean:.3f} ({len(cells)} trainings), {best}{left}")
+
+  def _time_left(self) -> str:
+    rest = self._left - self._done
+    seconds = (time.monotonic() - self._begin) / max(self._done, 1) * rest
+    return f"{rest} trainings left of this step, about {seconds / 60:.1f} min"
 
   def close(self) -> None:
     """Ends the bar."""

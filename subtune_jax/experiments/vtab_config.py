@@ -9,7 +9,7 @@ from subtune_jax.data import choices, vtab
 from subtune_jax.experiments import compare_config
 
 _PREFIX = "vtab/"
-_OF_A_TASK = ("train", "ood", "shift", "num_train", "subset_seed")  # fields of `data`
+_OF_A_TASK = ("train", "ood", "shift", "num_train", "subset_seed", "flip_labels")  # fields of `data`
 
 
 def default() -> ml_collections.ConfigDict:
@@ -26,7 +26,7 @@ def default() -> ml_collections.ConfigDict:
     del config.data[name]
   for name, rates in compare_config.GRIDS.items():
     config[name].learning_rates = rates
-  for name in ("ft", "lp_ft", "subtuning"):
+  for name in ("ft", "lp_ft", "subtuning", "auto_rgn", "auto_snr"):
     config[name].epochs = 40
   config.optimizer.warmup = 0.1
   return config

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import json
 import pathlib
+from typing import Any
 
 
 class MetricWriter:
@@ -20,12 +21,21 @@ class MetricWriter:
     self._file = open(workdir / "metrics.jsonl", "a")  # noqa: SIM115 (closed by close)
     self._events = _clu_writer(workdir) if tensorboard else None
 
-  def write(self, step: int, training: str, scalars: Mapping[str, float | None]) -> None:
-    """Writes scalars of one training at one of its epochs; None is null, and no event."""
+  def write(self, step: int, training: str, scalars: Mapping[str, Any]) -> None:
+    """Writes scalars of one training at one of its epochs; None is null, and no event.
+
+    A value may be a dict of scalars: of "rates" by block, "rates/block3" is an event.
+    """
     self._file.write(json.dumps({"training": training, "step": step, **scalars}) + "\n")
     self._file.flush()
     if self._events is not None:
-      present = {f"{training}/{k}": v for k, v in scalars.items() if v is not None}
+      groups = {k: v if isinstance(v, Mapping) else {"": v} for k, v in scalars.items()}
+      present = {
+        f"{training}/{k}/{part}".rstrip("/"): v
+        for k, group in groups.items()
+        for part, v in group.items()
+        if v is not None
+      }
       self._events.write_scalars(step, present)
 
   def close(self) -> None:

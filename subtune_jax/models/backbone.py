@@ -1,6 +1,7 @@
 """What every backbone is: named blocks in a row, any contiguous range of which can run."""
 
 from collections.abc import Callable, Collection, Sequence
+import inspect
 import itertools
 from typing import Any
 
@@ -110,6 +111,18 @@ class _Stage(nn.Module):
     for block in blocks:
       x = self.make_block(block, block.rpartition("/")[2], block in train_blocks)(x)
     return x
+
+
+def block_module(model: Backbone, name: str, use_batch_statistics: bool) -> nn.Module:
+  """One block on its own, outside the model, with the name "block"; equal blocks have equal reprs.
+
+  Args:
+    model: the backbone.
+    name: one of its `block_names`.
+    use_batch_statistics: see `Backbone.make_block`.
+  """
+  make_block = inspect.unwrap(type(model).make_block)  # Flax's wrapper would make it a child
+  return make_block(model, name, "block", use_batch_statistics)
 
 
 def unit_range(

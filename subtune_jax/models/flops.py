@@ -5,7 +5,6 @@ the padding count, as they do in the literature's figures. One multiply-add is t
 """
 
 from collections.abc import Iterator
-import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -50,17 +49,12 @@ def units(model: backbone.Backbone) -> Iterator[Unit]:
   x = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), model.dtype)
   seen: dict[Any, tuple[Any, Any]] = {}
   for name, stop in zip(names, (*names[1:], None), strict=True):
-    module = name if name == "head" else _block(model, name)
+    module = name if name == "head" else backbone.block_module(model, name, False)
     key = repr(module), x.shape
     if key not in seen:  # the module is kept, so that no other has the addresses in its repr
       seen[key] = module, _trace(model, x, name, stop)
     x, macs, parameters = seen[key][1]
     yield Unit(name, macs, parameters)
-
-
-def _block(model: backbone.Backbone, name: str) -> Any:
-  """The block on its own; Flax's wrapper would make it a child of the model."""
-  return inspect.unwrap(type(model).make_block)(model, name, "block", False)
 
 
 def _trace(

@@ -79,6 +79,7 @@ _ENTRIES: dict[str, _Entry] = {
   "convnext_small": _convnext((3, 3, 27, 3), 96),
   "convnext_base": _convnext((3, 3, 27, 3), 128),
   "resnet18": _resnet((2, 2, 2, 2), bottleneck=False),
+  "resnet14": _resnet((2, 2, 2), bottleneck=False, stem="cifar", width=16, image_size=32),
   "resnet26": _resnet((4, 4, 4), bottleneck=False, stem="cifar", width=16, image_size=32),
   "resnet34": _resnet((3, 4, 6, 3), bottleneck=False),
   "resnet50": _resnet((3, 4, 6, 3), bottleneck=True),

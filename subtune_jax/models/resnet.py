@@ -164,7 +164,7 @@ class ResNet(backbone.Backbone, kw_only=True):
   Channels double and the map halves from stage to stage. ResNet-26 is the form for CIFAR of He et
   al., section 4.2: three stages of 4 basic units with 16, 32 and 64 channels, so that the head
   reads 64 features; where the shape changes the shortcut is a projection, where they pad with
-  zeros.
+  zeros. ResNet-14 has 2 units a stage.
 
   Attributes:
     stage_sizes: units of each stage.

@@ -101,7 +101,7 @@ def _accuracy_cell(summary: table.Summary, row: table.Row, column: str) -> str:
   return f"<span{css}>{table.percent(score.mean)}</span><small>{low}\N{EN DASH}{high}</small>"
 
 
-def _results(summary: table.Summary) -> str:
+def results_section(summary: table.Summary, title: str = "Results") -> str:
   """The table of accuracies and costs, and what may be said about who is ahead."""
   header = ["Test accuracy, %", *(escape(c.title) for c in summary.columns)]
   header += ["Parameters trained", "Seconds a training", "Setting chosen", "Weights moved"]
@@ -123,7 +123,7 @@ def _results(summary: table.Summary) -> str:
       "<p>Bold: above every other method by a difference whose interval excludes 0. Undecided: "
       "the methods named cannot be told apart by these data. Small: 95 % intervals.</p>"
     )
-  return f"<h2>Results</h2>{grid(header, rows, 'results')}{note}"
+  return f"<h2>{escape(title)}</h2>{grid(header, rows, 'results')}{note}"
 
 
 def _leader_cell(summary: table.Summary, column: str) -> str:
@@ -135,7 +135,8 @@ def _leader_cell(summary: table.Summary, column: str) -> str:
   )
 
 
-def _differences(summary: table.Summary) -> str:
+def differences_section(summary: table.Summary) -> str:
+  """The table of differences from the reference; empty without one."""
   if not summary.differences:
     return ""
   rows = []
@@ -161,26 +162,35 @@ def fact_list(rows: Sequence[tuple[str, str]]) -> str:
   return grid([], rows, "facts")
 
 
-def _run_facts(run: records.Run) -> str:
-  """How the run was made: command, versions, devices, backbone, sizes of the data."""
-  record = run.record
-  backbone, data = record["backbone"], record["data"]
-  rows = [
+def run_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """How a run was made, for `fact_list`: command, date, versions, devices."""
+  return [
     ("Command", f"<code>{escape(record['command'])}</code>"),
     ("Written", escape(record["created"])),
     ("Versions", escape(", ".join(f"{k} {v}" for k, v in record["versions"].items()))),
     ("Devices", escape(record["devices"])),
-    ("Seeds", escape(", ".join(str(seed) for seed in run.seeds))),
-    (
-      "Backbone",
-      escape(
-        f"{backbone['name']}, {backbone['num_params']:,} parameters, {backbone['image_size']} px"
-      ),
-    ),
+  ]
+
+
+def backbone_rows(backbone: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """The backbone and its weights, for `fact_list`."""
+  size = f"{backbone['num_params']:,} parameters, {backbone['image_size']} px"
+  return [
+    ("Backbone", escape(f"{backbone['name']}, {size}")),
     (
       "Weights",
       f"{escape(backbone['weights'])}<br>SHA-256 <code>{escape(backbone['sha256'])}</code>",
     ),
+  ]
+
+
+def _run_facts(run: records.Run) -> str:
+  """How the run was made: command, versions, devices, backbone, sizes of the data."""
+  data = run.record["data"]
+  rows = [
+    *run_rows(run.record),
+    ("Seeds", escape(", ".join(str(seed) for seed in run.seeds))),
+    *backbone_rows(run.record["backbone"]),
     (
       "Training images",
       escape(
@@ -206,7 +216,7 @@ def _stages(run: records.Run) -> str:
   return f"<h3>Stages</h3>{fact_list(rows)}"
 
 
-def _attribution(value: Any) -> str:
+def attribution(value: Any) -> str:
   """Licences and sources of the data: a text, a list of texts, or one text per name."""
   if not value:
     return ""
@@ -266,7 +276,8 @@ def _file_name(text: str) -> str:
   return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)
 
 
-def _figure(figure: Figure) -> str:
+def figure_section(figure: Figure) -> str:
+  """A figure under its heading, the image in the page."""
   data = base64.b64encode(figure.data).decode("ascii")
   return (
     f'<h2>{escape(figure.title)}</h2><figure><div class="scroll">'
@@ -303,26 +314,32 @@ def page(run: records.Run, summary: table.Summary, drawn: Sequence[Figure]) -> s
     f"<h1>{escape(record['title'])}</h1>",
     f'<p class="quiet">{escape(record["name"])}, {escape(record["created"])}. '
     f"{escape(table.seeds_text(summary))}, {escape(table.sizes_text(summary))}.</p>",
-    _results(summary),
-    _differences(summary),
+    results_section(summary),
+    differences_section(summary),
     f"<h3>What the intervals mean</h3><p>{escape(table.interval_text(summary))}</p>",
-    *(_figure(figure) for figure in drawn),
+    *(figure_section(figure) for figure in drawn),
     _run_facts(run),
     _stages(run),
     settings(record["config"]),
-    _attribution(record["data"].get("attribution")),
+    attribution(record["data"].get("attribution")),
   ]
   return document(record["title"], body)
+
+
+def write(workdir: str | os.PathLike, text: str, drawn: Sequence[Figure]) -> pathlib.Path:
+  """Writes a page as report.html and its figures as figures/*.png; returns the page's path."""
+  workdir = pathlib.Path(workdir)
+  for figure in drawn:
+    records.write_atomically(workdir / FIGURES / f"{figure.name}.png", figure.data)
+  path = workdir / PAGE
+  records.write_atomically(path, text.encode("utf-8"))
+  return path
 
 
 def write_page(run: records.Run, summary: table.Summary) -> pathlib.Path:
   """Writes report.html and figures/*.png into the run's workdir; returns the page's path."""
   drawn = figures(run, summary)
-  for figure in drawn:
-    records.write_atomically(run.workdir / FIGURES / f"{figure.name}.png", figure.data)
-  path = run.workdir / PAGE
-  records.write_atomically(path, page(run, summary, drawn).encode("utf-8"))
-  return path
+  return write(run.workdir, page(run, summary, drawn), drawn)
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:

@@ -5,6 +5,7 @@ without a display and from several threads. `png` renders one.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import io
 import math
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from subtune_jax.report import records, style, table
 
 DPI = 160
-_SIZE, _SMALL = 10, 8.5
+SIZE, SMALL = 10, 8.5
 
 
 def png(figure) -> bytes:
@@ -24,7 +25,7 @@ def png(figure) -> bytes:
   return stream.getvalue()
 
 
-def _figure(width: float, height: float, layout: str = "constrained"):
+def new_figure(width: float, height: float, layout: str = "constrained"):
   """An empty figure of `width` x `height` inches that draws by Agg."""
   from matplotlib import figure
   from matplotlib.backends import backend_agg
@@ -34,36 +35,36 @@ def _figure(width: float, height: float, layout: str = "constrained"):
   return made
 
 
-def _plain(text: Any) -> str:
+def plain(text: Any) -> str:
   """`text` as it stands: a dollar sign is no formula."""
   return str(text).replace("$", r"\$")
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
   return text if len(text) <= length else text[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _clean(axes, grid: str = "y") -> None:
+def clean(axes, grid: str = "y") -> None:
   """Takes the box off and puts a quiet grid behind the data."""
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["left", "bottom"]].set_color(style.MUTED)
-  axes.tick_params(colors=style.INK, labelsize=_SMALL)
+  axes.tick_params(colors=style.INK, labelsize=SMALL)
   axes.set_axisbelow(True)
   axes.grid(True, axis=grid, color=style.GRID, linewidth=0.8)
 
 
-def _method_legend(figure, methods: Sequence[str], titles: Mapping[str, str]) -> None:
+def method_legend(figure, methods: Sequence[str], titles: Mapping[str, str]) -> None:
   """One legend above the axes: the colour of each method."""
   from matplotlib import patches
 
   colors = style.colors(methods)
   figure.legend(
     [patches.Patch(color=colors[m]) for m in methods],
-    [_plain(_shorten(titles[m], 28)) for m in methods],
+    [plain(shorten(titles[m], 28)) for m in methods],
     loc="outside upper left",
     ncols=min(len(methods), 5),
     frameon=False,
-    fontsize=_SIZE,
+    fontsize=SIZE,
   )
 
 
@@ -72,7 +73,7 @@ def accuracy_bars(run: records.Run, summary: table.Summary):
   methods, count = run.methods, len(run.methods)
   colors, upright = style.colors(methods), count <= 5
   width = 0.82 / count
-  figure = _figure(min(max(9.5, 0.42 * (count + 1) * len(summary.columns)), 15), 4.6)
+  figure = new_figure(min(max(9.5, 0.42 * (count + 1) * len(summary.columns)), 15), 4.6)
   axes = figure.add_subplot()
   for i, row in enumerate(summary.rows):
     for j, column in enumerate(summary.columns):
@@ -80,17 +81,17 @@ def accuracy_bars(run: records.Run, summary: table.Summary):
       seeds = np.mean([run.tests[t].correct(row.name).mean(1) for t in column.tests], axis=0)
       _draw_bar(axes, x, width, row.accuracy[column.key], seeds, colors[row.name], upright)
   xs = [_column_x(summary, j) for j in range(len(summary.columns))]
-  axes.set_xticks(xs, [_plain(c.title) for c in summary.columns], fontsize=_SIZE)
+  axes.set_xticks(xs, [plain(c.title) for c in summary.columns], fontsize=SIZE)
   for j, column in enumerate(summary.columns[1:], start=1):
     if column.in_distribution != summary.columns[j - 1].in_distribution:
       axes.axvline((xs[j] + xs[j - 1]) / 2, color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 4)))
   axes.set_xlim(xs[0] - 0.55, xs[-1] + 0.55)
-  axes.set_ylabel("test accuracy, %", fontsize=_SIZE)
+  axes.set_ylabel("test accuracy, %", fontsize=SIZE)
   top = max(score.high for row in summary.rows for score in row.accuracy.values())
   axes.set_ylim(0, 100 * max(top, 0.01) * (1.1 if upright else 1.18))
   axes.tick_params(axis="x", length=0)
-  _clean(axes)
-  _method_legend(figure, methods, run.titles)
+  clean(axes)
+  method_legend(figure, methods, run.titles)
   return figure
 
 
@@ -113,7 +114,7 @@ def _draw_bar(
     (0, 5),
     textcoords="offset points",
     ha="center",
-    fontsize=_SMALL,
+    fontsize=SMALL,
     color=style.INK,
     rotation=0 if upright else 90,
   )
@@ -149,7 +150,7 @@ def learning_curves(run: records.Run):
     return None
   per_row = 4 if len(methods) > 3 else len(methods)
   bands = math.ceil(len(methods) / per_row)
-  figure = _figure(max(2.9 * per_row, 5.5), 4.9 * bands)
+  figure = new_figure(max(2.9 * per_row, 5.5), 4.9 * bands)
   axes = figure.subplots(2 * bands, per_row, squeeze=False)
   for index in range(bands * per_row):
     band, column = divmod(index, per_row)
@@ -163,13 +164,13 @@ def learning_curves(run: records.Run):
     loss.sharex(accuracy)
     _draw_curves(run, methods[index], accuracy, "validation_accuracy", 100.0)
     _draw_curves(run, methods[index], loss, "train_loss", 1.0)
-    accuracy.set_title(_plain(_shorten(run.titles[methods[index]], 30)), fontsize=_SIZE, pad=20)
+    accuracy.set_title(plain(shorten(run.titles[methods[index]], 30)), fontsize=SIZE, pad=20)
     _mark_stages(run, methods[index], accuracy, loss)
-    loss.set_xlabel("epoch", fontsize=_SIZE)
+    loss.set_xlabel("epoch", fontsize=SIZE)
     accuracy.tick_params(labelbottom=False)
     if column == 0:
-      accuracy.set_ylabel("validation accuracy, %", fontsize=_SIZE)
-      loss.set_ylabel("training loss", fontsize=_SIZE)
+      accuracy.set_ylabel("validation accuracy, %", fontsize=SIZE)
+      loss.set_ylabel("training loss", fontsize=SIZE)
     else:
       accuracy.tick_params(labelleft=False)
       loss.tick_params(labelleft=False)
@@ -201,7 +202,7 @@ def _draw_curves(run: records.Run, method: str, axes, key: str, scale: float) ->
     axes.plot(shared, means, color=color, linewidth=2.2, marker=mark, markersize=6)
   axes.set_xlim(0, last * 1.04 if last > 2 else last + 1)
   axes.locator_params(axis="x", integer=True, nbins=6)
-  _clean(axes)
+  clean(axes)
 
 
 def _mark_stages(run: records.Run, method: str, *panels) -> None:
@@ -223,13 +224,13 @@ def _mark_stages(run: records.Run, method: str, *panels) -> None:
     else:
       label = f"{number + 1}: {title}" if room >= 8 else str(number + 1)
     panels[0].annotate(
-      _plain(_shorten(label, max(room, 2))),
+      plain(shorten(label, max(room, 2))),
       ((start + end) / 2, 1.0),
       (0, 4),
       xycoords=("data", "axes fraction"),
       textcoords="offset points",
       ha="center",
-      fontsize=_SMALL - 0.5,
+      fontsize=SMALL - 0.5,
       color=style.MUTED,
     )
 
@@ -241,7 +242,7 @@ def setting_grids(run: records.Run):
     return None
   per_row = min(len(methods), 4)
   rows = math.ceil(len(methods) / per_row)
-  figure = _figure(max(2.9 * per_row, 5.5), 3.3 * rows)
+  figure = new_figure(max(2.9 * per_row, 5.5), 3.3 * rows)
   all_axes = figure.subplots(rows, per_row, squeeze=False, sharey=True)
   most = max(len(run.method(method)["grid"]) for method in methods)
   for index, axes in enumerate(all_axes.flat):
@@ -250,7 +251,7 @@ def setting_grids(run: records.Run):
       continue
     _draw_grid(run, methods[index], axes, upright=most <= 4)
     if index % per_row == 0:
-      axes.set_ylabel("validation accuracy, %", fontsize=_SIZE)
+      axes.set_ylabel("validation accuracy, %", fontsize=SIZE)
   return figure
 
 
@@ -279,8 +280,8 @@ def _draw_grid(run: records.Run, method: str, axes, *, upright: bool) -> None:
   axes.set_xlim(-0.6, len(values) - 0.4)
   axes.margins(y=0.15)
   names = {"learning_rate": "learning rate", "l2": "L2 strength"}
-  axes.set_xlabel(names.get(entry["setting"], _plain(entry["setting"])), fontsize=_SIZE)
-  axes.set_title(_plain(_shorten(entry["title"], 30)), fontsize=_SIZE, pad=20)
+  axes.set_xlabel(names.get(entry["setting"], plain(entry["setting"])), fontsize=SIZE)
+  axes.set_title(plain(shorten(entry["title"], 30)), fontsize=SIZE, pad=20)
   chosen, at_edge = f"chosen: {table.setting_value(entry['learning_rate'])}", entry["grid_edge"]
   axes.annotate(
     chosen + (", at the edge of the grid" if at_edge else ""),
@@ -289,35 +290,69 @@ def _draw_grid(run: records.Run, method: str, axes, *, upright: bool) -> None:
     xycoords="axes fraction",
     textcoords="offset points",
     ha="center",
-    fontsize=_SMALL,
+    fontsize=SMALL,
     color=style.WARNING if at_edge else style.MUTED,
     fontweight="bold" if at_edge else "normal",
   )
-  _clean(axes)
+  clean(axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockRow:
+  """A row of `network`: its label, the blocks that are coloured, the colour, a note at its end.
+
+  A row with `gap` stands a little apart from the one above.
+  """
+
+  label: str
+  blocks: frozenset[str]
+  color: str
+  note: str
+  gap: bool = False
 
 
 def trained_blocks(run: records.Run):
-  """The network from input to head as a row of boxes per method and stage, coloured if trained.
+  """The network from input to head as a row of boxes per method and stage, coloured if trained."""
+  backbone, colors, rows = run.record["backbone"], style.colors(run.methods), []
+  for method in run.record["methods"]:
+    for number, stage in enumerate(method["stages"]):
+      rows.append(
+        BlockRow(
+          label=_stage_label(run, method["name"], number),
+          blocks=records.trained_blocks(stage, backbone),
+          color=colors[method["name"]],
+          note=f"{table.parameters(stage['trained_params'])} trained",
+          gap=number == 0,
+        )
+      )
+  return network(backbone, rows)
+
+
+def network(backbone: Mapping[str, Any], rows: Sequence[BlockRow]):
+  """The network from input to head as rows of boxes.
 
   A box is as wide as the square root of its parameters (within limits); the numbers stand above.
+
+  Args:
+    backbone: of the record.
+    rows: what is coloured; "head" is a block as well.
   """
-  backbone = run.record["backbone"]
   blocks = [*backbone["block_names"], records.HEAD]
   params = {**backbone["block_params"], records.HEAD: backbone["head_params"]}
   widths = _box_widths([params[block] for block in blocks])
   edges = np.concatenate([[0.0], np.cumsum(widths)])
-  rows = [(m["name"], i) for m in run.record["methods"] for i in range(len(m["stages"]))]
-  figure = _figure(min(max(11, 0.42 * len(blocks) + 3.5), 24), 1.5 + 0.42 * len(rows))
+  names = max(len(f"{shorten(b, 30)}  {table.parameters(params[b])}") for b in blocks)
+  height = max(1.5, 0.08 * names + 0.25) + 0.42 * len(rows)
+  figure = new_figure(min(max(11, 0.42 * len(blocks) + 3.5), 24), height)
   axes = figure.add_subplot()
   tops, top = [], 0.0
-  for i, (name, stage) in enumerate(rows):
-    top += 0.35 if i and stage == 0 else 0.0
-    _draw_stage_row(run, name, stage, axes, blocks, edges, top)
+  for i, row in enumerate(rows):
+    top += 0.35 if i and row.gap else 0.0
+    _draw_block_row(row, axes, blocks, edges, top)
     tops.append(top)
     top += 1.0
   _label_boxes(axes, blocks, params, edges)
-  labels = [_stage_label(run, name, stage) for name, stage in rows]
-  axes.set_yticks([t + 0.41 for t in tops], labels, fontsize=_SIZE)
+  axes.set_yticks([t + 0.41 for t in tops], [plain(row.label) for row in rows], fontsize=SIZE)
   axes.set_xlim(-0.1, edges[-1] + 0.1)
   axes.set_ylim(top, -0.15)
   axes.set_xticks([])
@@ -334,32 +369,25 @@ def _box_widths(counts: Sequence[int]) -> np.ndarray:
 
 def _stage_label(run: records.Run, name: str, stage: int) -> str:
   stages = run.method(name)["stages"]
-  title = _shorten(run.titles[name], 28)
-  return _plain(
-    title
-    if len(stages) == 1
-    else f"{title}, stage {stage + 1}"
-    if stage == 0
-    else f"stage {stage + 1}"
-  )
+  title = shorten(run.titles[name], 28)
+  if len(stages) == 1:
+    return title
+  return f"{title}, stage {stage + 1}" if stage == 0 else f"stage {stage + 1}"
 
 
-def _draw_stage_row(run: records.Run, name, stage, axes, blocks, edges, top: float) -> None:
+def _draw_block_row(row: BlockRow, axes, blocks, edges, top: float) -> None:
   from matplotlib import patches
 
-  entry = run.method(name)["stages"][stage]
-  color = style.colors(run.methods)[name]
-  trained = records.trained_blocks(entry, run.record["backbone"])
   for block, left, right in zip(blocks, edges[:-1], edges[1:], strict=True):
-    on = block in trained
+    on = block in row.blocks
     axes.add_patch(
       patches.Rectangle(
         (left + 0.04, top),
         right - left - 0.08,
         0.82,
         linewidth=0.8,
-        facecolor=color if on else style.FROZEN,
-        edgecolor=color if on else "#BBBBBB",
+        facecolor=row.color if on else style.FROZEN,
+        edgecolor=row.color if on else "#BBBBBB",
       )
     )
     if on:
@@ -369,16 +397,16 @@ def _draw_stage_row(run: records.Run, name, stage, axes, blocks, edges, top: flo
         style.RIGHT_SYMBOL,
         ha="center",
         va="center",
-        fontsize=_SMALL,
-        color=style.text_color(color),
+        fontsize=SMALL,
+        color=style.text_color(row.color),
       )
   axes.annotate(
-    f"{table.parameters(entry['trained_params'])} trained",
+    plain(row.note),
     (edges[-1], top + 0.41),
     (8, 0),
     textcoords="offset points",
     va="center",
-    fontsize=_SMALL + 0.5,
+    fontsize=SMALL + 0.5,
     color=style.INK,
     annotation_clip=False,
   )
@@ -388,14 +416,14 @@ def _label_boxes(axes, blocks, params, edges) -> None:
   """Names and parameter counts of the blocks, upright above the first row."""
   for block, left, right in zip(blocks, edges[:-1], edges[1:], strict=True):
     axes.annotate(
-      f"{_plain(block)}  {table.parameters(params[block])}",
+      f"{plain(shorten(block, 30))}  {table.parameters(params[block])}",
       ((left + right) / 2, -0.15),
       (0, 3),
       textcoords="offset points",
       rotation=90,
       ha="center",
       va="bottom",
-      fontsize=_SMALL,
+      fontsize=SMALL,
       color=style.INK,
       annotation_clip=False,
     )
@@ -423,7 +451,7 @@ def example_images(run: records.Run, name: str, stored: records.TestImages, *, c
   per_row, side, line = min(6, len(picked)), 1.5, 0.175
   rows = math.ceil(len(picked) / per_row)
   width, height = side + 0.4, 0.3 + side + line * len(run.methods) + 0.25
-  figure = _figure(width * per_row, height * rows, layout="none")
+  figure = new_figure(width * per_row, height * rows, layout="none")
   for index, stored_index in enumerate(picked):
     row, column = divmod(index, per_row)
     left, bottom = column * width + 0.08, (rows - row) * height - 0.3 - side
@@ -442,20 +470,20 @@ def _label_example(
   """The true class above an image; below it a line per method, right or wrong by symbol."""
   classes = run.record["data"]["class_names"]
   truth = int(test.labels[place])
-  title = _plain(_shorten(classes[truth], 22))
-  axes.set_title(title, fontsize=_SIZE - 0.5, fontweight="bold", loc="left", pad=4)
+  title = plain(shorten(classes[truth], 22))
+  axes.set_title(title, fontsize=SIZE - 0.5, fontweight="bold", loc="left", pad=4)
   for number, method in enumerate(run.methods):
     guess = int(test.predicted[method][0, place])
     right = guess == truth
-    symbol, short = style.RIGHT_SYMBOL if right else style.WRONG_SYMBOL, _shorten(method, 10)
-    text = f"{symbol} {short}: {_shorten(classes[guess], 26 - len(short))}"
+    symbol, short = style.RIGHT_SYMBOL if right else style.WRONG_SYMBOL, shorten(method, 10)
+    text = f"{symbol} {short}: {shorten(classes[guess], 26 - len(short))}"
     axes.annotate(
-      _plain(text),
+      plain(text),
       (0, 0),
       (0, -5 - 72 * line_inches * number),
       xycoords="axes fraction",
       textcoords="offset points",
       va="top",
-      fontsize=_SMALL - 0.5,
+      fontsize=SMALL - 0.5,
       color=style.RIGHT if right else style.WRONG,
     )

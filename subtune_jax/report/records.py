@@ -21,8 +21,8 @@ RESULTS = "results.json"
 IMAGES = "images.npz"
 HEAD = "head"
 
-_NUMBER = (int, float)
-_MAYBE_NUMBER = (int, float, type(None))
+NUMBER = (int, float)
+MAYBE_NUMBER = (int, float, type(None))
 _RECORD = {
   "name": str,
   "title": str,
@@ -36,11 +36,11 @@ _RECORD = {
   "methods": list,
   "trainings": list,
 }
-_BACKBONE = {
+BACKBONE = {
   "name": str,
   "weights": str,
   "sha256": str,
-  "image_size": _NUMBER,
+  "image_size": NUMBER,
   "block_names": list,
   "block_params": dict,
   "head_params": int,
@@ -61,36 +61,36 @@ _METHOD = {
   "stages": list,
   "trained_params": int,
   "grid": list,
-  "learning_rate": _NUMBER,
+  "learning_rate": NUMBER,
   "grid_edge": bool,
   "setting": str,
 }
-_STAGE = {"title": str, "blocks": list, "trained_params": int, "solver": str, "epochs": _NUMBER}
+_STAGE = {"title": str, "blocks": list, "trained_params": int, "solver": str, "epochs": NUMBER}
 _GRID = {
-  "learning_rate": _NUMBER,
-  "validation_accuracy": _MAYBE_NUMBER,
-  "validation_loss": _MAYBE_NUMBER,
+  "learning_rate": NUMBER,
+  "validation_accuracy": MAYBE_NUMBER,
+  "validation_loss": MAYBE_NUMBER,
 }
 _TRAINING = {
   "method": str,
   "seed": int,
-  "learning_rate": _NUMBER,
+  "learning_rate": NUMBER,
   "chosen": bool,
-  "seconds": _NUMBER,
-  "compile_seconds": _NUMBER,
-  "validation_accuracy": _MAYBE_NUMBER,
-  "moved": _MAYBE_NUMBER,
+  "seconds": NUMBER,
+  "compile_seconds": NUMBER,
+  "validation_accuracy": MAYBE_NUMBER,
+  "moved": MAYBE_NUMBER,
   "history": list,
 }
 _HISTORY = {
   "stage": int,
-  "epoch": _NUMBER,
-  "train_loss": _MAYBE_NUMBER,
-  "train_accuracy": _MAYBE_NUMBER,
-  "validation_loss": _MAYBE_NUMBER,
-  "validation_accuracy": _MAYBE_NUMBER,
+  "epoch": NUMBER,
+  "train_loss": MAYBE_NUMBER,
+  "train_accuracy": MAYBE_NUMBER,
+  "validation_loss": MAYBE_NUMBER,
+  "validation_accuracy": MAYBE_NUMBER,
 }
-_TEST = {"accuracy": _NUMBER, "loss": _MAYBE_NUMBER, "logits": str}
+_TEST = {"accuracy": NUMBER, "loss": MAYBE_NUMBER, "logits": str}
 _ARRAYS = ("logits", "labels", "groups", "ids")
 
 
@@ -211,7 +211,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def _check_fields(value: Any, fields: Mapping[str, Any], where: str) -> None:
+def check_fields(value: Any, fields: Mapping[str, Any], where: str) -> None:
   """Raises unless `value` is a dict that holds all `fields` in their types."""
   if not isinstance(value, dict):
     raise ValueError(f"{where} has to be an object, got {type(value).__name__}.")
@@ -229,7 +229,8 @@ def _check_fields(value: Any, fields: Mapping[str, Any], where: str) -> None:
       raise ValueError(f"{where}: {key} is {value[key]!r}, it has to be {allowed}.")
 
 
-def _check_one_of(value: Any, allowed: Sequence[Any], where: str) -> None:
+def check_one_of(value: Any, allowed: Sequence[Any], where: str) -> None:
+  """Raises unless `value` is in `allowed`."""
   if value not in allowed:
     listed = ", ".join(repr(a) for a in allowed)
     raise ValueError(f"{where} is {value!r}; the record knows {listed}.")
@@ -237,41 +238,42 @@ def _check_one_of(value: Any, allowed: Sequence[Any], where: str) -> None:
 
 def _check_record(record: Any, where: str) -> None:
   """Checks the shape of a record and the names that its parts share."""
-  _check_fields(record, _RECORD, where)
+  check_fields(record, _RECORD, where)
   backbone, data = record["backbone"], record["data"]
-  _check_fields(backbone, _BACKBONE, f"{where}: backbone")
-  _check_fields(data, _DATA, f"{where}: data")
+  check_fields(backbone, BACKBONE, f"{where}: backbone")
+  check_fields(data, _DATA, f"{where}: data")
   if sorted(backbone["block_params"]) != sorted(backbone["block_names"]):
     raise ValueError(
       f"{where}: backbone.block_params names {sorted(backbone['block_params'])}, "
       f"backbone.block_names {sorted(backbone['block_names'])}; they have to be the same."
     )
   for i, method in enumerate(record["methods"]):
-    _check_fields(method, _METHOD, f"{where}: methods[{i}]")
+    check_fields(method, _METHOD, f"{where}: methods[{i}]")
     _check_method(method, backbone, f"{where}: method {method['name']!r}")
   names = [method["name"] for method in record["methods"]]
   if not names or len(set(names)) != len(names):
     raise ValueError(f"{where}: methods are {names}; at least one is needed, each named once.")
   for i, training in enumerate(record["trainings"]):
-    _check_fields(training, _TRAINING, f"{where}: trainings[{i}]")
-    _check_one_of(training["method"], names, f"{where}: trainings[{i}].method")
+    check_fields(training, _TRAINING, f"{where}: trainings[{i}]")
+    check_one_of(training["method"], names, f"{where}: trainings[{i}].method")
     for j, row in enumerate(training["history"]):
-      _check_fields(row, _HISTORY, f"{where}: trainings[{i}].history[{j}]")
+      check_fields(row, _HISTORY, f"{where}: trainings[{i}].history[{j}]")
   for name in [data["id"], *data["ood"]]:
-    _check_one_of(name, sorted(data["num_test"]), f"{where}: a test set of data.id and data.ood")
+    check_one_of(name, sorted(data["num_test"]), f"{where}: a test set of data.id and data.ood")
 
 
 def _check_method(method: Mapping[str, Any], backbone: Mapping[str, Any], where: str) -> None:
   blocks = [*backbone["block_names"], HEAD]
   for i, stage in enumerate(method["stages"]):
-    _check_fields(stage, _STAGE, f"{where}: stages[{i}]")
+    check_fields(stage, _STAGE, f"{where}: stages[{i}]")
     for block in stage["blocks"]:
-      _check_one_of(block, blocks, f"{where}: a block of stages[{i}]")
+      check_one_of(block, blocks, f"{where}: a block of stages[{i}]")
   for i, point in enumerate(method["grid"]):
-    _check_fields(point, _GRID, f"{where}: grid[{i}]")
+    check_fields(point, _GRID, f"{where}: grid[{i}]")
 
 
-def _read_record(path: pathlib.Path) -> Any:
+def read_record(path: pathlib.Path) -> Any:
+  """The content of a results.json, unchecked."""
   if not path.is_file():
     raise FileNotFoundError(
       f"No {path.name} in {path.parent}: it is written when a run ends. Give the workdir of a "
@@ -335,7 +337,7 @@ def _test_set(
       entry = training.get("test", {}).get(name)
       if entry is None:
         raise ValueError(f"{workdir / RESULTS}: no test of {where}, a chosen training.")
-      _check_fields(entry, _TEST, f"{workdir / RESULTS}: the test of {where}")
+      check_fields(entry, _TEST, f"{workdir / RESULTS}: the test of {where}")
       arrays = _read_logits(workdir, entry, num_classes, where)
       if first is None:
         first, first_where = arrays, where
@@ -387,7 +389,7 @@ def load(workdir: str | os.PathLike) -> Run:
   """
   workdir = pathlib.Path(workdir)
   path = workdir / RESULTS
-  record = _read_record(path)
+  record = read_record(path)
   _check_record(record, str(path))
   seeds = _common_seeds(record, str(path))
   names = dict.fromkeys([record["data"]["id"], *record["data"]["ood"]])

@@ -23,8 +23,10 @@ METHOD_COLORS = {
   "lp_ft": "#0072B2",
   "subtuning": "#009E73",
   "gradual_unfreezing": "#CC79A7",
+  "auto_rgn": "#E69F00",
+  "auto_snr": "#56B4E9",
 }
-_SPARE_COLORS = ("#E69F00", "#56B4E9", "#F0E442")
+_SPARE_COLORS = ("#F0E442",)
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from subtune_jax.data import preprocess
 from subtune_jax.training import mesh as mesh_lib
+from subtune_jax.training import pieces
 
 PyTree = Any
 
@@ -28,16 +29,38 @@ def forward_program(
   return jax.jit(forward)
 
 
-def _batches(x: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
+def _batches(x: Any, batch_size: int, rows: np.ndarray | None) -> Iterator[tuple[Any, int]]:
   """(batch, real rows): the last batch is filled up with copies of its first row."""
-  for begin in range(0, len(x), batch_size):
-    batch = x[begin : begin + batch_size]
-    rows = len(batch)
-    if rows < batch_size:
+  n = len(x) if rows is None else len(rows)
+  for begin in range(0, n, batch_size):
+    if rows is None:
+      batch = x[begin : begin + batch_size]
+    else:
+      batch = x[np.asarray(rows[begin : begin + batch_size], np.int32)]
+    real = len(batch)
+    if real < batch_size:
       fill = np.zeros(batch_size, np.int32)
-      fill[:rows] = np.arange(rows)
+      fill[:real] = np.arange(real)
       batch = batch[fill]
-    yield batch, rows
+    yield batch, real
+
+
+@functools.lru_cache(maxsize=64)
+def _in_pieces(model, start, stop, preprocessing):
+  """`forward_program` from programs of single units."""
+  units = (*model.block_names, "head")
+  first = units.index(start) if start else 0
+  names = units[first : units.index(stop) if stop else len(units)]
+  normalize = jax.jit(functools.partial(preprocess.normalize, preprocessing=preprocessing))
+
+  def forward(variables, x):
+    if first == 0:
+      x = normalize(x)
+    for name in names:
+      x = pieces.forward(model, variables, name, x)
+    return x
+
+  return forward
 
 
 def run_units(
@@ -50,6 +73,8 @@ def run_units(
   mesh: jax.sharding.Mesh,
   start: str | None = None,
   stop: str | None = None,
+  rows: np.ndarray | None = None,
+  in_pieces: bool = False,
 ) -> jax.Array:
   """Runs the units from `start` up to, not including, `stop` over every row of `x`.
 
@@ -65,17 +90,20 @@ def run_units(
     mesh: the devices.
     start: first unit, None for the images.
     stop: first unit that does not run, None for the logits.
+    rows: [n] positions in `x`; None is all.
+    in_pieces: from programs of single units (`training/pieces.py`).
 
   Returns:
     [n, ...] on the devices, replicated.
   """
   batch_size = -(-batch_size // mesh.size) * mesh.size
-  forward = forward_program(model, start, stop, preprocessing)
+  program = _in_pieces if in_pieces else forward_program
+  forward = program(model, start, stop, preprocessing)
   variables = jax.device_put(variables, mesh_lib.replicated(mesh))
   parts = []
-  for batch, rows in _batches(x, batch_size):
+  for batch, real in _batches(x, batch_size, rows):
     batch = jax.device_put(batch, mesh_lib.split(mesh))
-    parts.append(forward(variables, batch)[:rows])
+    parts.append(forward(variables, batch)[:real])
   return jax.device_put(jnp.concatenate(parts), mesh_lib.replicated(mesh))
 
 

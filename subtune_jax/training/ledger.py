@@ -1,6 +1,7 @@
 """One JSON line per finished training: what was done is never done again after a kill."""
 
 from collections.abc import Mapping
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,19 @@ def key_of(description: Mapping[str, Any]) -> str:
   """Identity of a training: a hash of everything that its result depends on."""
   text = json.dumps(description, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plain(value: Any) -> Any:
+  """A value as JSON: dataclasses as dicts, functions by their qualified name."""
+  if dataclasses.is_dataclass(value):
+    return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  if isinstance(value, Mapping):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  if callable(value):
+    return f"{value.__module__}.{value.__qualname__}"
+  return value
 
 
 class Ledger:

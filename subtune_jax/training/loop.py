@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from absl import logging
 import jax
@@ -13,6 +13,7 @@ from subtune_jax.data import preprocess
 from subtune_jax.training import evaluate, resume, stages
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import plan as plan_lib
+from subtune_jax.training import prefix as prefix_lib
 from subtune_jax.training import step as step_lib
 
 PyTree = Any
@@ -49,6 +50,9 @@ class Engine:
       whose output would take more is not cached.
     scan: a whole epoch as one program (`lax.scan`); None: on accelerators. On CPU a loop over the
       compiled step is faster.
+    in_pieces: put steps and evaluation together from programs of single blocks, so that another
+      set of blocks compiles nothing new (`training/pieces.py`); a step that cannot be put together
+      is compiled whole.
   """
 
   model: Any
@@ -59,11 +63,13 @@ class Engine:
   prefix_cache: bool = True
   resident_bytes: int = 4 << 30
   scan: bool | None = None
+  in_pieces: bool = False
 
   def options(self) -> dict[str, Any]:
     """Arguments of `evaluate.run_units`."""
     return {
-      "preprocessing": self.preprocessing, "batch_size": self.batch_size, "mesh": self.mesh
+      "preprocessing": self.preprocessing, "batch_size": self.batch_size, "mesh": self.mesh,
+      "in_pieces": self.in_pieces,
     }  # fmt: skip
 
   def predict(self, variables: PyTree, images: Any) -> np.ndarray:
@@ -110,7 +116,9 @@ def relative_distance(params: PyTree, reference: PyTree) -> float:
 
 def check_examples(examples: Any, num_classes: int, what: str) -> None:
   """Raises ValueError unless images are uint8 [n, h, w, 3] and labels integers of the head."""
-  images, labels = examples.images, np.asarray(examples.labels)
+  shared = isinstance(examples, prefix_lib.Rows)
+  images = examples.prefix.images if shared else examples.images
+  labels = np.asarray(examples.all_labels if shared else examples.labels)
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
     raise ValueError(
       f"{what} images are {images.dtype} {images.shape}; give uint8 [n, height, width, 3], n > 0"
@@ -128,8 +136,10 @@ def check_examples(examples: Any, num_classes: int, what: str) -> None:
 class _Training:
   """State of one `fit`: the variables so far, what was touched, and the records."""
 
-  def __init__(self, engine, variables, method, train, validation, seed, on_epoch, saver):
-    self.engine, self.method, self.seed = engine, method, seed
+  def __init__(
+    self, engine, variables, method, train, validation, seed, on_epoch, saver, validate
+  ):  # fmt: skip
+    self.engine, self.method, self.seed, self.validate = engine, method, seed, validate
     self.train, self.validation = train, validation
     self.on_epoch, self.saver = on_epoch, saver
     self.variables = {"batch_stats": {}, **variables}
@@ -163,6 +173,19 @@ class _Training:
     moved = relative_distance(self.variables["params"], self.original["params"])
     return FitResult(self.variables, self.touched, self.history, self.stages, self.seconds,
                      self.compile_seconds, moved)  # fmt: skip
+
+  def shares(self, examples: Any, unit: str) -> bool:
+    """Whether the examples' shared activations hold for `unit`: nothing before it has changed."""
+    if not isinstance(examples, prefix_lib.Rows):
+      return False
+    units = (*self.engine.model.block_names, plan_lib.HEAD)
+    before = units[: units.index(unit)]
+    trees = [(self.touched[k], masks.paths(self.touched[k])) for k in ("params", "batch_stats")]
+    return not any(
+      touched and plan_lib.unit_of(path, units) in before
+      for tree, paths in trees
+      for path, touched in zip(paths, jax.tree.leaves(tree), strict=True)
+    )
 
   def _touch(self, plan: plan_lib.Plan) -> None:
     new = {"params": plan.labels, "batch_stats": plan.stat_labels}
@@ -213,6 +236,7 @@ def fit(
   on_epoch: OnEpoch | None = None,
   saver: resume.Saver | None = None,
   on_resume: Callable[[str], None] | None = None,
+  validate: Literal["epoch", "end"] = "epoch",
 ) -> FitResult:
   """Trains a network by any method.
 
@@ -221,13 +245,14 @@ def fit(
     variables: {"params", "batch_stats"}: the pretrained backbone and the head to start from.
     method: stages (`subtune_jax.methods`).
     train: `images` uint8 [n, h, w, 3] and `labels` [n]; the examples that fill no whole batch are
-      left out of an epoch, others in each.
+      left out of an epoch, others in each. `prefix.Rows` shares activations between trainings.
     validation: likewise; read after every epoch, and by a probe to choose its strength. None trains
       without: then a probe has one strength.
     seed: of the order of the examples and of their views.
     on_epoch: called with each row of the history and the validation logits behind it.
     saver: writes and finds checkpoints; a training goes on from the one it finds.
     on_resume: told what was resumed, if anything.
+    validate: read the validation set after every epoch, or at the end of each stage only.
 
   Raises:
     ValueError: images or labels of the wrong shape, type or range, or a batch that does not split
@@ -245,5 +270,7 @@ def fit(
         f"stage {stage.name!r} has {len(stage.solver.l2)} strengths and no validation set to "
         "choose with; give one strength"
       )
-  training = _Training(engine, variables, method, train, validation, seed, on_epoch, saver)
+  training = _Training(
+    engine, variables, method, train, validation, seed, on_epoch, saver, validate
+  )  # fmt: skip
   return training.run(on_resume or (lambda text: logging.info("%s", text)))

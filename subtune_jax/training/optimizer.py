@@ -4,7 +4,7 @@ Peak learning rates live in the optimiser's state, not in the compiled program, 
 rates and any number of seeds share one compilation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,28 +15,78 @@ from subtune_jax import masks, methods
 
 
 class RateState(NamedTuple):
-  """State of `scale_by_rate`: steps taken and the peak learning rate."""
+  """State of `scale_by_rate`: steps taken, the peak learning rate, and its tensors' multipliers."""
 
   count: jax.Array
   peak: jax.Array
+  multipliers: Any = None
 
 
 def scale_by_rate(
-  peak: float, schedule: Callable[[jax.Array], jax.Array]
+  peak: float, schedule: Callable[[jax.Array], jax.Array], *, per_tensor: bool = False
 ) -> optax.GradientTransformation:
-  """Multiplies updates by `-peak * schedule(count)`; `peak` is state, `schedule` is static."""
+  """Multiplies updates by `-peak * schedule(count)`; `peak` is state, `schedule` is static.
+
+  Args:
+    peak: of the rate.
+    schedule: a multiplier of it for each step.
+    per_tensor: whether the state holds a further multiplier for each tensor, 1 at first and changed
+      by `set_multipliers`.
+  """
 
   def init(params):
-    del params
-    return RateState(jnp.zeros([], jnp.int32), jnp.asarray(peak, jnp.float32))
+    ones = jax.tree.map(lambda _: jnp.ones([], jnp.float32), params) if per_tensor else None
+    return RateState(jnp.zeros([], jnp.int32), jnp.asarray(peak, jnp.float32), ones)
 
   def update(updates, state, params=None):
     del params
     rate = -state.peak * schedule(state.count)
-    updates = jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates)
-    return updates, RateState(optax.safe_increment(state.count), state.peak)
+    if per_tensor:
+      updates = jax.tree.map(lambda u, m: _scaled(u, rate, m), updates, state.multipliers)
+    else:
+      updates = jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates)
+    return updates, state._replace(count=optax.safe_increment(state.count))
 
   return optax.GradientTransformation(init, update)
+
+
+def _scaled(update: jax.Array, rate: jax.Array, multiplier: jax.Array) -> jax.Array:
+  """`rate * multiplier * update`; at multiplier 0 it is -0.0, which added changes no bit."""
+  update = jnp.where(multiplier > 0, update, jnp.ones_like(update))  # of inf and NaN too
+  return (rate * multiplier).astype(update.dtype) * update
+
+
+def multipliers(opt_state: Any) -> dict[str, jax.Array]:
+  """Path -> multiplier of the tensors that have one."""
+  states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, RateState))
+  trees = [node.multipliers for node in states if isinstance(node, RateState)]
+  return {
+    path: value
+    for tree in trees
+    for path, value in zip(masks.paths(tree), jax.tree.leaves(tree), strict=True)
+  }
+
+
+def set_multipliers(opt_state: Any, values: Mapping[str, jax.Array], *, fresh: bool) -> Any:
+  """The state of an optimiser with other multipliers.
+
+  Args:
+    opt_state: of `make_optimizer`, of a solver with `rates`.
+    values: path -> scalar, for every trained tensor.
+    fresh: whether momentum, and Adam's moments and their count, begin anew; the schedule goes on.
+  """
+  moments = (optax.ScaleByAdamState, optax.TraceState)
+
+  def visit(node):
+    if isinstance(node, RateState):
+      tree = node.multipliers
+      leaves = [values[path] for path in masks.paths(tree)]
+      return node._replace(multipliers=jax.tree.unflatten(jax.tree.structure(tree), leaves))
+    return jax.tree.map(jnp.zeros_like, node) if fresh and isinstance(node, moments) else node
+
+  return jax.tree.map(
+    visit, opt_state, is_leaf=lambda node: isinstance(node, (RateState, *moments))
+  )
 
 
 def make_schedule(kind: str, total_steps: int, warmup: float) -> Callable[[jax.Array], jax.Array]:
@@ -75,11 +125,13 @@ def make_optimizer(
 
   Returns:
     Clipping by the global norm of the trained leaves, then a `multi_transform` with one learning
-    rate per label.
+    rate per label and, with `solver.rates`, a multiplier of it for each tensor.
   """
   schedule = make_schedule(solver.schedule, total_steps, solver.warmup)
   transforms = {
-    label: optax.chain(_direction(solver), scale_by_rate(rate, schedule))
+    label: optax.chain(
+      _direction(solver), scale_by_rate(rate, schedule, per_tensor=solver.rates is not None)
+    )
     for label, rate in solver.learning_rates.items()
   }
   clip = optax.clip_by_global_norm(solver.clip_norm) if solver.clip_norm else optax.identity()

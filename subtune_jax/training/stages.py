@@ -4,7 +4,7 @@ The functions take the training under way (`loop._Training`): its engine, data, 
 """
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks, methods
-from subtune_jax.training import batches, evaluate, probe
+from subtune_jax.training import auto_rates, batches, evaluate, pieces, probe, timing
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import plan as plan_lib
+from subtune_jax.training import prefix as prefix_lib
 from subtune_jax.training import step as step_lib
 
 PyTree = Any
@@ -44,25 +45,59 @@ def describe(stage: methods.Stage, plan: plan_lib.Plan, variables: PyTree) -> di
   }
 
 
-def _stage_inputs(training: Any, plan: plan_lib.Plan) -> tuple[Any, Any, str | None]:
-  """(train x, validation x, first unit to run): cached activations where the prefix is constant."""
-  engine = training.engine
-  validation = training.validation
-  sets = [training.train.images] + ([] if validation is None else [validation.images])
+class Inputs(NamedTuple):
+  """What a stage reads of some examples.
+
+  Attributes:
+    x: images, or activations.
+    labels: integers, one per row of `x`.
+    rows: [n] positions of the examples in `x`; None where they are all of it.
+    start: the first unit that reads `x`; None for images.
+  """
+
+  x: Any
+  labels: np.ndarray
+  rows: np.ndarray | None
+  start: str | None
+
+
+def _stage_inputs(training: Any, plan: plan_lib.Plan) -> tuple[Inputs, Inputs | None]:
+  """(training, validation) inputs: cached activations where the prefix is constant."""
+  engine, examples = training.engine, [training.train, training.validation]
+  present = [x for x in examples if x is not None]
   first = engine.model.block_names[0]
   cached = engine.prefix_cache and engine.augmentation is None and plan.start != first
-  if cached:
-    needed = sum(_activation_bytes(training, x, plan.start) for x in sets)
+  shared = [training.shares(x, plan.start) for x in present]
+  if cached and not all(shared):
+    needed = sum(_activation_bytes(training, x.images, plan.start) for x in present)
     cached = needed <= engine.resident_bytes
     if not cached:
       logging.info(
         "what comes before %s is run in every step: its cache would take %.1f GB of the %.1f "
         "allowed", plan.start, needed / 1e9, engine.resident_bytes / 1e9,
       )  # fmt: skip
-  if cached:
-    options = engine.options() | {"batch_size": training.batch_size, "stop": plan.start}
-    sets = [evaluate.run_units(engine.model, training.variables, x, **options) for x in sets]
-  return sets[0], None if validation is None else sets[1], plan.start if cached else None
+  train, validation = (
+    None if x is None else _inputs(training, x, plan.start if cached else None) for x in examples
+  )
+  return train, validation
+
+
+def _inputs(training: Any, examples: Any, start: str | None) -> Inputs:
+  """What the units from `start` on read of the examples; None is the images."""
+  if isinstance(examples, prefix_lib.Rows):
+    x = None
+    if start is not None and training.shares(examples, start):
+      x = examples.prefix.at(start)
+    if x is not None:
+      return Inputs(x, examples.all_labels, examples.rows, start)
+    if start is None or training.shares(examples, start):
+      x = examples.prefix.images_on_device()
+      return Inputs(x, examples.all_labels, examples.rows, None)
+  if start is None:
+    return Inputs(examples.images, examples.labels, None, None)
+  options = training.engine.options() | {"batch_size": training.batch_size, "stop": start}
+  x = evaluate.run_units(training.engine.model, training.variables, examples.images, **options)
+  return Inputs(x, examples.labels, None, start)
 
 
 def _activation_bytes(training: Any, x: Any, stop: str) -> int:
@@ -76,14 +111,10 @@ def _activation_bytes(training: Any, x: Any, stop: str) -> int:
 def probe_stage(training, index, stage, plan, found) -> PyTree:
   """The convex stage: L-BFGS on cached features, strength chosen on validation."""
   del found  # solved anew: it takes seconds
-  begin = time.perf_counter()
+  watch = timing.Watch()
   model = training.engine.model
-  options = training.engine.options() | {"stop": plan_lib.HEAD}
   sets = [x for x in (training.train, training.validation) if x is not None]
-  features = [
-    np.asarray(evaluate.run_units(model, training.variables, x.images, **options), np.float32)
-    for x in sets
-  ]
+  features = [_features(training, x) for x in sets]
   labels = [np.asarray(x.labels) for x in sets]
   path = probe.fit_path(
     features[0], labels[0], num_classes=model.num_classes, l2=stage.solver.l2,
@@ -96,7 +127,7 @@ def probe_stage(training, index, stage, plan, found) -> PyTree:
     chosen, note = choice.index, _probe_note(path, choice)
   head = path.head(chosen)
   logits, *validation = (f @ head["kernel"] + head["bias"] for f in features)
-  training.seconds += time.perf_counter() - begin
+  watch.add_to(training)
   training.stages[index] |= note
   row = {
     "stage": index,
@@ -109,6 +140,18 @@ def probe_stage(training, index, stage, plan, found) -> PyTree:
     **training.variables,
     "params": {**training.variables["params"], "head": jax.tree.map(jnp.asarray, head)},
   }
+
+
+def _features(training: Any, examples: Any) -> np.ndarray:
+  """What the head reads, [n, features] float32."""
+  engine = training.engine
+  if engine.prefix_cache and training.shares(examples, plan_lib.HEAD):
+    kept = examples.prefix.at(plan_lib.HEAD)
+    if kept is not None:
+      return np.asarray(kept[examples.rows], np.float32)
+  options = engine.options() | {"stop": plan_lib.HEAD}
+  features = evaluate.run_units(engine.model, training.variables, examples.images, **options)
+  return np.asarray(features, np.float32)
 
 
 def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
@@ -130,36 +173,39 @@ def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
 def gradient_stage(training, index, stage, plan, found) -> PyTree:
   """Mini-batch steps; evaluates on validation and may write a checkpoint after every epoch."""
   engine, mesh = training.engine, training.engine.mesh
-  begin = time.perf_counter()
-  x, validation_x, start = _stage_inputs(training, plan)
+  watch = timing.Watch()
+  inputs, validation = _stage_inputs(training, plan)
   n, epochs = len(training.train.labels), stage.solver.epochs
   spec = step_lib.StepSpec(
     engine.model, plan, stage, epochs * (n // training.batch_size), engine.preprocessing,
-    None if start else engine.augmentation, start,
+    None if inputs.start else engine.augmentation, inputs.start,
   )  # fmt: skip
+  assembled = _assembled(engine, spec)
   moving, fixed = plan_lib.split_variables(training.variables, plan)
-  state = step_lib.create_train_state(spec, mesh_lib.put(moving, mesh))
+  create = (assembled or spec).create_state
+  state = create(mesh_lib.put(moving, mesh))
   first_epoch = 0
   if found and found.note["stage"] == index:
     state, first_epoch = found.fill("state", state), found.note["epoch"]
   state = mesh_lib.put(state, mesh)
   fixed = jax.device_put(fixed, mesh_lib.replicated(mesh))
   initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
-  source = batches.choose(x, training.train.labels, engine.resident_bytes)
+  source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes)
   compile_epoch = _compile_streamed if source.streamed else _compile_resident
-  run_epoch, compile_seconds = compile_epoch(training, spec, state, fixed, initial, source)
-  training.compile_seconds += compile_seconds
-  begin += compile_seconds
+  run_epoch = compile_epoch(training, assembled or spec, state, fixed, initial, source)
+  set_rates = auto_rates.setter(training, spec, fixed, source)
   for epoch in range(first_epoch, epochs):
     order = epoch_order(training.seed, index, epoch, n, training.batch_size)
+    if inputs.rows is not None:
+      order = inputs.rows[order].astype(np.int32)
+    state, rates = set_rates(state, order, epoch)
     state, metrics = run_epoch(state, order, epoch)
     _check_finite(metrics["loss"], stage, epoch)
     logits = None
-    if validation_x is not None:
-      options = engine.options() | {"start": start}
-      logits = evaluate.predict(engine.model, _current(state, fixed), validation_x, **options)
-    training.seconds += time.perf_counter() - begin
-    begin = time.perf_counter()
+    if validation is not None and (training.validate == "epoch" or epoch + 1 == epochs):
+      options = engine.options() | {"start": validation.start, "rows": validation.rows}
+      logits = evaluate.predict(engine.model, _current(state, fixed), validation.x, **options)
+    watch.add_to(training)
     row = {
       "stage": index,
       "epoch": epoch + 1,
@@ -169,9 +215,20 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
     }
     if source.streamed:
       row["data_wait"] = float(metrics["data_wait"])
-    training.record(row, logits)
+    training.record(row | rates, logits)
     training.save(index, epoch + 1, state)
   return _current(state, fixed)
+
+
+def _assembled(engine: Any, spec: step_lib.StepSpec) -> pieces.Step | None:
+  """The step in pieces, where the engine asks for it and the stage allows it."""
+  if not engine.in_pieces:
+    return None
+  reason = pieces.why_not(spec, engine.mesh.size)
+  if reason:
+    logging.info("stage %r is compiled whole, because of %s", spec.stage.name, reason)
+    return None
+  return pieces.Step(spec)
 
 
 def _current(state: step_lib.TrainState, fixed: PyTree) -> PyTree:
@@ -193,10 +250,11 @@ def _first_order(training: Any) -> np.ndarray:
 
 
 def _compile_resident(training: Any, spec, state, fixed, initial, source):
-  """(state, order [steps, batch], epoch) -> (state, metrics [steps]), and the compile time."""
+  """(state, order [steps, batch], epoch) -> (state, metrics [steps]); of a spec or a step in pieces."""
   mesh = training.engine.mesh
   data = batches.resident(source, mesh)
-  scan = training.engine.scan
+  assembled = isinstance(spec, pieces.Step)
+  scan = False if assembled else training.engine.scan
   scan = jax.default_backend() != "cpu" if scan is None else scan
   sharding = mesh_lib.split(mesh)
   if scan:
@@ -204,10 +262,13 @@ def _compile_resident(training: Any, spec, state, fixed, initial, source):
       mesh, jax.sharding.PartitionSpec(None, mesh_lib.DATA_AXIS)
     )
   order = _first_order(training)
-  sample = jax.device_put(order if scan else order[0], sharding)
-  step, seconds = step_lib.compile_step(
-    spec, mesh, state, fixed, initial, data, sample, _view(training, 0), scan=scan
-  )
+  if assembled:
+    step = spec
+  else:
+    sample = jax.device_put(order if scan else order[0], sharding)
+    step, _ = step_lib.compile_step(
+      spec, mesh, state, fixed, initial, data, sample, _view(training, 0), scan=scan
+    )
 
   def run_epoch(state, order, epoch):
     seen = _view(training, epoch)
@@ -219,7 +280,7 @@ def _compile_resident(training: Any, spec, state, fixed, initial, source):
       rows.append(metrics)
     return state, _stacked(rows)
 
-  return run_epoch, seconds
+  return run_epoch
 
 
 def _compile_streamed(training: Any, spec, state, fixed, initial, source):
@@ -227,9 +288,11 @@ def _compile_streamed(training: Any, spec, state, fixed, initial, source):
   for batches."""
   mesh = training.engine.mesh
   example = batches.one(source, _first_order(training)[0], mesh)
-  step, seconds = step_lib.compile_step(
-    spec, mesh, state, fixed, initial, example, None, _view(training, 0)
-  )
+  step = spec
+  if not isinstance(spec, pieces.Step):
+    step, _ = step_lib.compile_step(
+      spec, mesh, state, fixed, initial, example, None, _view(training, 0)
+    )
 
   def run_epoch(state, order, epoch):
     begin = time.perf_counter()
@@ -243,7 +306,7 @@ def _compile_streamed(training: Any, spec, state, fixed, initial, source):
     logging.info("epoch %d: %.0f %% of the time was spent waiting for data", epoch + 1, 100 * share)
     return state, metrics | {"data_wait": share}
 
-  return run_epoch, seconds
+  return run_epoch
 
 
 def _stacked(rows: list[Any]) -> dict[str, np.ndarray]:

@@ -94,12 +94,18 @@ class StepSpec:
   augmentation: Augmentation | None = None
   start: str | None = None  # first unit that the step runs; None: from the images
 
+  @property
+  def from_images(self) -> bool:
+    """Whether the step reads images rather than activations."""
+    return self.start in (None, self.model.block_names[0])
+
   def key(self) -> tuple:
     """Hashable identity; learning rates are state and so not part of it."""
     solver = self.stage.solver
     fields = dataclasses.asdict(solver) | {
       "learning_rates": tuple(solver.learning_rates),
       "epochs": None,
+      "rates": solver.rates is not None,  # the multipliers are state too
     }
     if solver.schedule == "constant" and not solver.warmup:
       fields["total_steps"] = None
@@ -110,6 +116,10 @@ class StepSpec:
       self.model, tuple(labels), treedef, self.plan.train_blocks, tuple(sorted(fields.items())),
       self.stage.penalty, self.stage.average, self.preprocessing, self.augmentation, self.start,
     )  # fmt: skip
+
+  def create_state(self, moving: PyTree) -> TrainState:
+    """See `create_train_state`."""
+    return create_train_state(self, moving)
 
   def optimizer(self) -> optax.GradientTransformation:
     """The stage's optimiser over the moving params."""
@@ -128,17 +138,24 @@ def create_train_state(spec: StepSpec, moving: PyTree) -> TrainState:
   )
 
 
-def _inputs(spec: StepSpec, x: jax.Array, indices: jax.Array, view: Mapping[str, Any]) -> jax.Array:
-  """Images through augmentation and normalisation; cached activations as they are."""
-  if spec.start not in (None, spec.model.block_names[0]):
+def prepare(
+  x: jax.Array,
+  ids: jax.Array,
+  view: Mapping[str, Any],
+  preprocessing: preprocess.Preprocessing,
+  augmentation: Augmentation | None,
+  from_images: bool,
+) -> jax.Array:
+  """Images [n, h, w, 3] through augmentation and normalisation; cached activations as they are."""
+  if not from_images:
     return x
-  if spec.augmentation is not None:
-    x = spec.augmentation.views(x, view["seed"], indices, view["epoch"])
-  return preprocess.normalize(x, spec.preprocessing)
+  if augmentation is not None:
+    x = augmentation.views(x, view["seed"], ids, view["epoch"])
+  return preprocess.normalize(x, preprocessing)
 
 
-def _loss(moving, fixed, initial, batch, spec: StepSpec):
-  """Mean cross-entropy plus the stage's penalty."""
+def loss_of(moving: PyTree, fixed: PyTree, initial: PyTree | None, batch: Any, spec: StepSpec):
+  """Mean cross-entropy plus the stage's penalty; and (running statistics, correct predictions)."""
   variables = plan_lib.join_variables(moving, fixed)
   mutable = ["batch_stats"] if spec.plan.train_blocks else False
   out = spec.model.apply(
@@ -190,7 +207,9 @@ def train_step(
     batch = dict(data)
   else:
     batch = {name: array[indices] for name, array in data.items()} | {"ids": indices}
-  batch["x"] = _inputs(spec, batch["x"], batch["ids"], view)
+  batch["x"] = prepare(
+    batch["x"], batch["ids"], view, spec.preprocessing, spec.augmentation, spec.from_images
+  )
   if spec.augmentation is not None and spec.augmentation.mixup:
     key = jax.random.fold_in(jax.random.key(view["seed"]), state.step)
     mixed = jitter.mixup(batch["x"], key, spec.augmentation.mixup)
@@ -198,7 +217,7 @@ def train_step(
 
   def loss_fn(params):
     moving = {"params": params, "batch_stats": state.moving["batch_stats"]}
-    return _loss(moving, fixed, initial, batch, spec)
+    return loss_of(moving, fixed, initial, batch, spec)
 
   params = state.moving["params"]
   (loss, (stats, correct)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)

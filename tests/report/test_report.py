@@ -450,7 +450,7 @@ def test_every_image_decodes_and_has_an_alt_text(workdir):
 
 def test_bold_marks_winners_only(workdir):
   summary = table.summarize(records.load(workdir), num_resamples=200)
-  rendered = html._results(summary)
+  rendered = html.results_section(summary)
   winners = [summary.winner(column.key) for column in summary.columns]
   bold = rendered.count('class="best"')
   assert bold == 2 * sum(winner is not None for winner in winners)

@@ -203,13 +203,12 @@ def test_learning_rate_per_label():
 
 
 def test_a_grid_of_rates_compiles_once():
-  rates = (1e-2, 1e-3, 1e-4)
-  seconds = [
-    fit(methods.sub_tuning(("block2",), rate, epochs=1, warmup=0.1)).compile_seconds
-    for rate in rates
-  ]
-  assert seconds[0] > 0
-  assert seconds[1:] == [0, 0]
+  made = []
+  for rate in (1e-2, 1e-3, 1e-4):
+    result = fit(methods.sub_tuning(("block2",), rate, epochs=1, warmup=0.1))
+    assert result.compile_seconds > 0 or made
+    made.append(step_lib._compiled.cache_info().misses)
+  assert made[0] == made[1] == made[2]
 
 
 def test_penalty_pulls_towards_the_start():

@@ -10,7 +10,10 @@ ENTRIES = tfds_sets.ENTRIES | folders.ENTRIES
 # Registry name -> the splits it has; all four where it is not here.
 SPLITS = {name: tuple(entry.all_splits()) for name, entry in tfds_sets.SETS.items()}
 # What a message shows for the many names that begin so.
-PATTERNS = {prefix: f"{prefix}/<corruption>/<severity>" for prefix in ("cifar10_c", "imagenet_c")}
+PATTERNS = {
+  prefix: f"{prefix}/<corruption>/<severity>"
+  for prefix in ("cifar10_c", "cifar10_c_1k", "imagenet_c")
+}
 
 __all__ = [
   "ENTRIES",

@@ -79,6 +79,11 @@ def _corrupted() -> dict[str, TfdsSet]:
         _TEST_ONLY,
         maps.CIFAR10,
       )
+      # As in the studies that adapt to one corruption: 1,000 of its test images are labelled.
+      sets[f"cifar10_c_1k/{ours}/{severity}"] = dataclasses.replace(
+        sets[f"cifar10_c/{ours}/{severity}"],
+        splits={"train": "test[:800]", "validation": "test[800:1000]", "test": "test[1000:]"},
+      )
       sets[f"imagenet_c/{ours}/{severity}"] = _imagenet(
         f"imagenet2012_corrupted/{ours}_{severity}",
         "3.1.0",
@@ -115,6 +120,11 @@ SETS: dict[str, TfdsSet] = {
     tfds_source.Source("stl10", "1.0.0", "2.6 GB"),
     {"train": "train[:90%]", "validation": "train[90%:]", "test": "test"},
     maps.STL10,
+  ),
+  # What `fashion_mnist`, of 1,000 labelled images, leaves out: to pretrain on.
+  "fashion_mnist/rest": TfdsSet(
+    tfds_source.Source("fashion_mnist", "3.0.1", "31 MB"),
+    {"train": "train[1000:54000]", "validation": "train[54200:]", "test": "test"},
   ),
   "imagenet": _imagenet(
     "imagenet2012",

@@ -1,0 +1,23 @@
+r"""Finetuning profile: which single block of the network is worth training?
+
+  python -m subtune_jax.main --config=configs/profile.py
+  python -m subtune_jax.main --config=configs/profile.py:kinds=profile+windows2+windows3+pairs
+  python -m subtune_jax.main --config=configs/profile.py:dataset=folder:/path/to/images
+
+Arguments after the colon, all optional: dataset, kinds (joined by +), units ("blocks" or "stages"),
+backbone and weights (together), image_size, epochs, folds. Each block is trained with a head from
+the fold's linear probe on 5 folds of the training images; then the best one is trained on all of
+them beside linear probing, full fine-tuning and LP-FT, and the test images are read once.
+"""
+
+from subtune_jax.experiments import search_config
+
+
+def get_config(arg: str = ""):
+  """The profile; fields are declared in subtune_jax/experiments/search_config.py."""
+  config = search_config.default()
+  config.name = "profile"
+  config.title = "Finetuning profile"
+  config.search.head = "probe"
+  search_config.use_arguments(config, arg)
+  return config

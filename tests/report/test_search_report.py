@@ -1,0 +1,569 @@
+"""Reports of searches and studies: every page and text from fake records, their numbers, errors."""
+
+import base64
+import copy
+import io
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+from scipy import stats
+
+from subtune_jax.report import (
+  corruption_page,
+  corruption_plots,
+  html,
+  intervals,
+  marks,
+  plots,
+  records,
+  search_page,
+  search_plots,
+  search_records,
+  size_page,
+  size_plots,
+  style,
+  table,
+)
+from tests.report import fake_search
+
+HOSTILE = '<script>alert("1")</script> & $x_0$'
+PAGES = {
+  search_records.SEARCH: search_page,
+  search_records.DATASET_SIZE: size_page,
+  search_records.CORRUPTION: corruption_page,
+}
+
+
+def bare_search():
+  """Nothing but single units: no head, no certificate, no interval, nothing optional."""
+  record = fake_search.search("resnet26", kinds=("profile",), num_folds=1)
+  record["sets"] = [s | {"low": None, "high": None} for s in record["sets"] if len(s["units"]) == 1]
+  record["chosen"] = record["sets"][4]["units"]
+  record |= {"certificate": None, "searches": []}
+  for key in ("split", "fold_seed", "fold_sizes", "seeds", "attribution"):
+    del record["data"][key]
+  return record
+
+
+def bare_sizes():
+  record = fake_search.dataset_size(sizes=(60,), with_map=False)
+  record["sizes"][0]["against_ft"] = {}
+  record["sizes"][0]["methods"] = record["sizes"][0]["methods"][:1]
+  record["crossover"] = None
+  return record
+
+
+def bare_corruptions():
+  record = fake_search.corruption(count=2, tested=False)
+  for row in record["rows"]:
+    row |= {"order": [], "profile": [], "head": None, "all": None, "certificate": None}
+    row["chosen"] = []
+  return record
+
+
+def many_corruptions():
+  record = fake_search.corruption(count=15)
+  more = copy.deepcopy(record["rows"][:3])
+  for row in more:
+    row["severity"], row["all"] = 3, None
+    row["certificate"]["undecided"] = []
+  record["rows"] += more
+  return record
+
+
+RECORDS = {
+  "search": lambda: fake_search.search("resnet26"),
+  "search_vit": lambda: fake_search.search("vit_l16", kinds=("profile", "none", "all")),
+  "search_raced": lambda: fake_search.search(raced_folds=2, kinds=("none", "windows")),
+  "search_one_split": lambda: fake_search.search("resnet26", num_folds=1, kinds=("none",)),
+  "search_bare": bare_search,
+  "sizes": fake_search.dataset_size,
+  "sizes_bare": bare_sizes,
+  "corruptions": lambda: fake_search.corruption(count=3),
+  "corruptions_many": many_corruptions,
+  "corruptions_bare": bare_corruptions,
+}
+FIGURES = {
+  "search": {"network", "profile", "windows", "pairs", "greedy", "cost"},
+  "search_vit": {"network", "profile", "greedy", "cost"},
+  "search_raced": {"network", "profile", "windows", "greedy", "cost"},
+  "search_one_split": {"network", "profile", "greedy", "cost"},
+  "search_bare": {"network", "profile", "cost"},
+  "sizes": {"against_ft", "sizes", "map"},
+  "sizes_bare": {"sizes"},
+  "corruptions": {"gains", "order", "profiles", "test"},
+  "corruptions_many": {"gains", "order", "test"},
+  "corruptions_bare": set(),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_images():
+  """Figures of fewer pixels, which are drawn faster."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(plots, "DPI", 40)
+    yield
+
+
+def written(workdir: pathlib.Path, record: dict) -> tuple[dict, str]:
+  """The record as it is read, and its page."""
+  fake_search.write(workdir, record)
+  record = search_records.load(workdir, record["kind"])
+  path = PAGES[record["kind"]].write_page(record, workdir)
+  assert path == workdir / html.PAGE
+  return record, path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+  """Record, page and workdir by name, written when first asked for; read only."""
+  found = {}
+
+  def get(name: str) -> tuple[dict, str, pathlib.Path]:
+    if name not in found:
+      workdir = tmp_path_factory.mktemp(name)
+      with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "png", lambda figure: b"no image")  # made, not turned into pixels
+        found[name] = (*written(workdir, RECORDS[name]()), workdir)
+    return found[name]
+
+  return get
+
+
+@pytest.fixture(scope="module")
+def search():
+  return fake_search.search("resnet26")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> str:
+  """Pages of records whose every name is hostile."""
+  pages = []
+  for kind, make in (
+    ("s", lambda: fake_search.search("resnet26", kinds=("none",))),
+    ("z", lambda: fake_search.dataset_size(sizes=(50, 100))),
+    ("c", lambda: fake_search.corruption(count=1)),
+  ):
+    text = json.dumps(make())
+    for name in ("block4/unit1", "block14", "gaussian noise", "SubTuning", "emoji_domains/noto",
+                 "cifar10", "the better of the greedy searches"):  # fmt: skip
+      text = text.replace(json.dumps(name)[1:-1] + '"', json.dumps(HOSTILE)[1:-1] + '"')
+    record = json.loads(text)
+    record |= {"title": HOSTILE, "name": HOSTILE, "command": HOSTILE, "config": {HOSTILE: HOSTILE}}
+    record["data"]["attribution"] = HOSTILE
+    pages.append(written(tmp_path_factory.mktemp(kind), record)[1])
+  return "\n".join(pages)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_every_record_gives_a_page_and_a_text(name, pages):
+  record, page, workdir = pages(name)
+  images = re.findall(r"<img [^>]*>", page)
+  files = {path.stem for path in (workdir / html.FIGURES).glob("*.png")}
+  assert files == FIGURES[name]
+  assert len(images) == len(files)
+  assert all(len(re.search(r'alt="([^"]*)"', image)[1]) > 20 for image in images)
+  for text in (record["title"], record["devices"], record["backbone"]["sha256"][:16]):
+    assert text in page
+  for width in (table.WIDTH, 70):
+    lines = PAGES[record["kind"]].format_text(record, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) > 3
+
+
+def test_pages_need_no_network_and_run_nothing(hostile):
+  sources = re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']?([^"'\s>]{0,30})""", hostile)
+  assert sources
+  assert all(source.startswith("data:image/png;base64,") for source in sources)
+  text = hostile.replace(html.escape(HOSTILE), "")
+  assert not re.search(r"url\(|@import|<link|<iframe|<script|javascript:|https?:", text, re.I)
+
+
+def test_figures_are_images(hostile, search):
+  """The other figures are those of the hostile pages."""
+  found = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]*)", hostile)]
+  assert len(found) == 4 + 3 + 4
+  for draw in (search_plots.windows, search_plots.pairs):
+    found.append(plots.png(draw(search)))
+  for data in found:
+    with Image.open(io.BytesIO(data)) as image:
+      image.load()
+      assert image.format == "PNG"
+      assert image.size > (350, 70)
+
+
+def test_pages_escape_every_name(hostile):
+  assert "<script" not in hostile.lower()
+  assert hostile.count(html.escape(HOSTILE)) > 20
+
+
+def test_search_page_shows_the_numbers_of_the_record(pages):
+  record, page, _ = pages("search")
+  text = " ".join(search_page.format_text(record).split())
+  sets = search_records.by_units(record)
+  chosen, head = sets[tuple(record["chosen"])], sets[()]
+  sentence = (
+    f"{100 * chosen['mean']:.1f} % (95 % interval {100 * chosen['low']:.1f} to "
+    f"{100 * chosen['high']:.1f}) on held-out images: {100 * (chosen['mean'] - head['mean']):+.1f}"
+  )
+  name = " + ".join(record["chosen"])
+  for shown in (
+    sentence, f"Chosen: {name}, with the head", record["certificate"]["text"],
+    f"{table.parameters(chosen['trained_params'])} of "
+    f"{table.parameters(record['backbone']['num_params'])} parameters",
+    f"{record['cost']['trainings']:,} trainings (0 dropped by the race)",
+    "210 TFLOP in all", "930 TFLOP, 4.4 times as much",
+    f"Undecided at 95 %: {len(record['certificate']['undecided'])} other sets",
+  ):  # fmt: skip
+    assert shown in text, shown
+    assert html.escape(shown) in page, shown
+  other = max(record["certificate"]["undecided"], key=lambda other: other["probability"])
+  assert f"{' + '.join(other['units'])}: {100 * other['probability']:.0f} %" in page
+  assert f"{chosen['fork_macs'] / 1e6:.1f}<small>" in page
+  best = max(record["sets"], key=lambda tried: tried["mean"])
+  row = next(line for line in search_page.format_text(record).splitlines() if "95 %" not in line
+             and f"{100 * best['mean']:.1f}" in line)  # fmt: skip
+  assert table.parameters(best["trained_params"]) in row
+
+
+def test_a_decided_certificate_says_so(search):
+  record = copy.deepcopy(search)
+  record["certificate"]["undecided"] = []
+  text = search_page.format_text(record)
+  assert "Decided at 95 %: no other set that was tried is left in doubt." in text
+  assert "Undecided" not in text
+  record["certificate"] = None
+  assert "No certificate" in search_page.format_text(record)
+
+
+def test_ranking_holds_the_best_the_chosen_and_both_ends(search):
+  ranked = search_page.ranking(search, most=4)
+  means = [r.tried["mean"] for r in ranked]
+  assert means == sorted(means, reverse=True)
+  assert means[:4] == sorted((s["mean"] for s in search["sets"]), reverse=True)[:4]
+  assert {r.role for r in ranked} >= {"chosen", "head alone", "all units"}
+  for r in ranked:
+    if r.role == "chosen":
+      assert r.against_chosen is None
+    else:
+      chosen = search_records.by_units(search)[tuple(search["chosen"])]
+      assert r.against_chosen.mean == pytest.approx(r.tried["mean"] - chosen["mean"])
+
+
+def test_sets_dropped_by_a_race_are_not_ranked_and_marked():
+  record = fake_search.search(raced_folds=2, kinds=("none",))
+  dropped = [s for s in record["sets"] if not s["complete"]]
+  assert dropped
+  assert all(r.tried["complete"] for r in search_page.ranking(record))
+  text = " ".join(search_page.format_text(record).split())
+  assert f"{len(dropped)} sets were dropped by a race" in text
+  singles = [s for s in dropped if len(s["units"]) == 1]
+  assert text.count("dropped by the race") == len(singles) + 1  # and the line of the cost
+  axes = search_plots.profile(record).axes[0]
+  crosses = [line for line in axes.lines if line.get_marker() == "x"]
+  assert len(crosses) == len(singles)
+
+
+def test_profile_draws_the_means_and_intervals(search):
+  sets = search_records.by_units(search)
+  axes, below = search_plots.profile(search).axes
+  points = {int(line.get_xdata()[0]): line for line in axes.lines if line.get_marker() == "^"}
+  for place, unit in enumerate(search["units"]):
+    tried = sets[unit["name"],]
+    assert points[place].get_ydata()[0] == pytest.approx(100 * tried["mean"])
+    filled = points[place].get_markerfacecolor() != "white"
+    assert filled == (unit["name"] in search["chosen"])
+    assert below.patches[place].get_height() == unit["params"]
+  lines = {
+    line.get_color(): line.get_ydata()[0] for line in axes.lines if len(line.get_xdata()) == 2
+  }
+  assert lines[style.METHOD_COLORS["lp"]] == pytest.approx(100 * sets[()]["mean"])
+  everything = sets[search_records.unit_names(search)]
+  assert lines[style.METHOD_COLORS["ft"]] == pytest.approx(100 * everything["mean"])
+  low = axes.get_ylim()[0]
+  assert f"axis starts at {low:.0f} %" in axes.get_ylabel()
+  assert low <= 100 * min(tried["low"] for tried in sets.values() if len(tried["units"]) < 2)
+
+
+def test_pair_map_has_the_accuracies_of_the_record(search):
+  names, sets = search_records.unit_names(search), search_records.by_units(search)
+  axes = search_plots.pairs(search).axes[0]
+  values = axes.images[0].get_array()
+  for i, row in enumerate(names):
+    assert values[i, i] == pytest.approx(100 * sets[row,]["mean"])
+    for j, column in enumerate(names[:i]):
+      assert values[i, j] == pytest.approx(100 * sets[column, row]["mean"])
+      assert values.mask[j, i]
+  ranked = search_plots.ranked_pairs(search)
+  frame = axes.patches[-1]
+  place = round(frame.get_x() + 0.46), round(frame.get_y() + 0.46)
+  assert place == tuple(names.index(name) for name in ranked[0]["units"])
+  dots = sum(text.get_text() == marks.DOT for text in axes.texts)
+  assert dots == sum(search_records.undecided(pair, ranked[0]) for pair in ranked[1:])
+
+
+def test_pairs_of_one_split_are_neither_told_apart_nor_marked():
+  record = fake_search.search("resnet26", num_folds=1, kinds=("pairs",))
+  axes, beside = search_plots.pairs(record).axes[:2]
+  assert not any(text.get_text() == marks.DOT for text in axes.texts)
+  assert marks.QUIET not in {line.get_color() for line in beside.lines}
+
+
+def test_greedy_path_is_drawn_with_its_last_step_hollow(search):
+  path = search_records.searches(search, search_records.GREEDY)[0]
+  axes = search_plots.greedy(search).axes[0]
+  points = [line for line in axes.lines if line.get_marker() in ("^", "o")
+            and line.get_markersize() < 10]  # fmt: skip
+  points = sorted(points, key=lambda line: line.get_xdata()[0])
+  assert [line.get_ydata()[0] for line in points[1:]] == pytest.approx(
+    [100 * step["score"] for step in path["steps"]]
+  )
+  assert [line.get_markerfacecolor() == "white" for line in points[1:]] == [
+    not step["taken"] for step in path["steps"]
+  ]
+  assert path["steps"][-1]["reason"] in axes.get_title(loc="left").replace("\n", " ")
+
+
+def test_final_comparison_is_part_of_the_page(search, tmp_path, monkeypatch):
+  monkeypatch.setattr(search_page, "figures", lambda record: {})
+  record = copy.deepcopy(search)
+  fake_search.write_final(tmp_path, record)
+  (tmp_path / "final" / html.PAGE).touch()
+  search_page.write_page(record, tmp_path)
+  page = (tmp_path / html.PAGE).read_text(encoding="utf-8")
+  run = records.load(tmp_path / "final")
+  assert set(run.methods) == set(search_records.METHODS)
+  for method in run.methods:
+    assert html.escape(run.titles[method]) in page
+    for test in run.tests.values():
+      assert f"{100 * test.correct(method).mean():.1f}" in page
+  assert 'href="final/report.html"' in page
+  assert (tmp_path / html.FIGURES / "final_accuracy.png").is_file()
+  record["final"]["folder"] = "nowhere"
+  with pytest.raises(FileNotFoundError, match="nowhere"):
+    search_page.write_page(record, tmp_path)
+
+
+def test_size_page_shows_the_numbers_of_the_record(pages):
+  record, page, _ = pages("sizes")
+  text = size_page.format_text(record)
+  assert record["crossover"]["text"] in text
+  assert record["crossover"]["text"] in page
+  for size in record["sizes"]:
+    for method in size["methods"]:
+      low, high = 100 * method["low"], 100 * method["high"]
+      assert f"{100 * method['accuracy']:.1f} [{low:.1f}, {high:.1f}]" in text
+    value = search_records.estimate(size["against_ft"]["subtuning"])
+    assert table.difference_text(value) in text
+    assert table.difference_text(value) in page
+  values, near, heads = size_plots.gains(record)
+  assert values.shape == near.shape == (len(heads), len(record["map"]["units"]))
+  row = record["map"]["rows"][3]
+  head = next(head for head in heads if head["size"] == row["size"])
+  assert values[0, 3] == pytest.approx(100 * (row["mean"] - head["mean"]))
+  axes = size_plots.curves(record).axes[0]
+  assert axes.get_xscale() == "log"
+  assert list(axes.get_xticks()) == [size["size"] for size in record["sizes"]]
+
+
+def test_difference_points_are_hollow_where_undecided():
+  record = fake_search.dataset_size()
+  axes = size_plots.differences(record).axes[0]
+  points = [line for line in axes.lines if line.get_linestyle() == "None"]
+  found = [line.get_markerfacecolor() != "white" for line in points if line.get_marker() == "^"]
+  wanted = [
+    search_records.estimate(size["against_ft"]["subtuning"]).verdict != "undecided"
+    for size in record["sizes"]
+  ]
+  assert found == wanted
+  assert {True, False} <= set(wanted)
+
+
+def test_sizes_and_corruptions_link_to_reports_that_are_there(tmp_path):
+  record = fake_search.dataset_size()
+  (tmp_path / "sizes/100").mkdir(parents=True)
+  (tmp_path / "sizes/100" / html.PAGE).touch()
+  page = size_page.page(record, [], tmp_path)
+  assert set(re.findall(r'href="([^"]*)"', page)) == {"sizes/100/report.html"}
+
+
+def test_corruption_page_shows_the_numbers_of_the_record(pages):
+  record, page, _ = pages("corruptions")
+  text = corruption_page.format_text(record)
+  for row in record["rows"]:
+    line = next(line for line in text.splitlines() if line.startswith(row["title"]))
+    assert f"{100 * row['head']['mean']:.1f}" in line
+    assert f"{100 * row['all']['mean']:.1f}" in line
+    assert search_records.chance_text(row["certificate"]["probability_best"]) in line
+    order = [step["unit"] for step in row["order"] if step["taken"]]
+    assert ", ".join(order) in page
+  mean = np.mean([row["test"]["subtuning"]["accuracy"] for row in record["rows"]])
+  assert f"SubTuning {100 * mean:.1f} %" in page
+  assert "Decided: 0 of 3" in text
+  values, _ = corruption_plots.gains(record)
+  row = record["rows"][2]
+  assert values[2, 1] == pytest.approx(100 * (row["profile"][1]["mean"] - row["head"]["mean"]))
+  assert values[2, -1] == pytest.approx(100 * (row["all"]["mean"] - row["head"]["mean"]))
+
+
+def test_greedy_order_has_the_steps_in_the_cells():
+  record = fake_search.corruption(count=4)
+  axes = corruption_plots.greedy_order(record).axes[0]
+  names = search_records.unit_names(record)
+  found = {
+    (round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts
+  }
+  wanted = {
+    (number, names.index(step["unit"])): str(place)
+    for number, row in enumerate(record["rows"])
+    for place, step in enumerate(row["order"], start=1)
+  }
+  assert found == wanted
+
+
+def test_severities_are_named_where_there_are_several():
+  record = many_corruptions()
+  assert corruption_plots.labels(record)[0] == "gaussian noise, 5"
+  assert corruption_plots.labels(record)[-1] == "impulse noise, 3"
+  assert corruption_plots.labels(fake_search.corruption(count=1)) == ["gaussian noise"]
+
+
+@pytest.mark.parametrize(
+  ("units", "name"),
+  [
+    ((), "head alone"),
+    (("b",), "b"),
+    (("a", "c"), "a + c"),
+    (tuple("abcdef"), "all units"),
+    (tuple("abcde"), "all but f"),
+    (tuple("abc"), "a + b + c"),
+  ],
+)
+def test_set_name(units, name):
+  assert search_records.set_name(units, tuple("abcdef")) == name
+
+
+@pytest.mark.parametrize(
+  ("probability", "text"),
+  [(None, ""), (0.0, "0 %"), (0.004, "< 1 %"), (0.14, "14 %"), (0.996, "> 99 %"), (1.0, "100 %")],
+)
+def test_chance_text(probability, text):
+  assert search_records.chance_text(probability) == text
+
+
+def test_fold_difference_by_hand():
+  mean, low, high = intervals.fold_difference([0.3, 0.5, 0.7], [0.2, 0.3, 0.4])
+  half = 4.303 * np.sqrt(0.01 * (1 / 3 + 1 / 2))  # t of 2 degrees, variance of 0.1, 0.2, 0.3
+  assert (mean, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+  nan = float("nan")
+  assert intervals.fold_difference([0.3, nan, 0.5], [0.1, 0.2, nan]) is None
+  assert intervals.fold_difference([0.3], [0.1]) is None
+  mean, low, high = intervals.fold_difference([0.3, 0.4, nan], [0.1, 0.1, 0.1])
+  half = 12.706 * np.sqrt(0.005 * (1 / 2 + 1 / 2))
+  assert (mean, low, high) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
+
+
+def test_student_points():
+  found = [intervals._student(degrees) for degrees in range(1, 40)]
+  np.testing.assert_allclose(found, stats.t.ppf(0.975, np.arange(1, 40)), atol=1e-3)
+
+
+def _path(record):
+  return search_records.searches(record, search_records.GREEDY)[0]
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda r: r.update(kind="serch"), r"kind is 'serch'; the record knows 'search', 'dataset_s"),
+    (lambda r: r.pop("cost"), "lacks cost"),
+    (lambda r: r.update(chosen_by=3), "chosen_by is 3, it has to be str"),
+    (lambda r: r["data"].update(num_folds=4), r"sets\[0\]: by_fold has 5 values, data.num_folds"),
+    (lambda r: r["data"].pop("train"), "data lacks train"),
+    (lambda r: r["units"][1].update(blocks=["blok"]), "'blok'; the record knows 'stem'"),
+    (lambda r: r["units"][1].update(name="stem"), "each named once"),
+    (lambda r: r["sets"][2].update(mean=53.1), r"sets\[2\]: mean is 53.1, .* number in \[0, 1\]"),
+    (lambda r: r["sets"][2].update(mean=float("nan")), r"sets\[2\]: mean is nan"),
+    (lambda r: r["sets"][2].update(mean=0.2), "mean is 0.200000, that of its folds"),
+    (lambda r: r["sets"][2].update(low=0.9), r"interval is \[0.9, .*low has to be at most high"),
+    (lambda r: r["sets"][2].update(low=None), "interval is"),
+    (lambda r: r["sets"][2]["by_fold"].__setitem__(0, "a"), r"by_fold: 0 is 'a'"),
+    (lambda r: r["sets"][2].update(by_fold=[None] * 5), "null in every fold"),
+    (lambda r: r["sets"][2].update(complete=False), "complete is False"),
+    (
+      lambda r: r["sets"][2].update(units=["nobody"]),
+      "a unit is 'nobody'; the record knows 'stem'",
+    ),
+    (lambda r: r["sets"][-1]["units"].reverse(), "in the order of the network"),
+    (lambda r: r.update(sets=r["sets"] * 2), "twice"),
+    (lambda r: r.update(sets=[]), "at least one set is needed"),
+    (lambda r: r["searches"].append({"kind": "tripels"}), "'tripels'; the record knows 'profile'"),
+    (lambda r: r["searches"].append({"kind": "windows", "width": 99}), "width is 99; allowed: 1"),
+    (lambda r: _path(r).update(start="some"), "start is 'some'; the record knows 'none', 'all'"),
+    (lambda r: _path(r)["rule"].update(kind="luck"), "rule.kind is 'luck'"),
+    (lambda r: _path(r)["steps"][0].pop("reason"), r"steps\[0\] lacks reason"),
+    (lambda r: _path(r)["steps"][0]["tried"][0].update(mean=-1), r"tried\[0\]: mean is -1"),
+    (lambda r: r["certificate"].update(probability_best=2), "probability_best is 2"),
+    (lambda r: r["certificate"]["undecided"][0].pop("probability"), "lacks probability"),
+    (lambda r: r.update(final={"folder": "../x"}), "folder is '../x'; .*inside of the workdir"),
+    (lambda r: r.update(final={"folder": "javascript:alert(1)"}), "inside of the workdir"),
+    (lambda r: r["backbone"].pop("sha256"), "backbone lacks sha256"),
+  ],
+)
+def test_a_bad_search_gives_one_clear_error(search, tmp_path, change, message):
+  record = copy.deepcopy(search)
+  change(record)
+  fake_search.write(tmp_path, record)
+  with pytest.raises(ValueError, match=message) as caught:
+    search_records.load(tmp_path)
+  assert str(tmp_path / "results.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("make", "change", "message"),
+  [
+    (bare_sizes, lambda r: r.update(sizes=[]), "a list of 1 or more"),
+    (fake_search.dataset_size, lambda r: r["sizes"].reverse(), "have to be positive and to rise"),
+    (bare_sizes, lambda r: r["sizes"][0]["methods"][0].update(by_seed=[7]), "by_seed: 0 is 7"),
+    (bare_sizes, lambda r: r["sizes"][0].update(folder="/etc"), "inside of the workdir"),
+    (bare_sizes, lambda r: r["sizes"][0]["against_ft"].update(lp={"mean": 0.1}), "lacks low"),
+    (fake_search.dataset_size, lambda r: r["map"]["rows"][0].update(unit="x"), "unit is 'x'"),
+    (fake_search.dataset_size, lambda r: r["map"]["head"][0].update(size=1), "size is 1; the rec"),
+    (bare_corruptions, lambda r: r.update(rows=[]), "a list of 1 or more"),
+    (bare_corruptions, lambda r: r["rows"][0].update(chosen=["x"]), "a unit is 'x'"),
+    (bare_corruptions, lambda r: r["rows"][0].update(order=[{"unit": "stem"}]), "lacks taken"),
+    (bare_corruptions, lambda r: r["rows"][0].update(head=0.3), "head is 0.3, it has to be dict"),
+    (bare_corruptions, lambda r: r["rows"][0].update(test={"lp": {}}), "test.lp lacks accuracy"),
+  ],
+)
+def test_a_bad_study_gives_one_clear_error(tmp_path, make, change, message):
+  record = make()
+  change(record)
+  fake_search.write(tmp_path, record)
+  with pytest.raises(ValueError, match=message):
+    search_records.load(tmp_path)
+
+
+def test_a_record_of_another_kind_is_refused(tmp_path):
+  fake_search.write(tmp_path, bare_sizes())
+  with pytest.raises(ValueError, match="kind is 'dataset_size', wanted 'search'"):
+    search_records.load(tmp_path, "search")
+  (tmp_path / "results.json").write_text("[1]", encoding="utf-8")
+  with pytest.raises(ValueError, match="has to be an object"):
+    search_records.load(tmp_path)
+
+
+def test_reports_import_nothing_that_trains():
+  code = (
+    "import sys; from subtune_jax.report import corruption_page, search_page, size_page; "
+    "bad = ('matplotlib', 'jax', 'subtune_jax.search', 'subtune_jax.training', "
+    "'subtune_jax.experiments'); sys.exit(', '.join(m for m in bad if m in sys.modules) or None)"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr

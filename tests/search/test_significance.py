@@ -1,0 +1,117 @@
+"""The paired test by hand and on noise; Student's t against closed forms and another library."""
+
+import math
+
+import numpy as np
+import pytest
+
+from subtune_jax.search import scores, significance
+
+
+def score(by_fold):
+  return scores.from_accuracies(("block1",), by_fold)
+
+
+def test_student_t_in_closed_form():
+  for t in (-1e4, -3.0, -0.2, -1e-9, 0.0, 1e-9, 0.7, 2.5, 1e4):
+    one, two = 0.5 + math.atan(t) / math.pi, 0.5 + t / (2 * math.sqrt(2 + t * t))
+    assert significance.student_t_cdf(t, 1) == pytest.approx(one, abs=1e-14)
+    assert significance.student_t_cdf(t, 2) == pytest.approx(two, abs=1e-14)
+  assert significance.student_t_cdf(math.inf, 4) == 1
+  assert significance.student_t_cdf(-math.inf, 4) == 0
+  # The smaller tail keeps its relative precision.
+  assert significance.student_t_cdf(-1e6, 1) == pytest.approx(1e-6 / math.pi, rel=1e-11)
+
+
+def test_student_t_is_that_of_scipy():
+  stats = pytest.importorskip("scipy.stats")
+  for df in (1, 2, 3, 4, 9, 14, 60, 999, 1e5):
+    for t in np.linspace(-30, 30, 121):
+      mine = significance.student_t_cdf(float(t), df)
+      assert mine == pytest.approx(stats.t.cdf(t, df), abs=1e-10)
+    for p in (1e-6, 0.025, 0.5, 0.9, 0.975, 0.9995):
+      mine = significance.student_t_quantile(p, df)
+      assert mine == pytest.approx(stats.t.ppf(p, df), rel=1e-9, abs=1e-12)
+
+
+def test_paired_gain_by_hand():
+  # Differences 0.01, 0.02, 0.03: mean 0.02, standard deviation 0.01.
+  new, old = score([0.81, 0.72, 0.93]), score([0.80, 0.70, 0.90])
+  gain = significance.paired_gain(new, old, overlap=0.5)
+  assert gain.mean == pytest.approx(0.02)
+  assert gain.standard_error == pytest.approx(0.01 * math.sqrt(1 / 3 + 1 / 2))
+  t = 0.02 / gain.standard_error
+  assert gain.p_value == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)))
+  back = significance.paired_gain(old, new, overlap=0.5)
+  assert back.p_value == pytest.approx(1 - gain.p_value)
+  independent = significance.paired_gain(new, old, overlap=0)
+  assert independent.standard_error == pytest.approx(0.01 / math.sqrt(3))
+  best = significance.paired_gain(new, old, overlap=0.5, comparisons=16)
+  assert best.p_value == pytest.approx(1 - (1 - gain.p_value) ** 16)
+
+
+def test_paired_gain_uses_common_folds():
+  new, old = score([0.81, 0.72, np.nan, 0.93]), score([0.80, 0.70, 0.1, 0.90])
+  expected = significance.paired_gain(score([0.81, 0.72, 0.93]), score([0.8, 0.7, 0.9]), overlap=0)
+  assert significance.paired_gain(new, old, overlap=0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("gain", "p_value"), [(0.1, 0.0), (0.0, 1.0), (-0.1, 1.0)])
+def test_equal_differences(gain, p_value):
+  old = np.array([0.3, 0.7, 0.6, 0.1])
+  found = significance.paired_gain(score(old + gain), score(old), overlap=0.3, comparisons=9)
+  assert found.mean == pytest.approx(gain, abs=1e-12)
+  assert (found.standard_error, found.p_value) == (0, p_value)
+
+
+def test_refusals():
+  two = score([0.5, 0.6])
+  with pytest.raises(ValueError, match="1 folds in common: a paired test needs two"):
+    significance.paired_gain(two, score([0.5, np.nan]), overlap=0)
+  with pytest.raises(ValueError, match="2 and 3 folds"):
+    significance.paired_gain(two, score([0.5, 0.6, 0.7]), overlap=0)
+  with pytest.raises(ValueError, match="overlap is -0.1"):
+    significance.paired_gain(two, two, overlap=-0.1)
+  with pytest.raises(ValueError, match="comparisons is 0"):
+    significance.paired_gain(two, two, overlap=0, comparisons=0)
+  with pytest.raises(ValueError, match="level is 95"):
+    significance.interval(two, 0, level=95)
+  with pytest.raises(ValueError, match="1 folds, images=False"):
+    significance.interval(score([0.5]), 0)
+  with pytest.raises(ValueError, match="1 folds, images=True"):
+    significance.interval(score([0.5]), 0, images=True)
+
+
+def test_interval_by_hand():
+  # Two folds: t of one degree of freedom, tan(0.475 pi) at 95 %.
+  low, high = significance.interval(score([0.50, 0.52]), 0.5)
+  half = math.tan(0.475 * math.pi) * math.sqrt(2) * 0.01 * math.sqrt(1 / 2 + 1 / 2)
+  assert (low, high) == pytest.approx((0.51 - half, 0.51 + half))
+  assert significance.interval(score([0.0, 0.9]), 0) == (0, 1)  # an accuracy stays in [0, 1]
+  assert significance.interval(score([0.5, 0.5]), 0) == (0.5, 0.5)
+
+
+def test_interval_of_images():
+  answers = np.repeat([1.0, 0.0], [80, 20])
+  one = scores.Score((), (answers,))
+  low, high = significance.interval(one, 0, images=True)
+  error = math.sqrt(0.8 * 0.2 / 99)
+  assert high - low == pytest.approx(2 * 1.98422 * error, rel=1e-5)  # t of 99 degrees of freedom
+  # Folds that agree by luck are no surer than their images.
+  agree = scores.Score((), (answers,) * 4)
+  assert significance.interval(agree, 0) == pytest.approx((0.8, 0.8))
+  low, high = significance.interval(agree, 0, images=True)
+  assert high - low == pytest.approx(2 * 1.966 * error / 2, rel=1e-3)
+  apart = scores.Score((), (answers, 1 - answers))
+  wide = significance.interval(apart, 0)
+  assert significance.interval(apart, 0, images=True) == wide
+
+
+@pytest.mark.parametrize(("true_overlap", "low", "high"), [(0.25, 0.025, 0.055), (0, 0, 0.015)])
+def test_false_alarms(true_overlap, low, high):
+  """At 5 %, of 2,000 comparisons of equal sets; without the overlap there are fewer."""
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=(2000, 5)) + np.sqrt(true_overlap) * rng.normal(size=(2000, 1))
+  old = score([0.5] * 5)
+  p_values = [significance.paired_gain(score(0.5 + x / 100), old, overlap=0.25)[2] for x in noise]
+  assert low <= np.mean(np.array(p_values) <= 0.05) <= high
