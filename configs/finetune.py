@@ -3,8 +3,8 @@
   python -m subtune_jax.main --config=configs/finetune.py:method=lp_ft,dataset=emoji_domains/noto
 
 Arguments after the colon, all optional: method (lp, ft, lp_ft, subtuning, gradual_unfreezing,
-auto_rgn, auto_snr), dataset, blocks (of subtuning, joined by +), image_size, epochs. Everything else is an override:
---config.lp_ft.learning_rates="(1e-6,1e-5)".
+auto_rgn, auto_snr), dataset, blocks (of subtuning, joined by +), image_size, epochs. Everything
+else is an override: --config.lp_ft.learning_rates="(1e-6,1e-5)".
 """
 
 from subtune_jax.experiments import compare_config

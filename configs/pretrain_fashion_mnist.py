@@ -1,12 +1,12 @@
-r"""A small ResNet on clean Fashion-MNIST, to be adapted to corrupted images by configs/corruption.py.
+r"""A small ResNet on clean Fashion-MNIST, for configs/corruption.py to adapt to corrupted images.
 
   apt-get install dataset-fashion-mnist && python scripts/prepare_fashion_mnist.py
   python -m subtune_jax.main --config=configs/pretrain_fashion_mnist.py
   python scripts/save_backbone.py runs/pretrain_fashion_mnist resnet14_fashion_mnist.msgpack
 
 ResNet-14 (He's form for CIFAR, 2 units a stage, 175,000 parameters) at 20 px from random weights on
-30,000 images, none of which is among the 1,000 that configs/corruption.py trains on: 3 epochs of SGD
-(momentum 0.9, weight decay 5e-4, rate 0.1 along a cosine) in batches of 128.
+30,000 images, none of which is among the 1,000 that configs/corruption.py trains on: 3 epochs of
+SGD (momentum 0.9, weight decay 5e-4, rate 0.1 along a cosine) in batches of 128.
 """
 
 from subtune_jax.experiments import compare_config

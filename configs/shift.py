@@ -3,9 +3,9 @@
   python -m subtune_jax.main --config=configs/shift.py:shift=cifar10_to_stl10,method=lp_ft
 
 Arguments after the colon, all optional: shift, method (lp, ft, lp_ft, subtuning,
-gradual_unfreezing, auto_rgn, auto_snr), backbone, weights (a known name or a file), preprocessing (of weights that do
-not tell), image_size, epochs, blocks (of subtuning, joined by +) and ood: some of the shifted sets,
-joined by +, as in
+gradual_unfreezing, auto_rgn, auto_snr), backbone, weights (a known name or a file), preprocessing
+(of weights that do not tell), image_size, epochs, blocks (of subtuning, joined by +) and ood: some
+of the shifted sets, joined by +, as in
 
   --config=configs/shift.py:shift=cifar10_to_cifar10_c,ood=cifar10_c/fog/5+cifar10_c/snow/5
 

@@ -29,8 +29,8 @@ def save(workdir: pathlib.Path, path: pathlib.Path) -> None:
   backbone, config = record["backbone"], record["config"]["backbone"]
   if len(keys) != 1 or backbone["weights"] != "random":
     raise ValueError(
-      f"{workdir} has {len(keys)} chosen trainings from weights {backbone['weights']!r}; give a run "
-      "of one method and one seed from random weights"
+      f"{workdir} has {len(keys)} chosen trainings from weights {backbone['weights']!r}; give a "
+      "run of one method and one seed from random weights"
     )
   model = models.create(
     backbone["name"], len(record["data"]["class_names"]), image_size=backbone["image_size"]

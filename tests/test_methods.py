@@ -1,5 +1,6 @@
 """Methods are tuples of stages whose fields are checked where they are made."""
 
+import jax
 import pytest
 
 from subtune_jax import masks, methods
@@ -29,6 +30,20 @@ def test_labels_of_the_four_methods():
   ft, after_probe = (made[n][-1] for n in ("ft", "lp_ft"))
   assert plan.make_plan(model, variables, ft).train_blocks == {"block0", "block1", "block2"}
   assert plan.make_plan(model, variables, after_probe).train_blocks == frozenset()
+
+
+def test_the_automatic_rates_train_everything_and_as_released_no_batch_norm():
+  model, variables = tiny.make()
+  for make in (methods.auto_rgn, methods.auto_snr):
+    (stage,) = make(1e-3, head_learning_rate=1e-2, epochs=1)
+    assert stage.solver.learning_rates == {"head": 1e-2, "tuned": 1e-3}
+    assert masks.FROZEN not in jax.tree.leaves(plan.make_plan(model, variables, stage).labels)
+    (stage,) = make(1e-3, epochs=1, released=True)
+    labels = masks.labels_by_path(
+      variables["params"], plan.make_plan(model, variables, stage).labels
+    )
+    frozen = {path for path, label in labels.items() if label == masks.FROZEN}
+    assert frozen == {f"block{i}/bn/{name}" for i in range(3) for name in ("scale", "bias")}
 
 
 def test_split_and_join_are_inverse():
@@ -62,6 +77,11 @@ def test_a_leaf_outside_of_every_block_cannot_be_trained():
     (lambda: methods.full_fine_tuning(1e-3, epochs=1, warmup=1.0), "in \\[0, 1\\)"),
     (lambda: methods.full_fine_tuning(1e-3, epochs=1, schedule="x"), "allowed: 'cosine'"),
     (lambda: methods.full_fine_tuning(1e-3, epochs=1, clip_norm=-1), "clip_norm is -1"),
+    (lambda: methods.TensorRates("rng"), "kind is 'rng'; allowed: 'rgn', 'snr'"),
+    (lambda: methods.TensorRates("rgn", 0), "num_batches is 0"),
+    (lambda: methods.TensorRates("snr"), "threshold is None for 'snr'; the 'snr' kinds need one"),
+    (lambda: methods.TensorRates("rgn", threshold=0.5), "0.5 for 'rgn'; .* and only they"),
+    (lambda: methods.auto_snr(1e-3, epochs=1, threshold=float("nan")), "threshold is nan"),
     (lambda: methods.linear_probing(l2=()), "at least one strength"),
     (lambda: methods.linear_probing(l2=(0.0,)), "all above 0"),
     (

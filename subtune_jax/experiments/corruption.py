@@ -90,8 +90,8 @@ def _row(folder: pathlib.Path, shift: str, record: Row) -> Row:
     "corruption": name, "severity": int(severity or 0), "title": name.replace("_", " "),
     "name": record["data"]["train"], "folder": f"{FOLDER}/{folder.name}",
     "order": _order(record), "chosen": record["chosen"],
-    "profile": list(studies.profile_rows(record)), "head": studies.head_row(record),
-    "all": studies.head_row(record, units), "certificate": record["certificate"],
+    "profile": list(studies.profile_rows(record)), "head": studies.set_row(record, ()),
+    "all": studies.set_row(record, units), "certificate": record["certificate"],
     "test": studies.test_scores(folder) if record["final"] else None,
   }  # fmt: skip
 

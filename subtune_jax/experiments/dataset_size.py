@@ -108,7 +108,7 @@ def _record(config, rows: list[Row], found: list[Row], workdir: pathlib.Path, co
       "head": [
         {"size": row["size"], **head}
         for row, record in zip(rows, found, strict=True)
-        if (head := studies.head_row(record))
+        if (head := studies.set_row(record, ()))
       ],
     },
     "crossover": {"text": crossover(rows)},

@@ -46,6 +46,9 @@ class Progress:
       self.bar.close()
 
 
+REFERENCES = "references"  # what a search shows of sets that are no candidates
+
+
 class SearchProgress:
   """What a search shows: a bar over trainings, or a line per finished set of units.
 
@@ -85,10 +88,11 @@ class SearchProgress:
     units = tuple(row["units"])
     cells = self._cells.setdefault(units, [])
     cells.append(row["accuracy"] or 0.0)
-    name = "+".join(units) or "head alone"
+    name = "+".join(units) if len(units) < 6 else f"{len(units)} units"
+    name = name or "head alone"
     mean = sum(cells) / len(cells)
     whole = len(cells) == self.num_cells
-    if whole and units and mean > self.best[1]:
+    if whole and self.what != REFERENCES and mean > self.best[1]:
       self.best = (name, mean)
     if not new:
       return

@@ -153,7 +153,7 @@ def _run_kinds(search: _Search) -> list[Row]:
   """Every kind of search asked for, as the record has it."""
   found = []
   if search.config.search.references:
-    search.progress.what = "references"
+    search.progress.what = progress_lib.REFERENCES
     search.evaluator.evaluate([(), search.network.names])
   for kind in search.config.search.kinds:
     search.progress.what = kind
@@ -181,6 +181,7 @@ def _pick(search: _Search) -> greedy.Pick:
     race = racing.race(
       sets, search.evaluator.cells, len(search.problem.folds),
       regret=search.config.search.regret, overlap=search.problem.overlap,
+      known=list(tried_scores(search.evaluator).values()),
     )  # fmt: skip
     search.races.append(race)
     return greedy.Picked(race.scores[race.winner], race.scores)

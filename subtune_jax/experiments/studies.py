@@ -1,6 +1,6 @@
 """What the studies share: searches in folders of their own, and figures from their records."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import gc
 import json
 import pathlib
@@ -15,6 +15,18 @@ from subtune_jax.report import intervals, records, table
 Row = dict[str, Any]
 
 
+def read(path: pathlib.Path) -> Row:
+  """The content of a results.json.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:
+    raise ValueError(f"{path} is damaged: {e}. Remove it and start again") from e
+
+
 def finished(folder: pathlib.Path, config: Any) -> Row | None:
   """The record of a search that an earlier start has finished in `folder`, or None.
 
@@ -24,10 +36,7 @@ def finished(folder: pathlib.Path, config: Any) -> Row | None:
   path = folder / records.RESULTS
   if not path.is_file():
     return None
-  try:
-    record = json.loads(path.read_text())
-  except ValueError as e:
-    raise ValueError(f"{path} is damaged: {e}. Remove it and start again") from e
+  record = read(path)
   changed = workdir_lib.differences(record["config"], workdir_lib.as_json(config))
   if changed:
     raise ValueError(
@@ -111,7 +120,7 @@ def profile_rows(record: Mapping[str, Any]) -> Iterator[Row]:
       yield {"unit": unit["name"], **{k: row[k] for k in ("mean", "low", "high", "by_fold")}}
 
 
-def head_row(record: Mapping[str, Any], units: tuple[str, ...] = ()) -> Row | None:
-  """The score of the head alone, or of another set, in a search's record."""
-  pick: Callable[[Row], Row] = lambda row: {k: row[k] for k in ("mean", "low", "high")}
-  return next((pick(row) for row in record["sets"] if tuple(row["units"]) == units), None)
+def set_row(record: Mapping[str, Any], units: tuple[str, ...]) -> Row | None:
+  """The score of a set in a search's record; () is the head alone."""
+  found = (row for row in record["sets"] if tuple(row["units"]) == units)
+  return next(({k: row[k] for k in ("mean", "low", "high")} for row in found), None)

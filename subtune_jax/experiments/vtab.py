@@ -1,12 +1,12 @@
 """VTAB-1k: one comparison of the methods for each task, with the same settings, and their scores.
 
-A task is a run of `compare` in WORKDIR/tasks/TASK. Tasks that are finished in a workdir stay in its
+A task is a run of `compare` in WORKDIR/tasks/TASK or, where SubTuning's blocks are searched for, a
+`search` there, whose final comparison counts. Tasks that are finished in a workdir stay in its
 table, so the suite may be run in parts, and a killed one goes on where it stopped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import gc
-import json
 import os
 import pathlib
 import sys
@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import jax
 
 from subtune_jax.data import errors, tfds_source, vtab
-from subtune_jax.experiments import compare, vtab_config
+from subtune_jax.experiments import compare, search, studies, vtab_config
 from subtune_jax.experiments import workdir as workdir_lib
 from subtune_jax.report import records, suite, table
 
@@ -101,8 +101,11 @@ def _how_to_get(task: vtab.Task) -> str:
 def _run_task(
   config: Any, workdir: pathlib.Path, task: str, command: str, stream: TextIO
 ) -> Row:  # fmt: skip
+  folder = workdir / TASKS / task
+  if config.choose_blocks:
+    studies.run_search(folder, vtab_config.search_of(config, task), command, stream)
+    return _row(folder, task)
   try:
-    folder = workdir / TASKS / task
     compare.run(vtab_config.task_config(config, task), folder, command=command, stream=stream)
   except ValueError as e:
     raise ValueError(f"{task}: {e}") from e
@@ -120,16 +123,10 @@ def _finished(
     ValueError: it was run with other settings, or its records are damaged.
   """
   folder = workdir / TASKS / task
-  if not (folder / records.RESULTS).is_file():
+  make = vtab_config.search_of if config.choose_blocks else vtab_config.task_config
+  record = studies.finished(folder, make(config, task))
+  if record is None:
     return None
-  record = _read(folder / records.RESULTS)
-  wanted = workdir_lib.as_json(vtab_config.task_config(config, task))
-  changed = workdir_lib.differences(record["config"], wanted)
-  if changed:
-    raise ValueError(
-      f"{folder} holds results of another config:\n  " + "\n  ".join(changed)
-      + "\nchoose another --workdir, or go back to the old values"
-    )  # fmt: skip
   row = old.get(task)
   return row if row and row["created"] == record["created"] else _row(folder, task)
 
@@ -139,24 +136,18 @@ def _old_rows(workdir: pathlib.Path) -> dict[str, Row]:
   path = workdir / records.RESULTS
   if not path.is_file():
     return {}
-  return {row["task"]: row for row in _read(path).get("tasks", [])}
-
-
-def _read(path: pathlib.Path) -> Row:
-  try:
-    return json.loads(path.read_text())
-  except ValueError as e:
-    raise ValueError(f"{path} is damaged: {e}. Remove it and start again") from e
+  return {row["task"]: row for row in studies.read(path).get("tasks", [])}
 
 
 def _row(folder: pathlib.Path, task: str) -> Row:
   """What the suite says of a task, from the records of its run."""
-  run_ = records.load(folder)
+  own = studies.read(folder / records.RESULTS)
+  run_ = records.load(folder / search.FINAL if own.get("final") else folder)
   record, summary = run_.record, table.summarize(run_)
   data, (column,) = record["data"], summary.columns
   row = {
     "task": task, "name": data["train"], "group": _KNOWN[task].group,
-    "folder": f"{TASKS}/{task}", "created": record["created"], "devices": record["devices"],
+    "folder": f"{TASKS}/{task}", "created": own["created"], "devices": record["devices"],
     "num_classes": len(data["class_names"]), "num_train": data["num_train"],
     "num_validation": data["num_validation"], "num_test": data["num_test"][data["id"]],
     "num_seeds": summary.num_seeds, "leaders": list(summary.leaders[column.key]),

@@ -1,20 +1,24 @@
-"""The fields of a VTAB-1k suite, and the comparison that it makes of each task.
+"""The fields of a VTAB-1k suite, and the run that it makes of each task.
 
-They are those of a comparison, the same for every task, without the ones that name its data.
+They are those of a search and its final comparison, the same for every task, without the ones that
+name its data.
 """
 
 import ml_collections
 
 from subtune_jax.data import choices, vtab
-from subtune_jax.experiments import compare_config
+from subtune_jax.experiments import compare_config, search_config
 
 _PREFIX = "vtab/"
-_OF_A_TASK = ("train", "ood", "shift", "num_train", "subset_seed", "flip_labels")  # fields of `data`
+# Fields of `data`.
+_OF_A_TASK = ("train", "ood", "shift", "num_train", "subset_seed", "flip_labels")
 
 
 def default() -> ml_collections.ConfigDict:
   """All 19 tasks at 224 px, four methods, learning rates over decades, three seeds."""
-  config = compare_config.default()
+  config = search_config.default()
+  config.search.kinds, config.search.split = ("greedy",), "trainval"
+  config.choose_blocks = False  # SubTuning's blocks by that search, for each task on its own
   config.experiment = "vtab"
   config.name = "vtab"
   config.title = "VTAB-1k"
@@ -58,10 +62,25 @@ def shared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def task_config(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigDict:
   """The comparison of the methods on one task."""
   name = vtab.full_name({**vtab.TASKS, **vtab.EXTRA}[task])
-  own = compare_config.default()
-  own.update(shared(config))
+  own, common = compare_config.default(), shared(config)
+  with common.unlocked():
+    del common.search, common.choose_blocks
+  own.update(common)
   own.experiment = "compare"
   own.name = f"{config.name}-{task}"
   own.title = f"{config.title}: {task}"
   own.data.train, own.data.ood = name, ()
+  return own
+
+
+def search_of(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigDict:
+  """The search for the blocks of one task, whose final comparison is that of the methods."""
+  own, common = search_config.default(), shared(config)
+  with common.unlocked():
+    del common.choose_blocks
+  own.update(common)
+  for field, value in task_config(config, task).data.items():
+    own.data[field] = value
+  own.experiment, own.name = "search", f"{config.name}-{task}"
+  own.title = f"{config.title}: {task}"
   return own

@@ -29,16 +29,15 @@ def headline(record: Row) -> list[str]:
   lines = [f"Chosen most often: {listed}." if most else "The head alone was chosen every time."]
   certificates = [row["certificate"] for row in rows if row["certificate"]]
   if certificates:
-    decided = sum(not certificate["undecided"] for certificate in certificates)
+    decided = sum(not search_lib.in_doubt(certificate) for certificate in certificates)
     text = f"Decided: {decided} of {len(certificates)} choices"
     if decided < len(certificates):
       text += "; in the others, further sets may be the best as well"
     lines.append(f"{text}.")
-  means = corruption_plots.mean_test(record)
+  means, titles = corruption_plots.mean_test(record), corruption_plots.method_titles(record)
   if means:
     listed = ", ".join(
-      f"{search_lib.method_title(name)} {table.percent(value.mean)} %"
-      for name, value in means.items()
+      f"{titles[name]} {table.percent(value.mean)} %" for name, value in means.items()
     )
     lines.append(f"Mean test accuracy over the corruptions: {listed}.")
   return lines
@@ -49,7 +48,7 @@ def format_text(record: Row, width: int = table.WIDTH) -> str:
   wide = min(width, 100)
   parts = ["\n".join(search_page.wrapped(line, wide) for line in headline(record))]
   parts.append(_choice_text(record, width))
-  if corruption_plots.tested(record):
+  if corruption_plots.method_titles(record):
     parts.append(_test_text(record, width))
     parts.append(search_page.wrapped(_TEST_NOTE, wide))
   return "\n\n".join(parts) + "\n"
@@ -67,7 +66,7 @@ def _choice_text(record: Row, width: int) -> str:
       title, _percent(row["head"]), _percent(row["all"]), best["unit"] if best else "",
       _percent(best), "\n".join(order),
       search_lib.chance_text(certificate["probability_best"]) if certificate else "",
-      str(len(certificate["undecided"])) if certificate else "",
+      str(len(search_lib.in_doubt(certificate))) if certificate else "",
     ])  # fmt: skip
   return table.grid(header, rows, width)
 
@@ -83,8 +82,8 @@ def order_text(row: Row) -> str:
 
 
 def _test_text(record: Row, width: int) -> str:
-  methods = corruption_plots.tested(record)
-  header = ["test accuracy, %", *(search_lib.method_title(name) for name in methods)]
+  methods = corruption_plots.method_titles(record)
+  header = ["test accuracy, %", *methods.values()]
   rows = []
   for title, row in zip(corruption_plots.labels(record), record["rows"], strict=True):
     if row["test"]:
@@ -163,7 +162,7 @@ def _choices(record: Row, links: Sequence[str]) -> str:
     if certificate:
       cells += [search_lib.chance_text(certificate["probability_best"])]
       cells += [f"{100 * certificate['expected_regret']:.2f}"]
-      cells += [str(len(certificate["undecided"])) if certificate["undecided"] else DECIDED]
+      cells += [str(len(search_lib.in_doubt(certificate)) or DECIDED)]
     rows.append([*cells, *[""] * (7 - len(cells))])
   header = ["Held-out accuracy, %", "Head alone", "All units", "Chosen, in the order taken"]
   header += ["Best with probability", "Expected regret, points", "Undecided"]
@@ -205,7 +204,7 @@ def _undecided_list(record: Row, links: Sequence[str], most: int = 6) -> str:
 
 
 def _tests(record: Row, links: Sequence[str]) -> str:
-  methods, rows = corruption_plots.tested(record), []
+  methods, rows = corruption_plots.method_titles(record), []
   if not methods:
     return ""
   for link, row in zip(links, record["rows"], strict=True):
@@ -216,11 +215,10 @@ def _tests(record: Row, links: Sequence[str]) -> str:
   means = corruption_plots.mean_test(record)
   cells = [search_page.interval_cell(means[name]) if name in means else "" for name in methods]
   rows.append(["Mean", *cells])
-  colors = style.colors(methods)
+  colors = style.colors(list(methods))
   heads = [
-    f'<span class="swatch" style="background:{colors[name]}"></span>'
-    f"{html.escape(search_lib.method_title(name))}"
-    for name in methods
+    f'<span class="swatch" style="background:{colors[name]}"></span>{html.escape(title)}'
+    for name, title in methods.items()
   ]
   grid = html.grid(["Test accuracy, %", *heads], rows, "results")
   return f"<h2>Test accuracies</h2>{grid}<p>{html.escape(_TEST_NOTE)}</p>"

@@ -13,10 +13,13 @@ _ALL = "all units"
 
 
 def labels(record: Row) -> list[str]:
-  """Titles of the corruptions; with their severity where there are several."""
-  rows = record["rows"]
-  several = len({row["severity"] for row in rows}) > 1
-  return [f"{row['title']}, {row['severity']}" if several else row["title"] for row in rows]
+  """Titles of the corruptions; with their severity where there are several, 0 being none."""
+  severities = {row["severity"] for row in record["rows"]} - {0}
+  several = len(severities) > 1
+  return [
+    f"{row['title']}, {row['severity']}" if several and row["severity"] else row["title"]
+    for row in record["rows"]
+  ]
 
 
 def gains(record: Row) -> tuple[np.ndarray, np.ndarray]:
@@ -198,16 +201,20 @@ def _profile_entries(rows) -> list[tuple[object, str]]:
   return [*entries, (marks.point_entry(color, marker, filled=False), "other unit")]
 
 
-def tested(record: Row) -> list[str]:
-  """Methods with a test accuracy, the usual ones first."""
-  found = {name for row in record["rows"] for name in row["test"] or {}}
+def method_titles(record: Row) -> dict[str, str]:
+  """Titles of the methods that were tested, the usual ones first."""
+  found = {}
+  for row in record["rows"]:
+    for name, entry in (row["test"] or {}).items():
+      found[name] = entry.get("title") or search_lib.METHODS.get(name, name)
   usual = [name for name in search_lib.METHODS if name in found]
-  return usual + sorted(found - set(usual))
+  return {name: found[name] for name in [*usual, *sorted(set(found) - set(usual))]}
 
 
 def test_accuracy(record: Row):
   """Test accuracy of every method under every corruption, with intervals."""
-  methods = tested(record)
+  titles = method_titles(record)
+  methods = list(titles)
   if not methods:
     return None
   rows = [(title, row) for title, row in zip(labels(record), record["rows"], strict=True)
@@ -235,10 +242,7 @@ def test_accuracy(record: Row):
   axes.set_xlabel(f"test accuracy, %{note}", fontsize=plots.SIZE)
   marks.legend(
     figure,
-    [
-      (marks.point_entry(colors[m], markers[m], filled=True), search_lib.method_title(m))
-      for m in methods
-    ],
+    [(marks.point_entry(colors[m], markers[m], filled=True), titles[m]) for m in methods],
   )
   return figure
 
@@ -250,7 +254,7 @@ def mean_test(record: Row) -> dict[str, table.Estimate]:
   """
   rows = [row["test"] for row in record["rows"] if row["test"]]
   found = {}
-  for name in tested(record):
+  for name in method_titles(record):
     if all(name in test for test in rows):
       mean = float(np.mean([test[name]["accuracy"] for test in rows]))
       found[name] = table.Estimate(mean, math.nan, math.nan)

@@ -86,7 +86,7 @@ def headline(record: Row) -> list[str]:
     lines.append(_accuracy_sentence(record, chosen))
   if record["certificate"] is None:
     return [*lines, "No certificate: whether another set is better was not asked."]
-  return [*lines, record["certificate"]["text"], undecided_text(record["certificate"], names)]
+  return [*lines, *certificate_lines(record["certificate"], names, record["chosen"])]
 
 
 def _accuracy_sentence(record: Row, chosen: Row) -> str:
@@ -121,22 +121,39 @@ def points_text(value: table.Estimate) -> str:
   return f"{100 * value.mean:+.1f}"
 
 
-def undecided_text(certificate: Row, names: Sequence[str], most: int = 5) -> str:
-  """Which sets may be better than the certified one, in a sentence."""
+def certificate_lines(
+  certificate: Row, names: Sequence[str], chosen: Sequence[str], most: int = 5
+) -> list[str]:
+  """How sure the choice is, and which sets may be better, in sentences.
+
+  Args:
+    certificate: of the record.
+    names: all units.
+    chosen: the set of the record; the certified one is named where it is another.
+    most: sets that are listed.
+  """
+  own = list(certificate["chosen"]) == list(chosen)
+  subject = "It" if own else search_lib.set_name(certificate["chosen"], names)
   level = f"{100 * certificate['level']:g} %"
+  lines = [
+    f"{subject} is the best of the sets tried with a probability of "
+    f"{search_lib.chance_text(certificate['probability_best'])}; the best is expected to be above "
+    f"it by {100 * certificate['expected_regret']:.2f} points."
+  ]
   others = search_lib.in_doubt(certificate)
   if not others:
-    return f"Decided at {level}: no other set that was tried is left in doubt."
+    return [*lines, f"Decided at {level}: no other set that was tried is left in doubt."]
   listed = [
     f"{search_lib.set_name(other['units'], names)} ({search_lib.chance_text(other['probability'])})"
     for other in others[:most]
   ]
   more = f" and {len(others) - most} more" if len(others) > most else ""
   count = "1 other set" if len(others) == 1 else f"{len(others)} other sets"
-  return (
-    f"Undecided at {level}: {count} may be the best as well, with the probability in brackets: "
-    f"{'; '.join(listed)}{more}."
-  )
+  text = f"Undecided at {level}: {count} may be the best, with the probability in brackets: "
+  lines.append(f"{text}{'; '.join(listed)}{more}.")
+  if len(others) == len(certificate["undecided"]):
+    lines.append(f"The chosen set is not among those that hold the best at {level}.")
+  return lines
 
 
 def _fork_texts(record: Row, tried: Row) -> tuple[str, str]:
@@ -221,7 +238,7 @@ def path_text(record: Row, path: Row) -> str:
   parts[0] += f" {table.percent(start['mean'])}" if start else ""
   for step in path["steps"]:
     came = [f"+{_JOINED}{name}" for name in step["chosen"] if name not in step["base"]]
-    went = [f"-{_JOINED}{name}" for name in step["base"] if name not in step["chosen"]]
+    went = [f"\N{MINUS SIGN}{_JOINED}{name}" for name in step["base"] if name not in step["chosen"]]
     text = _JOINED.join([*came, *went, table.percent(step["score"])])
     parts.append(text if step["taken"] else f"(not taken: {text})")
   return f"{direction}, {rule_text(path)}: {', '.join(parts)}. Ended: {path['stopped']}"
@@ -249,8 +266,8 @@ def cost_lines(record: Row) -> list[str]:
   """What the search cost, in sentences."""
   spent = record["cost"]
   lines = [
-    f"{spent['trainings']:,} trainings ({spent['dropped_by_race']:,} dropped by the race) in "
-    f"{spent['seconds']:,.0f} seconds, {spent['compile_seconds']:,.0f} seconds of compiling."
+    f"{spent['trainings']:,} trainings ({spent['dropped_by_race']:,} spared by a race) in "
+    f"{spent['seconds']:,.0f} seconds, and {spent['compile_seconds']:,.0f} seconds of compiling."
   ]
   ratio = search_plots.flop_ratio(record)
   scale, unit = search_plots.flop_unit(max(spent["flops"], spent["plain_flops"]))
@@ -334,16 +351,17 @@ def certificate_section(record: Row, certificate: Row | None) -> str:
     ("Best with probability", search_lib.chance_text(certificate["probability_best"])),
     ("Expected regret", f"{100 * certificate['expected_regret']:.2f} points"),
     ("Level", f"{100 * certificate['level']:g} %"),
+    ("In words", html.escape(certificate["text"])),
   ]
   for number, other in enumerate(search_lib.in_doubt(certificate)):
     chance = search_lib.chance_text(other["probability"])
     text = f"{search_lib.set_name(other['units'], names)}: {chance}"
     rows.append(("Undecided" if number == 0 else "", html.escape(text)))
-  if not certificate["undecided"]:
-    rows.append(("Undecided", "none"))
+  if not search_lib.in_doubt(certificate):
+    rows.append(("Undecided", "none: decided"))
   note = (
     "Expected regret: by how much the best set is above this one, on average over what the data "
-    "leave possible."
+    "leave possible. Undecided: the fewest sets that hold the best with a probability of the level."
   )
   return f"<h2>Certificate</h2>{html.fact_list(rows)}<p>{note}</p>"
 

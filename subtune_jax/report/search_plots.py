@@ -21,7 +21,8 @@ HEAD_DASHES, ALL_DASHES = (0, (5, 2)), "-"
 _DROPPED = "#8A8A8A"
 _PALE = "#8CCFBA"  # SubTuning, less so
 _CANDIDATE = "#B0B0B0"
-_WINDOW_LOOKS = ((COLOR, MARKER), ("#56B4E9", "o"), ("#E69F00", "s"), ("#CC79A7", "D"))
+# All are SubTuning: one hue, told apart by lightness and marker.
+_WINDOW_LOOKS = ((COLOR, MARKER), ("#003D2E", "o"), ("#5FC2A5", "s"), (style.MUTED, "D"))
 
 
 def _percent(value: table.Estimate) -> str:

@@ -214,8 +214,12 @@ def blocks(record: Row, units: Sequence[str]) -> frozenset[str]:
 
 
 def in_doubt(certificate: Row | None) -> list[Row]:
-  """The sets that a certificate leaves undecided, the most probable first."""
+  """The sets beside the certified one that may be the best, the most probable first.
+
+  None: it is decided.
+  """
   others = certificate["undecided"] if certificate else []
+  others = [other for other in others if other["units"] != certificate["chosen"]]
   return sorted(others, key=lambda other: -other["probability"])
 
 
@@ -238,10 +242,6 @@ def chance_text(probability: float | None) -> str:
   if 0 < probability < 0.005:
     return "< 1 %"
   return "> 99 %" if 0.995 <= probability < 1 else f"{table.percent(probability, 0)} %"
-
-
-def method_title(name: str) -> str:
-  return METHODS.get(name, name)
 
 
 def _check_accuracy(
@@ -429,6 +429,8 @@ def _check_size(size: Any, where: str) -> None:
   records.check_fields(size, _SIZE, where)
   _check_folder(size["folder"], where)
   _check_list(size["methods"], f"{where}: methods", _check_size_method, least=1)
+  if not all(isinstance(unit, str) for unit in size.get("chosen", ())):
+    raise ValueError(f"{where}: chosen is {size['chosen']!r}, it has to be a list of units.")
   for name, entry in size["against_ft"].items():
     _check_estimate(entry, f"{where}: against_ft.{name}", least=-1.0)
 

@@ -76,6 +76,11 @@ def format_text(record: Row, width: int = table.WIDTH) -> str:
        table.percent(row["mean"]), f"{len(near)} more"] for head, row, near in best
     ]  # fmt: skip
     parts.append(table.grid(header, rows, width))
+  chosen = [f"{_images(size)} images: {_chosen_text(size)}" for size in record["sizes"]
+            if "chosen" in size]  # fmt: skip
+  if chosen:
+    lines = [search_page.wrapped(line, min(width, 100)) for line in chosen]
+    parts.append("\n".join(["Units that SubTuning trains", *lines]))
   data = record["data"]
   notes = f"{data['num_test']:,} test images of {data['test']}. {_INTERVALS}"
   parts.append(search_page.wrapped(notes, min(width, 100)))
@@ -163,8 +168,16 @@ def _tables(record: Row, workdir: pathlib.Path) -> list[str]:
       f"<p>{html.escape(_INTERVALS)} <em>Undecided</em>: the interval includes 0.</p>"
     )
   header = ["Setting chosen; images", *heads]
+  if any("chosen" in size for size in record["sizes"]):
+    header.append("Units that SubTuning trains")
+    for cells, size in zip(setting_rows, record["sizes"], strict=True):
+      cells.append(f'<div class="names">{html.escape(_chosen_text(size))}</div>')
   parts.append(f"<h3>Settings chosen</h3>{html.grid(header, setting_rows, 'results')}")
   return parts
+
+
+def _chosen_text(size: Row) -> str:
+  return " + ".join(size["chosen"]) or "head alone" if "chosen" in size else ""
 
 
 def _accuracy_cell(method: Row | None) -> str:

@@ -17,8 +17,8 @@ candidate c on fold j is
 * sigma has the prior 1 / sigma: with all folds there, the residuals of the two-way table make it a
   scaled inverse chi-square with (C - 1)(J - 1) degrees of freedom. Where cells hold answers to
   images, sigma^2 = s^2 + t^2: s^2 is the sampling variance of a cell's accuracy, from the answers
-  less what is common to an image; t, noise of training, is half-Cauchy of scale 0.005. Few folds
-  that agree by luck then do not pass for no noise, and a single fold has a sigma.
+  less what is common to an image; t, noise of training, has the prior |t_3| of scale 0.005. Few
+  folds that agree by luck then do not pass for no noise, and a single fold has a sigma.
 
 Scores may lack folds (`racing`). Given r = tau / sigma, y_c less the folds' effects has covariance
 sigma^2 (I + h 11'), h = r^2 + overlap, with the inverse (I - h / (1 + h n_c) 11') / sigma^2 for n_c
@@ -303,7 +303,7 @@ class _Grid:
   def _prior(self, training: np.ndarray, image: float) -> np.ndarray:
     """[GRID, GRID] density of (r, noise of training)."""
     tau = self.ratios[:, None] * self.sigmas
-    noise = 1 / (1 + (training / TRAINING_SCALE) ** 2) if image else 1 / training
+    noise = (1 + (training / TRAINING_SCALE) ** 2 / 3) ** -2 if image else 1 / training
     return self.sigmas * (tau <= LARGEST) / (1 + (tau / TAU_SCALE) ** 2) * noise
 
   def draw_effects(self, ratio: np.ndarray, sigma: np.ndarray, normal: np.ndarray) -> np.ndarray:

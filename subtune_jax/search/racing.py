@@ -21,10 +21,11 @@ run out first, no more than regret / 2 of the expected regret is due to what was
 is left by training every set on every fold as well. `Race.expected_regret` is the sum.
 
 What to expect. The bound is an average over candidates like those of the model, whose true
-accuracies are about normal. One good set among equals is the hard case: races that end after one
-fold can miss it, at a cost above `regret`. After one fold the noise of training is known from its
-prior alone. And scores on few images leave a regret themselves, say half a point for sixteen close
-sets on five folds of 200 images: a race that is to do better than that trains nearly all.
+accuracies are about normal. One good set among equals is the hard case: a race that ends after one
+fold can miss it (simulated: for a `regret` of 1 point and a set that is better by 2, the races lost
+1.5 on average). After one fold the noise of training is known from its prior alone. And scores on
+few images leave a regret themselves, say half a point for sixteen close sets on five folds of 200
+images: a race that is to do better than that trains nearly all.
 """
 
 from collections.abc import Callable, Sequence

@@ -67,21 +67,42 @@ def start(like: PyTree, *, deviations: bool) -> Running:
   return Running(jnp.zeros([], jnp.float32), zeros(like), zeros(like) if deviations else None)
 
 
-def add(running: Running, values: PyTree) -> Running:
-  """Adds values [n, ...] (Chan et al. 1983: groups are merged without loss of precision)."""
-  n = jax.tree.leaves(values)[0].shape[0]
-  count = running.count + n
+def of_one(value: PyTree) -> Running:
+  """A group of one value, without deviations."""
+  return Running(
+    jnp.ones([], jnp.float32), jax.tree.map(lambda v: v.astype(jnp.float32), value), None
+  )
+
+
+def of_many(values: PyTree) -> Running:
+  """A group of values [n, ...]."""
   values = jax.tree.map(lambda v: v.astype(jnp.float32), values)
-  means = jax.tree.map(lambda v: jnp.mean(v, axis=0), values)
-  mean = jax.tree.map(lambda m, new: m + (new - m) * (n / count), running.mean, means)
-  if running.deviations is None:
+  n = jax.tree.leaves(values)[0].shape[0]
+  mean = jax.tree.map(lambda v: jnp.mean(v, axis=0), values)
+  deviations = jax.tree.map(lambda v, m: jnp.sum((v - m[None]) ** 2, axis=0), values, mean)
+  return Running(jnp.asarray(n, jnp.float32), mean, deviations)
+
+
+def merge(a: Running, b: Running) -> Running:
+  """Both groups as one (Chan et al. 1983: from means and deviations, nothing is cancelled)."""
+  count = a.count + b.count
+  mean = jax.tree.map(lambda x, y: x + (y - x) * (b.count / count), a.mean, b.mean)
+  if a.deviations is None:
     return Running(count, mean, None)
-
-  def merged(old, v, m, new):
-    return old + jnp.sum((v - new[None]) ** 2, axis=0) + (new - m) ** 2 * (running.count * n / count)
-
-  deviations = jax.tree.map(merged, running.deviations, values, running.mean, means)
+  share = a.count * b.count / count
+  deviations = jax.tree.map(
+    lambda x, y, d, e: d + e + (y - x) ** 2 * share, a.mean, b.mean, a.deviations, b.deviations
+  )
   return Running(count, mean, deviations)
+
+
+def across(running: Running, axis: str) -> Running:
+  """Groups of equal size, one on each device of a mapped axis, as one on all of them."""
+  mean = jax.lax.pmean(running.mean, axis)
+  deviations = jax.tree.map(
+    lambda d, own, m: d + (own - m) ** 2 * running.count, running.deviations, running.mean, mean
+  )
+  return Running(jax.lax.psum(running.count, axis), mean, jax.lax.psum(deviations, axis))
 
 
 def relative_norm(gradient: jax.Array, param: jax.Array) -> jax.Array:
@@ -148,37 +169,45 @@ class Measure:
       data["x"], data["ids"], view, spec.preprocessing, spec.augmentation, spec.from_images
     )
     batch = {"x": x, "labels": data["labels"]}
-
-    def gradient(batch):
-      def loss(params):
-        return step_lib.loss_of({**moving, "params": params}, fixed, None, batch, spec)[0]
-
-      return jax.grad(loss)(params)
-
     if kind == "snr":
-      return self._add_examples(running, gradient, batch)
-    value = gradient(batch)
+      return merge(running, self._of_examples(moving, fixed, batch))
+    value = self._gradient(moving, fixed, batch)
     if kind == "rgn_released":
       value = jax.tree.map(relative_norm, value, params)
     elif kind == "snr_released":
       value = jax.tree.map(released_signal_to_noise, value)
-    return add(running, jax.tree.map(lambda v: v[None], value))
+    return merge(running, of_one(value))
 
-  def _add_examples(self, running: Running, gradient: Callable, batch: PyTree) -> Running:
-    """Adds the gradient of every example, in chunks that fit in memory."""
-    size = len(batch["labels"])
-    one = sum(x.size * 4 for x in jax.tree.leaves(running.mean))
-    chunk = _chunk(size, self.mesh.size, _most_examples(self.mesh, one))
-    # Every device's rows stay with it: a chunk takes some of each.
-    chunks = jax.tree.map(
-      lambda x: jnp.moveaxis(x.reshape(chunk, size // chunk, *x.shape[1:]), 1, 0), batch
-    )
-    of_each = jax.vmap(lambda example: gradient(jax.tree.map(lambda x: x[None], example)))
+  def _gradient(self, moving: PyTree, fixed: PyTree, batch: PyTree) -> PyTree:
+    """Of the trained leaves, on a batch of any size."""
 
-    def body(running, chunk):
-      return add(running, of_each(chunk)), None
+    def loss(params):
+      return step_lib.loss_of({**moving, "params": params}, fixed, None, batch, self.spec)[0]
 
-    return jax.lax.scan(body, running, chunks)[0]
+    return jax.grad(loss)(moving["params"])
+
+  def _of_examples(self, moving: PyTree, fixed: PyTree, batch: PyTree) -> Running:
+    """The gradients of a batch's examples; every device takes its own, in chunks that fit."""
+    size = len(batch["labels"]) // self.mesh.size
+    one = sum(x.size * 4 for x in jax.tree.leaves(moving["params"]))
+    chunk = _chunk(size, _most_examples(self.mesh, one))
+
+    def on_device(moving, fixed, batch):
+      chunks = jax.tree.map(lambda x: x.reshape(size // chunk, chunk, 1, *x.shape[1:]), batch)
+      values = jax.vmap(functools.partial(self._gradient, moving, fixed))
+      running = start(moving["params"], deviations=True)
+      running, _ = jax.lax.scan(
+        lambda sofar, examples: (merge(sofar, of_many(values(examples))), None), running, chunks
+      )
+      return across(running, mesh_lib.DATA_AXIS)
+
+    # By hand: of a kernel's gradient under vmap, XLA's partitioner loses the other devices' part.
+    everywhere, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(mesh_lib.DATA_AXIS)
+    mapped = jax.shard_map(
+      on_device, mesh=self.mesh, in_specs=(everywhere, everywhere, split), out_specs=everywhere,
+      check_vma=False,
+    )  # fmt: skip
+    return mapped(moving, fixed, batch)
 
   def finish(self, state: step_lib.TrainState, running: Running) -> step_lib.TrainState:
     """The state with the multipliers that the measured batches give."""
@@ -205,11 +234,9 @@ def _most_examples(mesh: jax.sharding.Mesh, example_bytes: int) -> int:
   return 1 if on_cpu else _EXAMPLE_GRADIENT_BYTES // example_bytes
 
 
-def _chunk(batch_size: int, devices: int, most: int) -> int:
-  """The largest multiple of `devices` that divides the batch and is at most `most`, or the least."""
-  per_device = batch_size // devices
-  fitting = [d for d in range(1, per_device + 1) if per_device % d == 0 and d * devices <= most]
-  return devices * max(fitting, default=1)
+def _chunk(size: int, most: int) -> int:
+  """The largest divisor of `size` up to `most`; at least 1."""
+  return max((d for d in range(1, size + 1) if size % d == 0 and d <= most), default=1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -250,7 +250,7 @@ def _first_order(training: Any) -> np.ndarray:
 
 
 def _compile_resident(training: Any, spec, state, fixed, initial, source):
-  """(state, order [steps, batch], epoch) -> (state, metrics [steps]); of a spec or a step in pieces."""
+  """(state, order [steps, batch], epoch) -> (state, metrics [steps]); a step whole or in pieces."""
   mesh = training.engine.mesh
   data = batches.resident(source, mesh)
   assembled = isinstance(spec, pieces.Step)

@@ -56,8 +56,27 @@ def test_every_method_is_built_from_its_fields(name):
     assert stage.norm_mode == "running"
     assert stage.solver.learning_rates["head"] == pytest.approx(1e-3)
     assert stage.solver.learning_rates.get("tuned", 1e-4) == 1e-4
-  expected = {"lp": 1, "ft": 1, "lp_ft": 2, "subtuning": 1, "gradual_unfreezing": 3}
+  expected = {"lp": 1, "ft": 1, "lp_ft": 2, "subtuning": 1, "gradual_unfreezing": 3,
+              "auto_rgn": 1, "auto_snr": 1}  # fmt: skip
   assert len(method) == expected[name]
+
+
+def test_fields_of_the_automatic_rates():
+  config = compare_config.default()
+  for name in ("auto_rgn", "auto_snr"):
+    config[name].num_batches = 0
+    config[name].probe_first = True
+  made = [compare_config.make_method(config, name, 1e-3) for name in ("auto_rgn", "auto_snr")]
+  assert [isinstance(method[0].solver, methods.LBFGS) for method in made] == [True, True]
+  assert [method[1].solver.rates for method in made] == [
+    methods.TensorRates("rgn", None), methods.TensorRates("snr", None, 0.05)
+  ]  # fmt: skip
+  config.auto_snr.released = True
+  (_, stage) = compare_config.make_method(config, "auto_snr", 1e-3)
+  assert stage.solver.rates == methods.TensorRates("snr_released", None, 0.95)
+  config.auto_snr.threshold = 0.5
+  (_, stage) = compare_config.make_method(config, "auto_snr", 1e-3)
+  assert stage.solver.rates.threshold == 0.5
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)

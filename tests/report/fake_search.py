@@ -165,19 +165,19 @@ def _units(params) -> list[dict]:
 def certificate(world: World, chosen, most: int = 12) -> dict:
   """Weights of sets as if their means had a normal error of 0.7 points."""
   chosen = world.tried(chosen)
-  whole = [t for t in world.known.values() if t["complete"]]
-  whole = [chosen, *sorted((t for t in whole if t is not chosen), key=lambda t: -t["mean"])]
+  whole = [tried for tried in world.known.values() if tried["complete"]]
   weights = np.exp(-np.maximum([(chosen["mean"] - t["mean"]) / 0.007 for t in whole], -2))
   weights /= weights.sum()
+  order = sorted(range(len(whole)), key=lambda i: -weights[i])[:most]
   undecided = [
-    {"units": t["units"], "probability": float(w)}
-    for t, w in zip(whole[1:], weights[1:], strict=True)
-    if w > 0.02
-  ][:most]
-  text = f"It is the best of {len(whole)} sets with probability {weights[0]:.2f}."
-  return {"chosen": chosen["units"], "probability_best": float(weights[0]),
-          "expected_regret": 0.0042, "undecided": undecided, "level": 0.95,
-          "text": text}  # fmt: skip
+    {"units": whole[i]["units"], "probability": float(weights[i])}
+    for i in order
+    if weights[i] > 0.02 or whole[i] is chosen
+  ]
+  best = float(weights[next(i for i, tried in enumerate(whole) if tried is chosen)])
+  text = f"{'+'.join(chosen['units'])} is the best of {len(whole)} sets with probability {best:.2f}"
+  return {"chosen": chosen["units"], "probability_best": best, "expected_regret": 0.0042,
+          "undecided": undecided, "level": 0.95, "text": text}  # fmt: skip
 
 
 def search(
@@ -273,6 +273,7 @@ def dataset_size(
       mean = float((seeds[name] - seeds["ft"]).mean())
       against[name] = {"mean": mean, "low": mean - 0.024, "high": mean + 0.026}
     rows.append({"asked": asked, "size": asked - asked % 3, "folder": f"sizes/{asked}",
+                 "chosen": ["block12", "block13"],
                  "methods": methods, "against_ft": against})  # fmt: skip
   record["data"] = {
     "train": "emoji_domains/noto", "class_names": list(fake_run.CLASSES), "num_test": 261,

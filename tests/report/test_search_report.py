@@ -72,7 +72,8 @@ def many_corruptions():
   more = copy.deepcopy(record["rows"][:3])
   for row in more:
     row["severity"], row["all"] = 3, None
-    row["certificate"]["undecided"] = []
+    own = row["certificate"]
+    own["undecided"] = [{"units": own["chosen"], "probability": 0.97}]
   record["rows"] += more
   return record
 
@@ -214,16 +215,18 @@ def test_search_page_shows_the_numbers_of_the_record(pages):
   )
   name = " + ".join(record["chosen"])
   for shown in (
-    sentence, f"Chosen: {name}, with the head", record["certificate"]["text"],
+    sentence, f"Chosen: {name}, with the head",
+    f"with a probability of {100 * record['certificate']['probability_best']:.0f} %",
     f"{table.parameters(chosen['trained_params'])} of "
     f"{table.parameters(record['backbone']['num_params'])} parameters",
-    f"{record['cost']['trainings']:,} trainings (0 dropped by the race)",
+    f"{record['cost']['trainings']:,} trainings (0 spared by a race)",
     "210 TFLOP in all", "930 TFLOP, 4.4 times as much",
-    f"Undecided at 95 %: {len(record['certificate']['undecided'])} other sets",
+    f"Undecided at 95 %: {len(search_records.in_doubt(record['certificate']))} other sets",
   ):  # fmt: skip
     assert shown in text, shown
     assert html.escape(shown) in page, shown
-  other = max(record["certificate"]["undecided"], key=lambda other: other["probability"])
+  assert html.escape(record["certificate"]["text"]) in page
+  other = search_records.in_doubt(record["certificate"])[0]
   assert f"{' + '.join(other['units'])}: {100 * other['probability']:.0f} %" in page
   assert f"{chosen['fork_macs'] / 1e6:.1f}<small>" in page
   best = max(record["sets"], key=lambda tried: tried["mean"])
@@ -234,10 +237,17 @@ def test_search_page_shows_the_numbers_of_the_record(pages):
 
 def test_a_decided_certificate_says_so(search):
   record = copy.deepcopy(search)
-  record["certificate"]["undecided"] = []
-  text = search_page.format_text(record)
-  assert "Decided at 95 %: no other set that was tried is left in doubt." in text
-  assert "Undecided" not in text
+  certificate = record["certificate"]
+  assert "The chosen set is not among" not in search_page.format_text(record)
+  for undecided in ([], [{"units": record["chosen"], "probability": 0.97}]):
+    certificate["undecided"] = undecided
+    text = search_page.format_text(record)
+    assert "Decided at 95 %: no other set that was tried is left in doubt." in text
+    assert "Undecided" not in text
+  certificate["undecided"] = [{"units": ["stem"], "probability": 0.96}]
+  text = " ".join(search_page.format_text(record).split())
+  assert "Undecided at 95 %: 1 other set may be the best" in text
+  assert "The chosen set is not among those that hold the best at 95 %." in text
   record["certificate"] = None
   assert "No certificate" in search_page.format_text(record)
 
@@ -264,7 +274,7 @@ def test_sets_dropped_by_a_race_are_not_ranked_and_marked():
   text = " ".join(search_page.format_text(record).split())
   assert f"{len(dropped)} sets were dropped by a race" in text
   singles = [s for s in dropped if len(s["units"]) == 1]
-  assert text.count("dropped by the race") == len(singles) + 1  # and the line of the cost
+  assert text.count("dropped by the race") == len(singles)
   axes = search_plots.profile(record).axes[0]
   crosses = [line for line in axes.lines if line.get_marker() == "x"]
   assert len(crosses) == len(singles)
@@ -362,6 +372,8 @@ def test_size_page_shows_the_numbers_of_the_record(pages):
     value = search_records.estimate(size["against_ft"]["subtuning"])
     assert table.difference_text(value) in text
     assert table.difference_text(value) in page
+  assert "Units that SubTuning trains" in text
+  assert "block12 + block13" in page
   values, near, heads = size_plots.gains(record)
   assert values.shape == near.shape == (len(heads), len(record["map"]["units"]))
   row = record["map"]["rows"][3]
@@ -431,6 +443,8 @@ def test_severities_are_named_where_there_are_several():
   record = many_corruptions()
   assert corruption_plots.labels(record)[0] == "gaussian noise, 5"
   assert corruption_plots.labels(record)[-1] == "impulse noise, 3"
+  record["rows"][1]["severity"] = 0
+  assert corruption_plots.labels(record)[1] == "shot noise"
   assert corruption_plots.labels(fake_search.corruption(count=1)) == ["gaussian noise"]
 
 
