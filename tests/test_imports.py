@@ -13,8 +13,8 @@ PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 # A room may import rooms of lower rank, and itself.
 RANK = {
   "masks": 0, "verify": 0, "data": 0, "calibration": 0, "methods": 1, "models": 1, "calibrate": 1,
-  "weights": 2, "training": 3, "zoo": 3, "report": 3, "experiments": 4, "command_line": 5,
-  "main": 6,
+  "weights": 2, "training": 3, "zoo": 3, "report": 3, "search": 4, "experiments": 5,
+  "command_line": 6, "main": 7,
 }  # fmt: skip
 LONELY = ("masks", "data", "calibration")  # import none of the others
 HEAVY = (

@@ -50,7 +50,7 @@ def default() -> ml_collections.ConfigDict:
   search.max_fork_macs = 0  # budget: multiply-adds of one more task from a shared backbone; 0: none
   search.max_seconds = 0.0  # budget: seconds of training that greedy may take; 0 is none
   search.racing = False  # drop sets that will not win before all folds are trained
-  search.regret = 0.005  # of racing: expected loss of accuracy by it, at most, at every step
+  search.regret = 0.01  # of racing: expected loss of accuracy by it, at most, at every step
   search.level = 0.95  # of the sets named undecided
   search.store = ""  # folder of ledger and logits, to share with other searches; "": the workdir
   search.in_pieces = True  # programs of single blocks, so that a new set compiles nothing

@@ -185,7 +185,7 @@ def informed(
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-  """Scores of candidates, then of references, on folds that at least two of them have.
+  """Scores of candidates, then of references, on folds of a candidate and another set.
 
   Attributes:
     accuracy: [sets, folds] less the mean of the fold; 0 where missing.
@@ -211,8 +211,9 @@ def _table(scores: Sequence[scores_lib.Score], references: Sequence[scores_lib.S
   both = [*scores, *references]
   _check_scores(scores, both)
   accuracy = np.array([score.by_fold for score in both])
-  # A fold with one score says nothing of differences: its effect is free.
-  folds = np.isfinite(accuracy).sum(axis=0) > 1
+  # A fold with one score, or without a candidate, says nothing of their differences.
+  trained = np.isfinite(accuracy)
+  folds = (trained.sum(axis=0) > 1) & trained[: len(scores)].any(axis=0)
   accuracy = accuracy[:, folds]
   seen = np.isfinite(accuracy)
   accuracy = np.where(seen, accuracy, 0.0)
@@ -241,7 +242,8 @@ def _image_variance(scores: Sequence[scores_lib.Score]) -> float:
       answers -= answers.mean(axis=0)
       squares += np.sum(answers**2) / len(cells[0])
       freedom += (len(cells) - 1) * (len(cells[0]) - 1)
-  return float(squares / freedom) if freedom else 0.0
+  # Sets may answer all alike: above zero, it still says that there are images.
+  return max(float(squares / freedom), SMALLEST**2) if freedom else 0.0
 
 
 class _Grid:

@@ -10,12 +10,12 @@ from subtune_jax import masks, models
 from subtune_jax.training import plan
 
 
-def _resnet26() -> tuple[int, int]:
-  """Parameters and running statistics of the CIFAR form with 1000 classes, written out."""
+def _cifar_resnet(units: int) -> tuple[int, int]:
+  """Parameters and running statistics of the CIFAR form, `units` a stage, 1000 classes."""
   convs = [(3, 16, 9)]
   for stage, width in enumerate((16, 32, 64)):
     before = (16, 16, 32)[stage]
-    convs += [(before, width, 9)] + [(width, width, 9)] * 7
+    convs += [(before, width, 9)] + [(width, width, 9)] * (2 * units - 1)
     convs += [(before, width, 1)] if before != width else []
   kernels = sum(fin * fout * taps for fin, fout, taps in convs)
   norms = sum(fout for _, fout, _ in convs)
@@ -49,8 +49,9 @@ _COUNTS = {
   "efficientnet_lite1": (5_416_680, 1_281_000, 53_664, 23),
   "efficientnet_lite2": (6_092_072, 1_281_000, 58_096, 23),
   "resnet101": (44_549_160, 2_049_000, 105_344, 34),
+  "resnet14": (_cifar_resnet(2)[0], 65_000, _cifar_resnet(2)[1], 7),
   "resnet18": (11_689_512, 513_000, 9_600, 9),
-  "resnet26": (_resnet26()[0], 65_000, _resnet26()[1], 13),
+  "resnet26": (_cifar_resnet(4)[0], 65_000, _cifar_resnet(4)[1], 13),
   "resnet34": (21_797_672, 513_000, 17_024, 17),
   "resnet50": (25_557_032, 2_049_000, 53_120, 17),
   "siglip_vit_b16": (92_884_224 + 769_000, 769_000, 0, 15),

@@ -55,6 +55,13 @@ def posterior_densely(accuracy, overlap, num_candidates, image_variance=0.0):
 TABLES = {
   "full": [[0.80, 0.75, 0.79], [0.78, 0.74, 0.78], [0.79, 0.72, 0.77], [0.75, 0.70, 0.76]],
   "dropped": [[0.80, 0.75, 0.79], [0.79, 0.76, 0.78], [0.78, 0.72, NAN], [0.75, NAN, NAN]],
+  "chain": [
+    [0.80, NAN, NAN],
+    [0.79, 0.75, NAN],
+    [0.785, 0.755, NAN],
+    [NAN, 0.76, 0.79],
+    [NAN, NAN, 0.78],
+  ],
   "holes": [[0.80, NAN, 0.79], [NAN, 0.74, 0.78], [0.79, 0.72, NAN], [0.75, 0.71, 0.74]],
 }
 
@@ -63,13 +70,15 @@ TABLES = {
 @pytest.mark.parametrize("references", [0, 1])
 @pytest.mark.parametrize("name", TABLES)
 def test_posterior_is_that_of_the_dense_model(name, references, overlap):
-  table = np.array(TABLES[name])
+  table, count = np.array(TABLES[name]), len(TABLES[name])
   if references:
     table = np.vstack([table, [0.73, 0.69, 0.72]])
   made = as_scores(table)
-  draws = certificate.draw_means(made[:4], overlap=overlap, references=made[4:], num_draws=20_000)
+  draws = certificate.draw_means(
+    made[:count], overlap=overlap, references=made[count:], num_draws=20_000
+  )
   draws = draws - draws.mean(axis=0)
-  mean, covariance = posterior_densely(table, overlap, 4)
+  mean, covariance = posterior_densely(table, overlap, count)
   np.testing.assert_allclose(draws.mean(axis=1), mean, atol=2e-4)
   np.testing.assert_allclose(np.cov(draws), covariance, atol=0.06 * np.trace(covariance))
 
@@ -214,6 +223,13 @@ def test_one_set():
 def test_equal_scores():
   found = certificate.certify(as_scores(np.full((4, 5), 0.7)), ("block2",), overlap=0.25)
   assert [p for _, p in found.undecided] == pytest.approx([0.25] * 4, abs=0.03)
+  assert found.expected_regret < 1e-5
+
+
+def test_equal_answers_on_one_fold():
+  made = [scores.Score((f"block{i}",), (np.ones(50),)) for i in range(4)]
+  found = certificate.certify(made, ("block2",), overlap=0.25)
+  assert found.probability_best == pytest.approx(0.25, abs=0.03)
   assert found.expected_regret < 1e-5
 
 
