@@ -26,6 +26,8 @@ def get_config(arg: str = ""):
   config.backbone.weights, config.backbone.preprocessing = "resnet14_fashion_mnist.msgpack", "half"
   config.batch_size = 32
   config.search.head = "pretrained"
+  config.search.epochs = 5
+  config.search.racing = True
   config.data.retrain = True
   config.seeds = (0, 1)
   search_config.use_arguments(config, arg)

@@ -22,5 +22,6 @@ def get_config(arg: str = ""):
   config.data.ood = ()
   config.search.units = GROUPS
   config.search.head = "probe"
+  config.search.epochs = 4
   search_config.use_arguments(config, arg)
   return config

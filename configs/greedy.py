@@ -20,5 +20,6 @@ def get_config(arg: str = ""):
   config.title = "Greedy SubTuning"
   config.search.kinds = ("greedy",)
   config.search.head = "probe"
+  config.search.epochs = 4
   search_config.use_arguments(config, arg, ("racing", "rule", "start"))
   return config

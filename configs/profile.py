@@ -19,5 +19,6 @@ def get_config(arg: str = ""):
   config.name = "profile"
   config.title = "Finetuning profile"
   config.search.head = "probe"
+  config.search.epochs = 4
   search_config.use_arguments(config, arg)
   return config

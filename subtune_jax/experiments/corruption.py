@@ -92,7 +92,7 @@ def _row(folder: pathlib.Path, shift: str, record: Row) -> Row:
     "order": _order(record), "chosen": record["chosen"],
     "profile": list(studies.profile_rows(record)), "head": studies.set_row(record, ()),
     "all": studies.set_row(record, units), "certificate": record["certificate"],
-    "test": studies.test_scores(folder) if record["final"] else None,
+    "test": studies.scores_on_test(folder) if record["final"] else None,
   }  # fmt: skip
 
 

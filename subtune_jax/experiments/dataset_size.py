@@ -74,7 +74,7 @@ def _search_config(config: Any, size: int) -> Any:
 
 
 def _size_row(folder: pathlib.Path, asked: int, record: Row) -> Row:
-  methods = studies.test_scores(folder)
+  methods = studies.scores_on_test(folder)
   final, _ = studies.final_run(folder)
   return {
     "asked": asked, "size": final.record["data"]["num_train"], "folder": f"{SIZES}/{asked}",

@@ -82,7 +82,7 @@ def final_run(folder: pathlib.Path) -> tuple[records.Run, table.Summary]:
   return run, table.summarize(run)
 
 
-def test_scores(folder: pathlib.Path) -> dict[str, Row]:
+def scores_on_test(folder: pathlib.Path) -> dict[str, Row]:
   """Test accuracy in distribution of each method of a final comparison, with its interval."""
   run, summary = final_run(folder)
   key = summary.columns[0].key

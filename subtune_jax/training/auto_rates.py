@@ -11,9 +11,9 @@ no epoch compiles anything.
                 over the tensors; 1 from the threshold on, else 0.
   snr_released  mean over entries of g^2 / (v + 1e-8) of each batch, averaged; v is the variance of
                 the batch's gradient over the output channels (dimension 0 in torch, the last one
-                here; unbiased); 1 from the threshold on, else 0. Whatever the gradient says, its
-                part for the variance is (n - 1) / n of n channels: with 20 channels or more, only
-                tensors whose gradient is so small that 1e-8 counts are below 0.95.
+                here; unbiased); 1 from the threshold on, else 0. Of n channels the mean of g^2 / v
+                is (n - 1) / n and more: of 20 or more channels, a tensor is below 0.95 only
+                where its gradient is so small that 1e-8 counts.
 
 What the paper leaves open: g is the gradient of the cross-entropy alone, without the stage's
 penalty and without mixup, on the views of the epoch. A tensor that is all zero (a fresh bias) has

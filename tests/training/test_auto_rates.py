@@ -87,20 +87,24 @@ def spy(monkeypatch):
   return seen
 
 
-def gradients(images, labels, batch_mode):
-  """Gradient of the mean cross-entropy by path, float64."""
+@functools.cache
+def gradient_function(batch_mode):
   model, variables = network()
 
-  def loss(params):
-    x = (jnp.asarray(images, jnp.float32) - 127.0) / 64.0
+  def loss(params, images, labels):
+    x = (images.astype(jnp.float32) - 127.0) / 64.0
     blocks = frozenset(model.block_names) if batch_mode else frozenset()
     logits, _ = model.apply(
       {**variables, "params": params}, x, train_blocks=blocks, mutable=["batch_stats"]
     )
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
-    return -jnp.mean(picked)
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
 
-  found = jax.grad(loss)(variables["params"])
+  return jax.jit(jax.grad(loss))
+
+
+def gradients(images, labels, batch_mode):
+  """Gradient of the mean cross-entropy by path, float64."""
+  found = gradient_function(batch_mode)(network()[1]["params"], images, labels)
   leaves = zip(masks.paths(found), jax.tree.leaves(found), strict=True)
   return {path: np.asarray(g, np.float64) for path, g in leaves}
 
@@ -440,7 +444,7 @@ class Stop(Exception):
   pass
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["rgn", "rgn_released", "snr"])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, kind):
   first = methods.linear_probing(l2=(1.0, 0.1)) if kind == "rgn" else ()
   method = first + KINDS[kind](epochs=3, warmup=0.2)
@@ -466,9 +470,8 @@ def test_four_devices_measure_what_one_does(kind):
   assert four == pytest.approx(by_hand(kind, ROWS, True), rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["rgn", "snr"])
-def test_scan_streaming_and_devices_change_no_result(kind):
-  method = KINDS[kind](epochs=2)
+def test_scan_streaming_and_devices_change_no_result():
+  method = KINDS["snr"](epochs=2)
   plain = fit(method)
   assert_same(fit(method, resident_bytes=100).variables, plain.variables)
   for fields in ({"scan": True}, {"mesh": mesh_lib.make_mesh()}):
@@ -569,7 +572,7 @@ def test_chunks_change_no_result(monkeypatch):
   )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["snr", "snr_released"])
 def test_measuring_lowers_for_accelerators(kind, monkeypatch):
   monkeypatch.setattr(auto_rates, "_most_examples", lambda mesh, one: 2)
   model, variables = small_efficientnet()
