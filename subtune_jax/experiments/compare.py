@@ -177,6 +177,11 @@ def load_network(config: Any, num_classes: int):
     pretrained = weights.load_pretrained(
       config.backbone.weights, model, preprocessing=preprocessing
     )
+  if config.backbone.keep_head and pretrained.not_loaded:
+    raise ValueError(
+      f"backbone.keep_head is True, but {config.backbone.weights} has no head of {num_classes} "
+      f"classes (not loaded: {', '.join(pretrained.not_loaded)}); set it to False"
+    )
   augmentation = None
   if config.augment.kind != "none":
     options = config.augment.to_dict()
@@ -330,7 +335,9 @@ def _train(
 
 def _fit(run: _Run, method, seed, saver, what, key, train, validation) -> Row:
   """The figures of one training; its tuned leaves go to WORKDIR/tasks/<key>."""
-  variables = heads.init_head(run.engine.model, run.pretrained.variables, seed)
+  variables = run.pretrained.variables
+  if not run.config.backbone.keep_head:
+    variables = heads.init_head(run.engine.model, variables, seed)
   steps = iter(range(1, 1 << 30))
 
   def on_epoch(row, logits):

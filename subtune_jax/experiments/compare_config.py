@@ -62,6 +62,7 @@ def default() -> ml_collections.ConfigDict:
   backbone.name = "efficientnet_lite0"  # subtune_jax.models
   backbone.weights = "efficientnet_lite0/imagenet"  # a known name, a file, or "random"
   backbone.preprocessing = ""  # key of preprocess.PRESETS; "" is what the weights tell
+  backbone.keep_head = False  # start from the head of the weights, which has to have these classes
   backbone.dtype = "float32"  # of the computation: "float32" or "bfloat16"
 
   config.augment = augment = ml_collections.ConfigDict()
@@ -89,6 +90,7 @@ def default() -> ml_collections.ConfigDict:
   config.lp_ft = _gradient(epochs=8, learning_rates=(1e-4,), norm_mode="running")
   config.subtuning = _gradient(epochs=8, learning_rates=(1e-3,), norm_mode="batch")
   config.subtuning.blocks = ("block13", "block14", "block15", "top")  # trained beside the head
+  config.subtuning.probe_first = False  # start from the linear probe rather than a random head
   config.gradual_unfreezing = _gradient(epochs=4, learning_rates=(1e-3,), norm_mode="batch")
   config.gradual_unfreezing.groups = ("block14 block15 top", "block11 block12 block13")
   config.auto_rgn = _auto(epochs=8, learning_rates=(1e-2,))
@@ -160,7 +162,8 @@ def make_method(
   builders: dict[str, Callable[[], methods.Method]] = {
     "ft": lambda: methods.full_fine_tuning(learning_rate, **stage),
     "lp_ft": lambda: methods.lp_ft(learning_rate, **probe, **stage),
-    "subtuning": lambda: methods.sub_tuning(tuple(own.blocks), learning_rate, **stage),
+    "subtuning": lambda: (methods.linear_probing(**probe) if own.probe_first else ())
+    + methods.sub_tuning(tuple(own.blocks), learning_rate, **stage),
     "gradual_unfreezing": lambda: methods.gradual_unfreezing(
       [group.split() for group in own.groups], learning_rate, **stage
     ),

@@ -64,12 +64,6 @@ def run(
   train = _load_train(config)
   engine, pretrained = compare.load_network(config, len(train.class_names))
   engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
-  if config.search.head == "pretrained" and pretrained.not_loaded:
-    raise ValueError(
-      f"search.head is 'pretrained', but {config.backbone.weights} has no head of "
-      f"{len(train.class_names)} classes (not loaded: {', '.join(pretrained.not_loaded)}); take "
-      "'random' or 'probe'"
-    )
   problem = make_problem(config, train, engine, pretrained)
   if config.search.final:
     names = problem.network.blocks(problem.network.names[:1])
@@ -213,6 +207,7 @@ def _greedy(search: _Search) -> list[Row]:
 def _path_row(path: greedy.Path, rule, budget, racing_on: bool) -> Row:
   steps = [
     dataclasses.asdict(step)
+    | {"base": list(step.base), "chosen": list(step.chosen)}
     | {"tried": [{"units": list(units), "mean": mean} for units, mean in step.tried]}
     for step in path.steps
   ]

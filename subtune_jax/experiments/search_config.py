@@ -16,7 +16,7 @@ from subtune_jax.search import evaluator, rules
 
 KINDS = ("profile", "windows2", "windows3", "pairs", "greedy")
 STARTS = ("none", "all", "both")
-HEADS = ("random", "probe", "pretrained")
+HEADS = ("random", "probe")
 SPLITS = ("train", "trainval")
 
 
@@ -38,7 +38,8 @@ def default() -> ml_collections.ConfigDict:
   search.head_factor = 1.0  # the head's rate as a multiple of it
   search.epochs = 8
   search.norm_mode = "batch"  # BatchNorm of tuned blocks: "batch" or "running" statistics
-  search.head = "random"  # a training starts from a "random" one, the fold's "probe", "pretrained"
+  search.head = "random"  # a training starts from a "random" head, or from the fold's "probe";
+  # from that of the weights with backbone.keep_head
   search.probe_l2 = 1e-2  # strength of that probe and of the head alone (no validation in a fold)
   search.rule = "gain"  # of greedy: "gain", "significance", "tolerant", "size" (search/rules.py)
   search.epsilon = 0.01  # of "gain" and "tolerant", in accuracy: 0.01 is one point
@@ -118,11 +119,12 @@ def make_recipe(config: ml_collections.ConfigDict) -> evaluator.Recipe:
     return methods.sub_tuning(blocks, search.learning_rate, **stage)
 
   probe = methods.linear_probing(l2=(search.probe_l2,), standardize=config.lp.standardize)
-  return evaluator.Recipe(method, probe, search.head)
+  head = "pretrained" if config.backbone.keep_head else search.head
+  return evaluator.Recipe(method, probe, head)
 
 
 def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> Any:
-  """The comparison in which SubTuning trains `blocks`."""
+  """The comparison in which SubTuning trains `blocks`, as the search trained its sets."""
   own = compare_config.default()
   final = config.copy_and_resolve_references()
   with final.unlocked():
@@ -130,7 +132,11 @@ def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> 
   own.update(final)
   own.experiment = "compare"
   own.name, own.title = f"{config.name}-final", f"{config.title}: the chosen blocks"
-  own.subtuning.blocks = blocks
+  search, tuned = config.search, own.subtuning
+  tuned.blocks, tuned.learning_rates = blocks, (search.learning_rate,)
+  for field in ("epochs", "head_factor", "norm_mode"):
+    tuned[field] = search[field]
+  tuned.probe_first = search.head == "probe" and not config.backbone.keep_head
   return own
 
 

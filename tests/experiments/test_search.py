@@ -89,9 +89,10 @@ def test_the_final_comparison_trains_what_was_chosen(finished):
 
 def test_what_a_person_sees(finished):
   _, record, text = finished
-  assert "greedy forward: " in text
-  assert "best so far" in text
-  assert "min" in text
+  assert "references: head alone" in text
+  assert "profile: mid 0." in text
+  assert "(3 trainings), best so far" in text
+  assert "trainings left of this step, about" in text
   assert record["certificate"]["text"] in text
 
 
@@ -177,7 +178,6 @@ def test_no_unit_earns_its_place(tmp_path):
     ({"regret": 0.0}, "search.regret is 0"),
     ({"start": "nothing"}, "none"),
     ({"head": "probed"}, "probe"),
-    ({"head": "pretrained"}, "has no head of 3 classes"),
     ({"seeds": (1, 1)}, "all different"),
     ({"learning_rate": -1.0}, "learning rate"),
     ({"probe_l2": 0.0}, "probe_l2"),
@@ -186,11 +186,27 @@ def test_no_unit_earns_its_place(tmp_path):
 )
 def test_bad_input_is_one_error_and_nothing_is_written(tmp_path, fields, message):
   made = small_search.config(**fields)
-  if fields.get("head") == "pretrained":
-    made.backbone.name = "resnet14"
   with pytest.raises(ValueError, match=message):
     small_search.run(tmp_path / "run", made)
   assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_the_weights_lack_cannot_be_kept(tmp_path):
+  made = small_search.config(units="blocks")
+  made.backbone.name, made.backbone.weights = "efficientnet_lite0", "efficientnet_lite0/imagenet"
+  made.backbone.preprocessing, made.backbone.keep_head = "", True
+  with pytest.raises(ValueError, match="has no head of 3 classes"):
+    small_search.run(tmp_path / "run", made)
+
+
+def test_the_final_comparison_trains_as_the_search_did():
+  made = small_search.config(head="probe", epochs=7, learning_rate=3e-3, norm_mode="running")
+  final = search_config.final_config(made, ("stem",))
+  first, stage = compare.compare_config.make_method(final, "subtuning", 3e-3)
+  (searched,) = search_config.make_recipe(made).method(("stem",))
+  assert first.name == "head"
+  assert stage == searched
+  assert tuple(final.subtuning.learning_rates) == (3e-3,)
 
 
 def test_the_search_of_a_vtab_task():
