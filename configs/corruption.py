@@ -13,6 +13,25 @@ The study of the papers, where CIFAR-10-C is (python -m subtune_jax.data.prepare
   python -m subtune_jax.main --workdir=runs/cifar10_c --config=configs/corruption.py:\
 backbone=resnet26,weights=resnet26.msgpack,image_size=32 \
     --config.corrupted="cifar10_c_1k/{}" --config.data.train=cifar10
+
+Result of 2026-11-25 on two CPU cores (float32, jax 0.10.2; the profiles alone, search.kinds=
+('profile',), search.final=False). Backbone: 90.9 % on clean validation images. Held-out accuracy in
+%, mean over 5 folds of 1,000 images, one seed, with the pretrained head at the start; half a 95 %
+interval of a row is 3 to 6 points, of a difference in a row 1 to 4 (6 under flip_labels):
+
+                   head  stem  1/1   1/2   2/1   2/2   3/1   3/2   all
+  gaussian_noise   86.7  88.9  88.3  88.4  87.4  87.6  87.5  87.5  88.2
+  defocus_blur     87.4  87.3  87.9  88.3  88.0  88.2  88.6  87.8  88.4
+  contrast         68.4  66.7  83.3  84.1  84.1  78.6  80.3  76.9  86.0
+  flip_labels      89.9   4.0  22.3  26.7  44.1  65.9  80.6  86.2  83.9
+
+What holds of "Surgical fine-tuning": under relabelling the later a block the better, and the head
+alone (a probe, fitted to the end) is better still; under noise the scores fall from the stem to the
+last stage, by 1.4 points, which 1,000 images do not decide; under low contrast the blocks from
+block1/unit2 to block2/unit1 win and the stem alone does nothing. What does not hold: the first
+layers do not win under blur (flat within noise), nor under contrast. The certificates decide none
+of the four choices. Noise, greedy forward by the paper's rule: stem, and no second unit earns its
+point. The corruptions are mild here: the probe on the clean network's features is at 87 %.
 """
 
 from subtune_jax.experiments import corruption, search_config

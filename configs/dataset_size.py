@@ -3,7 +3,8 @@ r"""How many images? The four methods and the profile at growing sizes of the tr
   python -m subtune_jax.main --config=configs/dataset_size.py
   python -m subtune_jax.main --config=configs/dataset_size.py --config.sizes="(50,100,500)"
 
-At each size, SubTuning trains the group of blocks that the profile on those images chose.
+At each size, SubTuning trains the group of blocks that the profile on those images chose. It has
+been run on small made-up data by the tests only: no result is claimed here.
 """
 
 from subtune_jax.experiments import dataset_size, search_config

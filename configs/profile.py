@@ -8,6 +8,8 @@ Arguments after the colon, all optional: dataset, kinds (joined by +), units ("b
 backbone and weights (together), image_size, epochs, folds. Each block is trained with a head from
 the fold's linear probe on 5 folds of the training images; then the best one is trained on all of
 them beside linear probing, full fine-tuning and LP-FT, and the test images are read once.
+
+The profile at 32 px is in configs/greedy.py; at 64 px and above it has not been run whole.
 """
 
 from subtune_jax.experiments import search_config

@@ -106,8 +106,10 @@ def make_rule(config: ml_collections.ConfigDict, overlap: float) -> rules.Rule:
 
 def make_budget(config: ml_collections.ConfigDict) -> rules.Budget:
   """The budget of the greedy search."""
-  limits = (config.search[name] for name in ("max_params", "max_fork_macs", "max_seconds"))
-  return rules.Budget(*(limit or None for limit in limits))
+  search = config.search
+  return rules.Budget(
+    search.max_params or None, search.max_fork_macs or None, search.max_seconds or None
+  )
 
 
 def make_recipe(config: ml_collections.ConfigDict) -> evaluator.Recipe:

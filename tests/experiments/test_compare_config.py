@@ -7,10 +7,23 @@ import pathlib
 import pytest
 
 from subtune_jax import methods
-from subtune_jax.experiments import compare_config, vtab_config, workdir
+from subtune_jax.experiments import (
+  compare_config,
+  corruption,
+  dataset_size,
+  search_config,
+  vtab_config,
+  workdir,
+)
 from subtune_jax.report import records
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+DECLARED = {
+  "compare": compare_config, "vtab": vtab_config, "search": search_config,
+  "dataset_size": dataset_size, "corruption": corruption,
+}  # fmt: skip
 
 
 def fields(config) -> set[str]:
@@ -34,8 +47,9 @@ def names_read() -> set[str]:
 
 
 def test_every_declared_field_is_read():
-  unread = (fields(compare_config.default()) | fields(vtab_config.default())) - names_read()
-  assert not unread
+  read = names_read()
+  for declared in DECLARED.values():
+    assert not fields(declared.default()) - read
 
 
 @pytest.mark.parametrize("name", compare_config.TITLES)
@@ -86,7 +100,7 @@ def test_every_config_file_loads_and_shows_its_command(path):
   spec.loader.exec_module(module)
   config = module.get_config()
   assert f"--config=configs/{path.name}" in module.__doc__
-  declared = {"compare": compare_config, "vtab": vtab_config}[config.experiment].default()
+  declared = DECLARED[config.experiment].default()
   assert set(records.flatten(workdir.as_json(config))) == set(
     records.flatten(workdir.as_json(declared))
   )
