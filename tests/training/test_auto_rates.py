@@ -474,6 +474,7 @@ def test_scan_streaming_and_devices_change_no_result():
   method = KINDS["snr"](epochs=2)
   plain = fit(method)
   assert_same(fit(method, resident_bytes=100).variables, plain.variables)
+  assert_same(fit(method, in_pieces=True).variables, plain.variables)  # the step is not in pieces
   for fields in ({"scan": True}, {"mesh": mesh_lib.make_mesh()}):
     for a, b in zip(plain.history, fit(method, **fields).history, strict=True):
       assert a["rates"] == pytest.approx(b["rates"], rel=1e-3, abs=2e-4)
