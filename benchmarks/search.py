@@ -12,7 +12,6 @@ what ours compiles, which is measured over the whole run.
 import argparse
 import datetime
 import os
-import pathlib
 import platform
 import shutil
 import sys
@@ -130,7 +129,6 @@ def main() -> None:
   if load > 0.3 and not arguments.force:
     sys.exit(f"the load is {load:.2f}; a ratio needs an idle machine (below 0.3), or --force")
   host_memory.keep_freed()
-  sys.path.insert(0, str(pathlib.Path(__file__).parent))
   import torch
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -58,7 +58,7 @@ class _Lite(torch.nn.Module):
     return x.mean((2, 3)) if self.pool else x
 
 
-def lite0(classes: int) -> Net:
+def efficientnet(classes: int) -> torch.nn.Module:
   """EfficientNet-Lite0 with random weights; stride-1 convolutions pad inside conv2d (faster)."""
   from efficientnet_lite_pytorch import EfficientNet
 
@@ -75,6 +75,12 @@ def lite0(classes: int) -> Net:
         )
         new.weight = conv.weight
         setattr(module, name, new)
+  return net
+
+
+def lite0(classes: int) -> Net:
+  """That network as a row of units."""
+  net = efficientnet(classes)
   relu = torch.nn.ReLU6()
   units = {"stem": _Lite(net._conv_stem, net._bn0, relu)}
   units |= {f"block{i}": block for i, block in enumerate(net._blocks)}

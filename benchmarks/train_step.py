@@ -80,21 +80,9 @@ def _our_step(model, variables, stage, x, start, mesh) -> Timed:
 
 
 def _torch_network(torch, channels_last: bool):
-  from efficientnet_lite_pytorch import EfficientNet
+  import torch_search
 
-  net = EfficientNet.from_name(
-    "efficientnet-lite0", image_size=None, drop_connect_rate=0.0, dropout_rate=0.0,
-    num_classes=CLASSES,
-  )  # fmt: skip
-  for module in list(net.modules()):  # pad inside conv2d where that is the same: faster
-    for name, conv in list(module.named_children()):
-      if isinstance(conv, torch.nn.Conv2d) and conv.stride[0] == 1:
-        k = conv.kernel_size[0]
-        new = torch.nn.Conv2d(
-          conv.in_channels, conv.out_channels, k, 1, k // 2, groups=conv.groups, bias=False
-        )
-        new.weight = conv.weight
-        setattr(module, name, new)
+  net = torch_search.efficientnet(CLASSES)
   return net.to(memory_format=torch.channels_last) if channels_last else net
 
 

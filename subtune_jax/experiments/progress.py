@@ -4,20 +4,15 @@ import time
 from typing import Any, TextIO
 
 
-class Progress:
-  """Counts epochs over all trainings of a run.
+class Shown:
+  """A bar on a terminal, and lines above it; lines alone anywhere else."""
 
-  Args:
-    total: epochs of the run.
-    stream: a terminal gets a bar, anything else a line per training.
-  """
-
-  def __init__(self, total: int, stream: TextIO):
+  def __init__(self, total: int, stream: TextIO, unit: str):
     self.stream, self.bar = stream, None
     if stream.isatty():
       import tqdm
 
-      self.bar = tqdm.tqdm(total=total, file=stream, unit="epoch", dynamic_ncols=True)
+      self.bar = tqdm.tqdm(total=total, file=stream, unit=unit, dynamic_ncols=True)
 
   def line(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""
@@ -26,6 +21,23 @@ class Progress:
     else:
       self.stream.write(text + "\n")
       self.stream.flush()
+
+  def close(self) -> None:
+    """Ends the bar."""
+    if self.bar is not None:
+      self.bar.close()
+
+
+class Progress(Shown):
+  """Counts epochs over all trainings of a run.
+
+  Args:
+    total: epochs of the run.
+    stream: a terminal gets a bar, anything else a line per training.
+  """
+
+  def __init__(self, total: int, stream: TextIO):
+    super().__init__(total, stream, "epoch")
 
   def epoch(self, what: str, row: dict[str, Any]) -> None:
     """One epoch is done."""
@@ -40,16 +52,11 @@ class Progress:
     if self.bar is not None:
       self.bar.update(epochs)
 
-  def close(self) -> None:
-    """Ends the bar."""
-    if self.bar is not None:
-      self.bar.close()
-
 
 REFERENCES = "references"  # what a search shows of sets that are no candidates
 
 
-class SearchProgress:
+class SearchProgress(Shown):
   """What a search shows: a bar over trainings, or a line per finished set of units.
 
   Args:
@@ -58,23 +65,11 @@ class SearchProgress:
   """
 
   def __init__(self, num_cells: int, stream: TextIO):
-    self.stream, self.num_cells, self.what = stream, num_cells, ""
-    self.bar = None
-    if stream.isatty():
-      import tqdm
-
-      self.bar = tqdm.tqdm(file=stream, unit="training", dynamic_ncols=True, total=0)
+    super().__init__(0, stream, "training")
+    self.num_cells, self.what = num_cells, ""
     self._cells: dict[tuple[str, ...], list[float]] = {}
     self._left, self._begin, self._done = 0, time.monotonic(), 0
     self.best = ("", float("-inf"))
-
-  def line(self, text: str) -> None:
-    """Prints a line, above the bar if there is one."""
-    if self.bar is not None:
-      self.bar.write(text, file=self.stream)
-    else:
-      self.stream.write(text + "\n")
-      self.stream.flush()
 
   def plan(self, new: int) -> None:
     """So many trainings are to be done now."""
@@ -110,8 +105,3 @@ class SearchProgress:
     rest = self._left - self._done
     seconds = (time.monotonic() - self._begin) / max(self._done, 1) * rest
     return f"{rest} trainings left of this step, about {seconds / 60:.1f} min"
-
-  def close(self) -> None:
-    """Ends the bar."""
-    if self.bar is not None:
-      self.bar.close()

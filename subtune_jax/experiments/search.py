@@ -35,11 +35,17 @@ class _Search:
   """What every part of a search needs."""
 
   config: Any
-  network: units_lib.Network
-  problem: evaluator.Problem
   evaluator: evaluator.Evaluator
   progress: progress_lib.SearchProgress
   races: list[racing.Race]
+
+  @property
+  def problem(self) -> evaluator.Problem:
+    return self.evaluator.problem
+
+  @property
+  def network(self) -> units_lib.Network:
+    return self.problem.network
 
 
 def run(
@@ -129,7 +135,7 @@ def _make_search(config, problem, engine, store, stream) -> _Search:
     prefix_bytes=config.search.prefix_bytes, prefix_disk_bytes=config.search.prefix_disk_bytes,
     on_done=progress.done, on_plan=progress.plan,
   )  # fmt: skip
-  return _Search(config, problem.network, problem, trainer, progress, [])
+  return _Search(config, trainer, progress, [])
 
 
 def _first_line(config, problem, engine, workdir) -> str:
@@ -288,7 +294,8 @@ def _record(
 
 def _set_row(search: _Search, score: scores.Score) -> Row:
   network, rows = search.network, search.evaluator.rows(score.units)
-  low, high = interval(score, search.problem.overlap)
+  # Over folds, and no narrower than the held-out images allow.
+  low, high = significance.interval(score, search.problem.overlap, images=True)
   return {
     "units": list(score.units),
     "by_fold": [None if np.isnan(a) else float(a) for a in score.by_fold],
@@ -298,12 +305,6 @@ def _set_row(search: _Search, score: scores.Score) -> Row:
     "seconds": round(sum(row["seconds"] for row in rows), 3),
     "compile_seconds": round(sum(row["compile_seconds"] for row in rows), 3),
   }  # fmt: skip
-
-
-def interval(score: scores.Score, overlap: float) -> tuple[float, float]:
-  """The 95 % interval of a score: over folds, and no narrower than the held-out images allow."""
-  low, high = significance.interval(score, overlap, images=True)
-  return max(low, 0.0), min(high, 1.0)
 
 
 def _certificate_row(sure: certificate.Certificate) -> Row:
@@ -349,9 +350,8 @@ def _cost_row(search: _Search) -> Row:
 def _run_final(config, workdir: pathlib.Path, problem, chosen, command, stream) -> Row | None:
   """The chosen set retrained on all training images, beside the other methods; reads the test."""
   blocks = problem.network.blocks(tuple(chosen))
-  final = search_config.final_config(config, blocks or ("",))
+  final = search_config.final_config(config, blocks)
   if not blocks:
-    final.methods = tuple(name for name in final.methods if name != "subtuning")
     stream.write("no unit was chosen, so SubTuning is linear probing in the final comparison\n")
   compare.run(final, workdir / FINAL, command=command, stream=stream)
   return {"folder": FINAL}

@@ -126,7 +126,10 @@ def make_recipe(config: ml_collections.ConfigDict) -> evaluator.Recipe:
 
 
 def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> Any:
-  """The comparison in which SubTuning trains `blocks`, as the search trained its sets."""
+  """The comparison in which SubTuning trains `blocks`, as the search trained its sets.
+
+  Without blocks SubTuning is left out: it would be linear probing.
+  """
   own = compare_config.default()
   final = config.copy_and_resolve_references()
   with final.unlocked():
@@ -134,6 +137,9 @@ def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> 
   own.update(final)
   own.experiment = "compare"
   own.name, own.title = f"{config.name}-final", f"{config.title}: the chosen blocks"
+  if not blocks:
+    own.methods = tuple(name for name in own.methods if name != "subtuning")
+    return own
   search, tuned = config.search, own.subtuning
   tuned.blocks, tuned.learning_rates = blocks, (search.learning_rate,)
   for field in ("epochs", "head_factor", "norm_mode"):

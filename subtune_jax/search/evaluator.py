@@ -125,6 +125,7 @@ class Evaluator:
     self.trained = 0  # of them, those trained here and now
     self._lock = threading.Lock()
     self._heads: dict[tuple[int, int], PyTree] = {}
+    self._cells: dict[tuple[scores.Units, int], np.ndarray] = {}
     self._fingerprint = problem.train.fingerprint()
 
   def evaluate(self, sets: Sequence[scores.Units]) -> dict[scores.Units, scores.Score]:
@@ -180,6 +181,12 @@ class Evaluator:
       yield _Job(units, fold, seed)
 
   def _cell(self, units: scores.Units, fold: int) -> np.ndarray:
+    """The cell of a finished set; its logits are read once."""
+    if (units, fold) not in self._cells:
+      self._cells[units, fold] = self._read_cell(units, fold)
+    return self._cells[units, fold]
+
+  def _read_cell(self, units: scores.Units, fold: int) -> np.ndarray:
     labels = np.asarray(self.problem.train.labels)
     right = []
     for job in self._jobs(units, fold):

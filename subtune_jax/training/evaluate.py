@@ -29,7 +29,9 @@ def forward_program(
   return jax.jit(forward)
 
 
-def _batches(x: Any, batch_size: int, rows: np.ndarray | None) -> Iterator[tuple[Any, int]]:
+def batches(
+  x: Any, batch_size: int, rows: np.ndarray | None = None
+) -> Iterator[tuple[Any, int]]:
   """(batch, real rows): the last batch is filled up with copies of its first row."""
   n = len(x) if rows is None else len(rows)
   for begin in range(0, n, batch_size):
@@ -46,7 +48,9 @@ def _batches(x: Any, batch_size: int, rows: np.ndarray | None) -> Iterator[tuple
 
 
 @functools.lru_cache(maxsize=64)
-def _in_pieces(model, start, stop, preprocessing):
+def program_in_pieces(
+  model: Any, start: str | None, stop: str | None, preprocessing: preprocess.Preprocessing
+) -> Any:
   """`forward_program` from programs of single units."""
   units = (*model.block_names, "head")
   first = units.index(start) if start else 0
@@ -97,11 +101,11 @@ def run_units(
     [n, ...] on the devices, replicated.
   """
   batch_size = -(-batch_size // mesh.size) * mesh.size
-  program = _in_pieces if in_pieces else forward_program
+  program = program_in_pieces if in_pieces else forward_program
   forward = program(model, start, stop, preprocessing)
   variables = jax.device_put(variables, mesh_lib.replicated(mesh))
   parts = []
-  for batch, real in _batches(x, batch_size, rows):
+  for batch, real in batches(x, batch_size, rows):
     batch = jax.device_put(batch, mesh_lib.split(mesh))
     parts.append(forward(variables, batch)[:real])
   return jax.device_put(jnp.concatenate(parts), mesh_lib.replicated(mesh))

@@ -227,21 +227,18 @@ def _update(solver_key: _SolverKey, labels: _Frozen, total_steps: int) -> Callab
 
 def why_not(spec: step_lib.StepSpec, num_devices: int) -> str | None:
   """Why a step cannot be put together from pieces; None if it can."""
-  stage, augmentation = spec.stage, spec.augmentation
+  stage, augmentation, labels = spec.stage, spec.augmentation, spec.plan.labels
   reasons = {
     "a penalty": stage.penalty is not None,
     "an average": stage.average is not None,
     "clip_norm, which couples all blocks": stage.solver.clip_norm > 0,
-    "learning rates per tensor": getattr(stage.solver, "rates", None) is not None,
+    "learning rates per tensor": stage.solver.rates is not None,
     "mixup": augmentation is not None and augmentation.mixup > 0,
     "a batch that is split over devices": num_devices > 1,
+    "a block of which only some leaves are trained": any(
+      masks.FROZEN in jax.tree.leaves(part(labels, name)) for name in spec.plan.blocks
+    ),
   }
-  labels = spec.plan.labels
-  for name in spec.plan.blocks:
-    some = masks.FROZEN in jax.tree.leaves(part(labels, name))
-    reasons["a block of which only some leaves are trained"] = some
-    if some:
-      break
   found = [reason for reason, holds in reasons.items() if holds]
   return ", ".join(found) or None
 

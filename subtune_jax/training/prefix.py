@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data import lazy, preprocess
+from subtune_jax.training import evaluate
 from subtune_jax.training import mesh as mesh_lib
-from subtune_jax.training import pieces
 from subtune_jax.training import plan as plan_lib
 
 PyTree = Any
@@ -33,11 +33,6 @@ PyTree = Any
 @functools.partial(jax.jit, donate_argnums=0)
 def _write(buffer: jax.Array, rows: jax.Array, begin: jax.Array) -> jax.Array:
   return lax.dynamic_update_slice_in_dim(buffer, rows, begin, axis=0)
-
-
-@functools.lru_cache(maxsize=64)
-def _normalize(preprocessing: preprocess.Preprocessing) -> Any:
-  return jax.jit(functools.partial(preprocess.normalize, preprocessing=preprocessing))
 
 
 class Prefix:
@@ -78,6 +73,7 @@ class Prefix:
     self.notes: dict[str, str] = {}  # unit -> why its activations are computed anew in every step
     self._kept: dict[str, jax.Array] = {}  # the least recently used first
     self._files: dict[str, np.memmap] = {}
+    self._shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     self._folder = (
       tempfile.TemporaryDirectory(prefix="prefix-", dir=directory) if disk_bytes else None
     )
@@ -111,7 +107,7 @@ class Prefix:
       self._make_room(size)
       made = self._on_device(unit)
       self._kept[unit] = made
-      self._count()
+      self.peak_bytes = max(self.peak_bytes, self.nbytes_kept)
       return made
     if size <= self.disk_bytes:
       return self._on_disk(unit)
@@ -136,9 +132,6 @@ class Prefix:
     self._resident = None
     if self._folder:
       self._folder.cleanup()
-
-  def _count(self) -> None:
-    self.peak_bytes = max(self.peak_bytes, self.nbytes_kept)
 
   def _make_room(self, size: int) -> None:
     while self._kept and self.nbytes_kept + size > self.memory_bytes:
@@ -178,21 +171,13 @@ class Prefix:
 
   def _parts(self, unit: str):
     """(first row, activations that `unit` reads) of each batch."""
-    begin_at, source = self._nearest(unit)
-    places = [self.units.index(name) for name in (begin_at, unit)]
-    for begin in range(0, len(self.images), self.batch_size):
-      rows = source[begin : begin + self.batch_size]
-      real = len(rows)
-      if real < self.batch_size:  # filled up with copies of its first row
-        fill = np.zeros(self.batch_size, np.int32)
-        fill[:real] = np.arange(real)
-        rows = rows[fill]
-      x = jax.device_put(rows, mesh_lib.split(self.mesh))
-      if begin_at == self.units[0]:
-        x = _normalize(self.preprocessing)(x)
-      for name in self.units[slice(*places)]:
-        x = pieces.forward(self.model, self.variables, name, x)
+    start, source = self._nearest(unit)
+    forward = evaluate.program_in_pieces(self.model, start, unit, self.preprocessing)
+    begin = 0
+    for batch, real in evaluate.batches(source, self.batch_size):
+      x = forward(self.variables, jax.device_put(batch, mesh_lib.split(self.mesh)))
       yield begin, x[:real]
+      begin += real
 
   def _nearest(self, unit: str) -> tuple[str, Any]:
     """The last unit up to `unit` whose activations are there, and those; or the images."""
@@ -203,12 +188,14 @@ class Prefix:
         return name, self._files[name]
     return self.units[0], self.images_on_device()
 
-  @functools.cache  # noqa: B019 (the object is one per search)
   def _row(self, unit: str) -> tuple[tuple[int, ...], np.dtype]:
-    image = jax.ShapeDtypeStruct((1, *self.images.shape[1:]), jnp.float32)
-    apply = functools.partial(self.model.apply, stop=unit)
-    out = jax.eval_shape(apply, self.variables, image)
-    return out.shape[1:], np.dtype(out.dtype)
+    """Shape and dtype of what `unit` reads of one image."""
+    if unit not in self._shapes:
+      image = jax.ShapeDtypeStruct((1, *self.images.shape[1:]), jnp.float32)
+      apply = functools.partial(self.model.apply, stop=unit)
+      out = jax.eval_shape(apply, self.variables, image)
+      self._shapes[unit] = out.shape[1:], np.dtype(out.dtype)
+    return self._shapes[unit]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

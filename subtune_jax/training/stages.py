@@ -63,8 +63,8 @@ class Inputs(NamedTuple):
 
 def _stage_inputs(training: Any, plan: plan_lib.Plan) -> tuple[Inputs, Inputs | None]:
   """(training, validation) inputs: cached activations where the prefix is constant."""
-  engine, examples = training.engine, [training.train, training.validation]
-  present = [x for x in examples if x is not None]
+  engine = training.engine
+  present = [x for x in (training.train, training.validation) if x is not None]
   first = engine.model.block_names[0]
   cached = engine.prefix_cache and engine.augmentation is None and plan.start != first
   shared = [training.shares(x, plan.start) for x in present]
@@ -76,23 +76,27 @@ def _stage_inputs(training: Any, plan: plan_lib.Plan) -> tuple[Inputs, Inputs | 
         "what comes before %s is run in every step: its cache would take %.1f GB of the %.1f "
         "allowed", plan.start, needed / 1e9, engine.resident_bytes / 1e9,
       )  # fmt: skip
-  train, validation = (
-    None if x is None else _inputs(training, x, plan.start if cached else None) for x in examples
+  start = plan.start if cached else None
+  train, *validation = (
+    _inputs(training, x, start, own) for x, own in zip(present, shared, strict=True)
   )
-  return train, validation
+  return train, validation[0] if validation else None
 
 
-def _inputs(training: Any, examples: Any, start: str | None) -> Inputs:
-  """What the units from `start` on read of the examples; None is the images."""
-  if isinstance(examples, prefix_lib.Rows):
-    x = None
-    if start is not None and training.shares(examples, start):
-      x = examples.prefix.at(start)
-    if x is not None:
-      return Inputs(x, examples.all_labels, examples.rows, start)
-    if start is None or training.shares(examples, start):
-      x = examples.prefix.images_on_device()
-      return Inputs(x, examples.all_labels, examples.rows, None)
+def _inputs(training: Any, examples: Any, start: str | None, shared: bool) -> Inputs:
+  """What the units from `start` on read of the examples; None is the images.
+
+  Args:
+    training: under way.
+    examples: its training or validation set.
+    start: a unit, or None.
+    shared: whether the shared activations of the examples hold for `start`.
+  """
+  if isinstance(examples, prefix_lib.Rows) and (start is None or shared):
+    x = None if start is None else examples.prefix.at(start)
+    if x is None:
+      x, start = examples.prefix.images_on_device(), None
+    return Inputs(x, examples.all_labels, examples.rows, start)
   if start is None:
     return Inputs(examples.images, examples.labels, None, None)
   options = training.engine.options() | {"batch_size": training.batch_size, "stop": start}
