@@ -5,6 +5,17 @@
   sub_tuning(blocks, lr)      head + blocks              SubTuning, arXiv 2302.06354
   lp_ft(lr)                   head, then everything      LP-FT, arXiv 2202.10054
   gradual_unfreezing(groups)  head, head + last, ...     ULMFiT, arXiv 1801.06146
+  l2_sp(lr, weight)           everything, drawn back     L2-SP, arXiv 1802.01483
+  layerwise_decay(lr, blocks) everything, early blocks   BEiT, arXiv 2106.08254
+                              at lower rates
+  frozen_embedding(lr)        all but the first block    arXiv 2211.09359
+  batch_norm_only(lr)         head + BatchNorm's scales  arXiv 2003.00152
+  bias_only(lr)               head + biases              BitFit, arXiv 2106.10199
+  side_tuning(lr)             head + a side network      arXiv 1912.13503 (models/side.py)
+  head_only(lr)               head, from where it is     by gradient steps
+  lolsgd(lr, leave_out)       everything, averaged over  arXiv 2311.01420
+                              runs without some classes
+  without_head(method)        any of these, head frozen
   auto_rgn(lr), auto_snr(lr)  everything, each tensor    surgical fine-tuning, arXiv 2210.11466
                               at a rate of its own
 
@@ -16,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, Literal
 
-from subtune_jax import masks
+from subtune_jax import hooks, masks
 
 PyTree = Any
 # penalty(trained, initial, logits, batch) -> scalar added to the loss. `trained` and `initial` are
@@ -34,9 +45,29 @@ def backbone(path: str, leaf: Any) -> bool:
   return path.split("/")[0] != "head"
 
 
+def batch_norm(path: str, leaf: Any) -> bool:
+  """Selects BatchNorm's scales and biases."""
+  return backbone(path, leaf) and "bn" in path.split("/")
+
+
 def without_batch_norm(path: str, leaf: Any) -> bool:
   """Selects every leaf outside the head but BatchNorm's scales and biases."""
-  return backbone(path, leaf) and "bn" not in path.split("/")
+  return backbone(path, leaf) and not batch_norm(path, leaf)
+
+
+def biases(path: str, leaf: Any) -> bool:
+  """Selects every leaf outside the head that is called "bias", those of normalisations too."""
+  return backbone(path, leaf) and path.split("/")[-1] == "bias"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside:
+  """Selects every leaf outside the head and outside the named blocks."""
+
+  blocks: tuple[str, ...]
+
+  def __call__(self, path: str, leaf: Any) -> bool:
+    return backbone(path, leaf) and not any(f"{path}/".startswith(f"{b}/") for b in self.blocks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,25 +103,55 @@ class TensorRates:
 
 
 @dataclasses.dataclass(frozen=True)
+class LeaveOut:
+  """An epoch as several runs from one state, each without some of the classes, then averaged.
+
+  Attributes:
+    runs: how many, of as many steps each as the epoch has.
+    share: of the classes in the training set that each run leaves out, drawn anew every time; at
+      least one class is left out and one kept.
+  """
+
+  runs: int
+  share: float
+
+  def __post_init__(self):
+    if self.runs < 1:
+      raise ValueError(f"runs is {self.runs}; it must be at least 1")
+    if not 0 < self.share < 1:
+      raise ValueError(f"share is {self.share}; it must lie in (0, 1)")
+
+
+OPTIMIZERS = ("adam", "sgd", "adabelief", "adadelta", "adagrad", "rmsprop")
+# Of a field that came later: at its default it is no part of a training's identity in a ledger.
+_LATER = {"omit_default": True}
+
+
+@dataclasses.dataclass(frozen=True)
 class Gradient:
   """Mini-batch gradient steps.
 
   Attributes:
     learning_rates: label -> peak learning rate. Every label of the stage needs one.
     epochs: passes over the training set.
-    optimizer: "adam" (decoupled weight decay, so AdamW when `weight_decay` > 0) or "sgd".
+    optimizer: "adam" (decoupled weight decay, so AdamW when `weight_decay` > 0), "sgd",
+      "adabelief", "adadelta", "adagrad" or "rmsprop", with optax's constants.
     momentum: of "sgd"; 0 turns it off.
     nesterov: of "sgd".
-    weight_decay: decoupled for "adam", added to the gradient for "sgd"; trained leaves only.
+    weight_decay: decoupled for "adam" and "adabelief", added to the gradient for the others;
+      trained leaves only.
     clip_norm: clips the global norm of the trained leaves' gradient; 0 turns it off.
     schedule: "cosine" (to 0 over the stage, per step) or "constant".
     warmup: share of the stage's steps with a linear rise from 0, in [0, 1).
     rates: a further multiplier for each tensor, see `TensorRates`; None: no such thing.
+    steps_per_epoch: an "epoch" is so many steps, drawn from one permutation of the training set
+      after the other; 0: one pass, without the examples that fill no batch.
+    leave_out: see `LeaveOut`; None: an epoch is one run.
   """
 
   learning_rates: Mapping[str, float]
   epochs: int
-  optimizer: Literal["adam", "sgd"] = "adam"
+  optimizer: Literal["adam", "sgd", "adabelief", "adadelta", "adagrad", "rmsprop"] = "adam"
   momentum: float = 0.9
   nesterov: bool = False
   weight_decay: float = 0.0
@@ -98,6 +159,8 @@ class Gradient:
   schedule: Literal["cosine", "constant"] = "cosine"
   warmup: float = 0.0
   rates: TensorRates | None = None
+  steps_per_epoch: int = dataclasses.field(default=0, metadata=_LATER)
+  leave_out: LeaveOut | None = dataclasses.field(default=None, metadata=_LATER)
 
   def __post_init__(self):
     for label, rate in self.learning_rates.items():
@@ -105,8 +168,13 @@ class Gradient:
         raise ValueError(f"learning rate of {label!r} is {rate}; it must be at least 0")
     if self.epochs < 1:
       raise ValueError(f"epochs is {self.epochs}; it must be at least 1")
-    if self.optimizer not in ("adam", "sgd"):
-      raise ValueError(f"optimizer is {self.optimizer!r}; allowed: 'adam', 'sgd'")
+    if self.optimizer not in OPTIMIZERS:
+      allowed = ", ".join(map(repr, OPTIMIZERS))
+      raise ValueError(f"optimizer is {self.optimizer!r}; allowed: {allowed}")
+    if self.rates is not None and self.optimizer not in ("adam", "sgd"):
+      raise ValueError(f"rates go with 'adam' and 'sgd', and optimizer is {self.optimizer!r}")
+    if self.steps_per_epoch < 0:
+      raise ValueError(f"steps_per_epoch is {self.steps_per_epoch}; give 0 for one pass, or more")
     if self.schedule not in ("cosine", "constant"):
       raise ValueError(f"schedule is {self.schedule!r}; allowed: 'cosine', 'constant'")
     if not 0 <= self.warmup < 1:
@@ -262,6 +330,130 @@ def gradual_unfreezing(
     blocks = [block for group in groups[first:] for block in group]
     stages += sub_tuning(blocks, learning_rate, head_learning_rate=head_rate, **stage)
   return tuple(stages)
+
+
+def l2_sp(learning_rate: float, *, weight: float, head_weight: float = 0.0, **stage: Any) -> Method:
+  """Full fine-tuning with `hooks.L2SP`: a penalty on the distance to the start (L2-SP)."""
+  return full_fine_tuning(learning_rate, penalty=hooks.L2SP(weight, head_weight), **stage)
+
+
+def batch_norm_only(
+  learning_rate: float, *, head_learning_rate: float | None = None, **stage: Any
+) -> Method:
+  """The head and the scales and biases of BatchNorm (arXiv 2003.00152)."""
+  return (_tune("batch norm", batch_norm, learning_rate, head_learning_rate, stage),)
+
+
+def bias_only(
+  learning_rate: float, *, head_learning_rate: float | None = None, **stage: Any
+) -> Method:
+  """The head and every bias, those of normalisations included (BitFit, arXiv 2106.10199)."""
+  return (_tune("biases", biases, learning_rate, head_learning_rate, stage),)
+
+
+def frozen_embedding(
+  learning_rate: float,
+  *,
+  blocks: Sequence[str] = ("stem",),
+  head_learning_rate: float | None = None,
+  **stage: Any,
+) -> Method:
+  """Everything but the first block ("How to fine-tune vision models with SGD", arXiv 2211.09359).
+
+  Args:
+    learning_rate: of everything else.
+    blocks: what stays frozen: ("stem",) of a convolutional network, ("embedding",) of a ViT.
+    head_learning_rate: of the head; `learning_rate` when None.
+    **stage: further fields of `Gradient` and `Stage`.
+  """
+  if isinstance(blocks, str) or not blocks:
+    raise ValueError(f"blocks is {blocks!r}; give a sequence of block names, e.g. ('stem',)")
+  selector = Outside(tuple(blocks))
+  return (_tune(f"all but {'+'.join(blocks)}", selector, learning_rate, head_learning_rate, stage),)
+
+
+def layerwise_decay(
+  learning_rate: float,
+  *,
+  blocks: Sequence[str],
+  decay: float,
+  head_learning_rate: float | None = None,
+  **stage: Any,
+) -> Method:
+  """Everything; the rate of a block is `decay` to the power of its distance from the head.
+
+  The last block has the rate learning_rate * decay, the one before it learning_rate * decay^2, ...
+  as in BEiT (arXiv 2106.08254) and ELECTRA. At decay 1 it is full fine-tuning.
+
+  Args:
+    learning_rate: that of the head, when it has none of its own.
+    blocks: all blocks of the network, input to output (`model.block_names`).
+    decay: in (0, 1].
+    head_learning_rate: of the head; `learning_rate` when None.
+    **stage: further fields of `Gradient` and `Stage`.
+  """
+  if not 0 < decay <= 1:
+    raise ValueError(f"decay is {decay}; it must lie in (0, 1]")
+  if isinstance(blocks, str) or not blocks:
+    raise ValueError(f"blocks is {blocks!r}; give all blocks of the network, model.block_names")
+  own = {f.name for f in dataclasses.fields(Stage)} & set(stage)
+  head_rate = learning_rate if head_learning_rate is None else head_learning_rate
+  rates = {masks.HEAD: head_rate}
+  rates |= {b: learning_rate * decay**depth for depth, b in enumerate(reversed(blocks), start=1)}
+  rules = {masks.HEAD: HEAD_RULE} | {block: "/" + block for block in blocks}
+  solver = Gradient(rates, **{k: v for k, v in stage.items() if k not in own})
+  return (Stage(name="all", rules=rules, solver=solver, **{k: stage[k] for k in own}),)
+
+
+def head_only(learning_rate: float, **stage: Any) -> Method:
+  """The head alone by gradient steps, from where it is: a head that knows the classes.
+
+  A head that was just drawn is better solved for: `linear_probing`. `stage` holds further fields of
+  `Gradient` and `Stage`; a `head_learning_rate` among them takes the place of `learning_rate`.
+  """
+  own = {f.name for f in dataclasses.fields(Stage)} & set(stage)
+  rate = stage.pop("head_learning_rate", None)
+  rate = learning_rate if rate is None else rate
+  solver = Gradient({masks.HEAD: rate}, **{k: v for k, v in stage.items() if k not in own})
+  rules = {masks.HEAD: HEAD_RULE}
+  return (Stage(name="head", rules=rules, solver=solver, **{k: stage[k] for k in own}),)
+
+
+def lolsgd(
+  learning_rate: float, *, leave_out: LeaveOut, head_learning_rate: float | None = None, **stage: Any
+) -> Method:
+  """Full fine-tuning whose epochs are means of runs that leave out classes (LOLSGD).
+
+  What a run owes to the classes that it saw differs from run to run and cancels in the mean; what
+  all owe to the domain stays ("Holistic transfer", arXiv 2311.01420, leave-out local SGD).
+  """
+  return full_fine_tuning(
+    learning_rate, head_learning_rate=head_learning_rate, leave_out=leave_out, **stage
+  )
+
+
+def without_head(method: Method) -> Method:
+  """The method with the head frozen, for a head that knows the classes (a frozen classifier).
+
+  Raises:
+    ValueError: a stage that trains nothing else.
+  """
+  stages = []
+  for stage in method:
+    rules = {label: rule for label, rule in stage.rules.items() if label != masks.HEAD}
+    if not rules or not isinstance(stage.solver, Gradient):
+      raise ValueError(f"stage {stage.name!r} trains the head alone; it cannot do without it")
+    rates = {label: stage.solver.learning_rates[label] for label in rules}
+    solver = dataclasses.replace(stage.solver, learning_rates=rates)
+    stages.append(dataclasses.replace(stage, rules=rules, solver=solver))
+  return tuple(stages)
+
+
+def side_tuning(
+  learning_rate: float, *, head_learning_rate: float | None = None, **stage: Any
+) -> Method:
+  """The head and the side network of a `models.side.SideTuned` (arXiv 1912.13503)."""
+  return (_tune("side", "/side/tuned", learning_rate, head_learning_rate, stage),)
 
 
 def auto_rgn(

@@ -5,7 +5,7 @@ accuracy, a training per further seed at that rate; then the test splits are rea
 `data.retrain` the chosen setting is trained anew on training and validation images, for each seed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import os
 import pathlib
@@ -35,8 +35,14 @@ Row = dict[str, Any]
 _NOT_ALLOWED = np.float32(-1e30)  # a logit; finite, as the report's reader asks
 
 
+# watch(key) -> what `fit` calls after every epoch of the training of that key.
+Watch = Callable[[str], loop.OnVariables]
+# make(config, method, learning rate, block names) -> stages.
+Make = Callable[[Any, str, float, Any], methods.Method]
+
+
 @dataclasses.dataclass
-class _Run:
+class Run:
   """What every part of the run needs."""
 
   config: Any
@@ -51,6 +57,8 @@ class _Run:
   rows: dict[str, Row]
   writer: writers.MetricWriter
   progress: progress_lib.Progress
+  watch: Watch | None = None
+  make: Make = compare_config.make_method
 
 
 def run(
@@ -70,8 +78,14 @@ def run(
   Raises:
     ValueError: a config that makes no sense, a workdir of another config, bad weights or data.
   """
-  stream = stream or sys.stdout
-  grids = {name: compare_config.learning_rates(config, name) for name in config.methods}
+  state = start(config, workdir, stream or sys.stdout)
+  chosen = train_all(state)
+  return finish(state, chosen, command)
+
+
+def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Run:
+  """Checks everything and enters the workdir; nothing is trained yet. Errors: see `run`."""
+  grids = grids_of(config)
   _check(config)
   train, validation, trainval, train_indices = _load_data(config)
   engine, pretrained = load_network(config, len(train.class_names))
@@ -79,33 +93,64 @@ def run(
   workdir, entered = workdir_lib.enter(workdir, config)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
   rows = ledger.rows()
-  progress = progress_lib.Progress(_total_epochs(config, grids), stream)
+  blocks = engine.model.block_names
+  progress = progress_lib.Progress(_total_epochs(config, grids, blocks), stream)
   progress.line(_first_line(config, grids, engine, workdir))
   if entered:
     progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
-  state = _Run(
+  state = Run(
     config, workdir, train, validation, trainval, train_indices, engine, pretrained, ledger, rows,
     writer, progress,
   )  # fmt: skip
   examples = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
   records.write_npz(workdir / "logits/validation/examples.npz", examples)
-  chosen = {name: _train_method(state, name, rates) for name, rates in grids.items()}
-  writer.close()
-  progress.line("reading the test splits")
-  record = _record(state, chosen, command)
-  workdir_lib.write_json(workdir / records.RESULTS, record)
-  written = records.load(workdir)
+  return state
+
+
+def train_all(run: Run) -> dict[str, Row]:
+  """Method -> {"name", "grid", "chosen", "tried", "learning_rate"}: every training of the run."""
+  chosen = {name: _train_method(run, name, rates) for name, rates in grids_of(run.config).items()}
+  run.writer.close()
+  return chosen
+
+
+def finish(
+  run: Run,
+  chosen: Mapping[str, Row],
+  command: str,
+  *,
+  more: Callable[[], Mapping[str, Any]] = dict,
+  write_page: Callable[[records.Run, table.Summary], pathlib.Path] = html.write_page,
+) -> Row:
+  """Reads the test splits and writes record, page and table.
+
+  Args:
+    run: after `train_all`.
+    chosen: what that returned.
+    command: how the run was started.
+    more: makes further entries of the record, after the test splits were read.
+    write_page: of the report.
+  """
+  run.progress.line("reading the test splits")
+  record = _record(run, chosen, command) | dict(more())
+  workdir_lib.write_json(run.workdir / records.RESULTS, record)
+  written = records.load(run.workdir)
   summary = table.summarize(written)
-  report = html.write_page(written, summary)
-  progress.close()
-  stream.write(f"{table.format_table(summary)}\n\nreport: {report}\n")
+  report = write_page(written, summary)
+  run.progress.close()
+  run.progress.stream.write(f"{table.format_table(summary)}\n\nreport: {report}\n")
   return record
+
+
+def grids_of(config: Any) -> dict[str, tuple[float, ...]]:
+  """Method -> learning rates tried."""
+  return {name: compare_config.learning_rates(config, name) for name in config.methods}
 
 
 def check(config: Any, num_classes: int = 2) -> None:
   """Raises what `run` would raise for the config, weights and methods, without reading data."""
-  grids = {name: compare_config.learning_rates(config, name) for name in config.methods}
+  grids = grids_of(config)
   _check(config)
   _check_methods(config, grids, *load_network(config, num_classes))
 
@@ -116,6 +161,8 @@ def _check(config: Any) -> None:
     raise ValueError(f"seeds is {seeds}; give at least one, all different, none negative")
   if not config.methods or len(set(config.methods)) != len(config.methods):
     raise ValueError(f"methods is {tuple(config.methods)}; give at least one, each once")
+  if config.grid_seeds not in ("first", "all"):
+    raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
   if config.resume not in ("latest", "last_good"):
     raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
   if config.backbone.dtype not in ("float32", "bfloat16"):
@@ -207,7 +254,7 @@ def _shift(config: Any) -> shifts.Shift:
 def _check_methods(config, grids, engine, pretrained) -> None:
   """Every stage is applied to the network once, so that a bad block fails before anything runs."""
   for name, rates in grids.items():
-    for stage in compare_config.make_method(config, name, rates[0]):
+    for stage in compare_config.make_method(config, name, rates[0], engine.model.block_names):
       plan_lib.make_plan(engine.model, pretrained.variables, stage)
 
 
@@ -220,14 +267,21 @@ def _is_deterministic(method: methods.Method) -> bool:
   return all(isinstance(stage.solver, methods.LBFGS) for stage in method)
 
 
-def _total_epochs(config: Any, grids: Mapping[str, tuple[float, ...]]) -> int:
+def _total_epochs(config: Any, grids: Mapping[str, tuple[float, ...]], blocks: Any) -> int:
   total = 0
   for name, rates in grids.items():
-    method = compare_config.make_method(config, name, rates[0])
+    method = compare_config.make_method(config, name, rates[0], blocks)
     seeds = 1 if _is_deterministic(method) else len(config.seeds)
-    more = seeds if config.data.retrain else seeds - 1
-    total += _epochs(method) * (len(rates) + more)
+    tried = len(_grid_seeds(config, method))
+    more = seeds if config.data.retrain else seeds - tried
+    total += _epochs(method) * (len(rates) * tried + more)
   return total
+
+
+def _grid_seeds(config: Any, method: methods.Method) -> tuple[int, ...]:
+  """Seeds on which every learning rate is tried."""
+  seeds = tuple(config.seeds)
+  return seeds if config.grid_seeds == "all" and not _is_deterministic(method) else seeds[:1]
 
 
 def _first_line(config, grids, engine, workdir) -> str:
@@ -239,32 +293,67 @@ def _first_line(config, grids, engine, workdir) -> str:
   )
 
 
-def _train_method(run: _Run, name: str, rates: tuple[float, ...]) -> Row:
-  """Grid on the first seed, choice on validation, the other seeds at the choice."""
+def _train_method(run: Run, name: str, rates: tuple[float, ...]) -> Row:
+  """Grid, choice on validation, the seeds that are left at the choice."""
   seeds = tuple(run.config.seeds)
-  grid = [_train(run, name, rate, seeds[0]) for rate in rates]
+  method = _make(run, name, rates[0])
+  tried = _grid_seeds(run.config, method)
+  trained = {rate: [train_once(run, name, rate, seed) for seed in tried] for rate in rates}
+  grid = [_grid_row(rows) for rows in trained.values()]
   finite = [row for row in grid if row["validation_accuracy"] is not None]
   if not finite:
     raise ValueError(f"{name}: every learning rate of {rates} diverged; lower them")
   best = max(finite, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
   rate = best["learning_rate"]
-  method = compare_config.make_method(run.config, name, rate)
-  first = _retrain(run, best, seeds[0]) if run.trainval else best
+  rows = [_retrain(run, row, row["seed"]) if run.trainval else row for row in trained[rate]]
   if _is_deterministic(method):
-    chosen = [first | {"seed": seed} for seed in seeds]
+    chosen = [rows[0] | {"seed": seed} for seed in seeds]
   else:
-    again = _retrain if run.trainval else lambda run, best, seed: _train(run, name, rate, seed)
-    chosen = [first] + [again(run, best, seed) for seed in seeds[1:]]
+    for seed in seeds[len(tried) :]:
+      again = _retrain(run, rows[0], seed) if run.trainval else train_once(run, name, rate, seed)
+      rows.append(again)
+    chosen = rows
     bad = [row["seed"] for row in chosen if row["validation_accuracy"] is None]
     if bad:
       raise ValueError(f"{name}: learning rate {rate} diverged with seed {bad[0]}; lower the rates")
-  return {"name": name, "grid": grid, "chosen": chosen, "learning_rate": rate}
+  tried_rows = [row for rows in trained.values() for row in rows]
+  return {
+    "name": name, "grid": grid, "chosen": chosen, "tried": tried_rows, "learning_rate": rate,
+  }  # fmt: skip
 
 
-def _retrain(run: _Run, best: Row, seed: int) -> Row:
+def _grid_row(rows: list[Row]) -> Row:
+  """A learning rate's means over its seeds; None where a training diverged."""
+  means = {
+    key: None if any(row[key] is None for row in rows) else float(np.mean([r[key] for r in rows]))
+    for key in ("validation_accuracy", "validation_loss")
+  }
+  return {"learning_rate": rows[0]["learning_rate"], **means}
+
+
+def train_with_probe_steps(run: Run, result: Row, steps: int) -> Row:
+  """LP-FT at its chosen rate and strength on the first seed, from a probe of so many steps."""
+  first = result["chosen"][0]
+  probe, *rest = _fixed(
+    _make(run, result["name"], result["learning_rate"]), [s.get("l2") for s in first["stages"]]
+  )
+  solver = dataclasses.replace(probe.solver, max_steps=steps)
+  method = (dataclasses.replace(probe, solver=solver), *rest)
+  what = f"{result['name']} lr={result['learning_rate']:g} from {steps} steps of the probe"
+  return _train_method_on(
+    run, result["name"], result["learning_rate"], first["seed"], method,
+    (run.train, run.validation), what,
+  )  # fmt: skip
+
+
+def _make(run: Run, name: str, rate: float) -> methods.Method:
+  return run.make(run.config, name, rate, run.engine.model.block_names)
+
+
+def _retrain(run: Run, best: Row, seed: int) -> Row:
   """The chosen setting on all labelled images; the score that it was chosen by stays with it."""
   strengths = [stage.get("l2") for stage in best["stages"]]
-  row = _train(run, best["method"], best["learning_rate"], seed, strengths=strengths)
+  row = train_once(run, best["method"], best["learning_rate"], seed, strengths=strengths)
   scores = ("validation_accuracy", "validation_loss") if row["history"] else ()
   return row | {name: best[name] for name in scores} | {"selection": best["stages"]}
 
@@ -279,7 +368,7 @@ def _fixed(method: methods.Method, strengths: list[float | None]) -> methods.Met
 
 
 def _describe(
-  run: _Run, name: str, method: methods.Method, seed: int, train: Any, validation: Any
+  run: Run, name: str, method: methods.Method, seed: int, train: Any, validation: Any
 ) -> Row:
   """Everything that the result of a training depends on."""
   config = run.config
@@ -295,19 +384,26 @@ def _describe(
   }
 
 
-def _train(
-  run: _Run, name: str, rate: float, seed: int, strengths: list[float | None] | None = None
+def train_once(
+  run: Run, name: str, rate: float, seed: int, strengths: list[float | None] | None = None
 ) -> Row:
   """One training: from the ledger, from its checkpoint, or from the pretrained weights.
 
   With the strengths of its probes given it is trained on `run.trainval`.
   """
-  method = compare_config.make_method(run.config, name, rate)
+  method = _make(run, name, rate)
   sets = (run.train, run.validation)
   what = f"{name} lr={rate:g} seed={seed}" if rate else name
   if strengths:
     method, sets = _fixed(method, strengths), (run.trainval, None)
     what += " on all labels"
+  return _train_method_on(run, name, rate, seed, method, sets, what)
+
+
+def _train_method_on(
+  run: Run, name: str, rate: float, seed: int, method: methods.Method, sets: Any, what: str
+) -> Row:
+  """One training of a method whose stages are fixed; `sets` are training and validation set."""
   key = ledger_lib.key_of(_describe(run, name, method, seed, *sets))
   if key in run.rows:
     run.progress.skip(_epochs(method))
@@ -333,7 +429,7 @@ def _train(
   return row
 
 
-def _fit(run: _Run, method, seed, saver, what, key, train, validation) -> Row:
+def _fit(run: Run, method, seed, saver, what, key, train, validation) -> Row:
   """The figures of one training; its tuned leaves go to WORKDIR/tasks/<key>."""
   variables = run.pretrained.variables
   if not run.config.backbone.keep_head:
@@ -351,6 +447,7 @@ def _fit(run: _Run, method, seed, saver, what, key, train, validation) -> Row:
     result = loop.fit(
       run.engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch,
       saver=saver, on_resume=lambda text: run.progress.line(f"{what}: {text}"),
+      on_variables=run.watch(key) if run.watch else None,
     )  # fmt: skip
   except stages_lib.NonFiniteLossError as e:
     logging.warning("%s: %s", what, e)
@@ -370,7 +467,7 @@ def _fit(run: _Run, method, seed, saver, what, key, train, validation) -> Row:
   }  # fmt: skip
 
 
-def _test_sets(config: Any, class_names: tuple[str, ...]) -> Iterator[data.Dataset]:
+def test_sets(config: Any, class_names: tuple[str, ...]) -> Iterator[data.Dataset]:
   """The test splits, in the head's classes."""
   yield load_split(config, config.data.train, "test")
   for name in config.data.ood:
@@ -381,7 +478,7 @@ def _test_sets(config: Any, class_names: tuple[str, ...]) -> Iterator[data.Datas
     yield test
 
 
-def _masked(config: Any, test: data.Dataset, logits: np.ndarray) -> np.ndarray:
+def masked(config: Any, test: data.Dataset, logits: np.ndarray) -> np.ndarray:
   """The logits, with classes that the benchmark does not allow on this set out of reach."""
   base = data.base_name(test.name)
   if not config.data.shift or base == config.data.train:
@@ -390,7 +487,7 @@ def _masked(config: Any, test: data.Dataset, logits: np.ndarray) -> np.ndarray:
   return logits if mask is None else np.where(mask, logits, _NOT_ALLOWED)
 
 
-def _test(run: _Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -> dict[str, Any]:
+def _test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -> dict[str, Any]:
   """Logits of every chosen training of a method on every test set, written and scored."""
   tests: dict[str, Any] = {}
   for row in rows:
@@ -400,7 +497,7 @@ def _test(run: _Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) 
     variables, _ = export.load_task(run.workdir / "tasks" / key, run.pretrained.variables)
     tests[key] = {}
     for test in test_sets:
-      logits = _masked(run.config, test, run.engine.predict(variables, test.images))
+      logits = masked(run.config, test, run.engine.predict(variables, test.images))
       path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
       arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
       records.write_npz(run.workdir / path, {"logits": logits, **arrays})
@@ -412,22 +509,22 @@ def _test(run: _Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) 
   return tests
 
 
-def _record(run: _Run, chosen: Mapping[str, Row], command: str) -> Row:
+def _record(run: Run, chosen: Mapping[str, Row], command: str) -> Row:
   """The record of the run; reads the test splits."""
   config = run.config
-  test_sets = list(_test_sets(config, run.train.class_names))
+  tests_read = list(test_sets(config, run.train.class_names))
   trainings = []
   keep = set()
   for name, result in chosen.items():
-    tests = _test(run, name, result["chosen"], test_sets)
+    tests = _test(run, name, result["chosen"], tests_read)
     keep |= set(tests)
     trainings += [_training_row(row, True, tests[row["key"]]) for row in result["chosen"]]
-    trainings += [_training_row(row, False) for row in result["grid"] if row["key"] not in tests]
+    trainings += [_training_row(row, False) for row in result["tried"] if row["key"] not in tests]
   for folder in (run.workdir / "tasks").iterdir():
     if folder.name not in keep:  # learning rates that were not chosen
       shutil.rmtree(folder)
   records.save_images(
-    run.workdir, {t.name: t.images for t in test_sets}, {t.name: t.ids for t in test_sets}
+    run.workdir, {t.name: t.images for t in tests_read}, {t.name: t.ids for t in tests_read}
   )
   return {
     "name": config.name,
@@ -437,12 +534,12 @@ def _record(run: _Run, chosen: Mapping[str, Row], command: str) -> Row:
     "config": workdir_lib.as_json(config),
     "backbone": backbone_row(config, run.engine.model, run.pretrained),
     "data": {
-      "train": run.train.name, "id": run.train.name, "ood": [t.name for t in test_sets[1:]],
+      "train": run.train.name, "id": run.train.name, "ood": [t.name for t in tests_read[1:]],
       "class_names": list(run.train.class_names), "num_train": len(run.train),
       "train_indices": run.train_indices if run.train_indices is None
       else run.train_indices.tolist(),
-      "num_validation": len(run.validation), "num_test": {t.name: len(t) for t in test_sets},
-      "attribution": "; ".join(filter(None, (data.attribution(t.name) for t in test_sets))),
+      "num_validation": len(run.validation), "num_test": {t.name: len(t) for t in tests_read},
+      "attribution": "; ".join(filter(None, (data.attribution(t.name) for t in tests_read))),
     },
     "methods": [_method_row(name, result) for name, result in chosen.items()],
     "trainings": trainings,
@@ -460,9 +557,7 @@ def _method_row(name: str, result: Row) -> Row:
   best, grid = result["chosen"][0], result["grid"]
   stages = best.get("selection", best["stages"])
   setting, value = "learning_rate", result["learning_rate"]
-  rows = [
-    {k: row[k] for k in ("learning_rate", "validation_accuracy", "validation_loss")} for row in grid
-  ]
+  rows = grid
   edge = len(grid) > 1 and value in (grid[0]["learning_rate"], grid[-1]["learning_rate"])
   if "grid" in stages[-1]:  # the probe searched its strength itself
     setting, value = "l2", stages[-1]["l2"]

@@ -4,12 +4,13 @@
 error.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import ml_collections
 
-from subtune_jax import data, methods
+from subtune_jax import data, hooks, methods
 from subtune_jax.data import choices, shifts
 
 TITLES = {
@@ -20,6 +21,12 @@ TITLES = {
   "gradual_unfreezing": "Gradual unfreezing",
   "auto_rgn": "Auto-RGN",
   "auto_snr": "Auto-SNR",
+  "l2_sp": "L2-SP",
+  "ema": "Fine-tuning, EMA",
+  "layerwise_decay": "Layer-wise rates",
+  "frozen_embedding": "Frozen embedding",
+  "batch_norm_only": "BatchNorm only",
+  "bias_only": "Biases only",
 }
 
 # Learning rates that a full run tries, by decades (Adam). LP-FT wants lower ones than full
@@ -31,6 +38,12 @@ GRIDS = {
   "gradual_unfreezing": (1e-5, 1e-4, 1e-3, 1e-2),
   "auto_rgn": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),  # the released code's; multipliers are at most 1
   "auto_snr": (1e-5, 1e-4, 1e-3, 1e-2),
+  "l2_sp": (1e-5, 1e-4, 1e-3, 1e-2),
+  "ema": (1e-5, 1e-4, 1e-3, 1e-2),
+  "layerwise_decay": (1e-5, 1e-4, 1e-3, 1e-2),
+  "frozen_embedding": (1e-5, 1e-4, 1e-3, 1e-2),
+  "batch_norm_only": (1e-4, 1e-3, 1e-2, 1e-1),
+  "bias_only": (1e-4, 1e-3, 1e-2, 1e-1),
 }
 
 
@@ -41,7 +54,8 @@ def default() -> ml_collections.ConfigDict:
   config.name = "compare"  # names the default workdir, runs/<name>
   config.title = "Linear probing, full fine-tuning, LP-FT and SubTuning"  # heads the report
   config.methods = ("lp", "ft", "lp_ft", "subtuning")  # which, in the order of the table
-  config.seeds = (0, 1, 2)  # heads, orders and views; grids are searched on the first
+  config.seeds = (0, 1, 2)  # heads, orders and views
+  config.grid_seeds = "first"  # learning rates are tried on the "first" seed, or on "all"
   config.batch_size = 64  # examples per step, over all devices
   config.resume = "latest"  # "latest", or "last_good": skip a damaged newest checkpoint
   config.checkpoint_seconds = 30.0  # least time between two checkpoints of one training
@@ -96,6 +110,17 @@ def default() -> ml_collections.ConfigDict:
   config.auto_rgn = _auto(epochs=8, learning_rates=(1e-2,))
   config.auto_snr = _auto(epochs=8, learning_rates=(1e-3,))
   config.auto_snr.threshold = 0.0  # below it a tensor is frozen; 0: 0.05, or 0.95 when released
+  config.l2_sp = _gradient(epochs=8, learning_rates=(1e-3,), norm_mode="batch")
+  config.l2_sp.weight = 0.01  # of |theta - theta_0|^2
+  config.l2_sp.head_weight = 0.0  # of |w|^2 over the head
+  config.ema = _gradient(epochs=8, learning_rates=(1e-3,), norm_mode="batch")
+  config.ema.decay = 0.95  # of the running average of full fine-tuning's parameters
+  config.layerwise_decay = _gradient(epochs=8, learning_rates=(1e-3,), norm_mode="batch")
+  config.layerwise_decay.decay = 0.8  # a block's rate is decay^(distance from the head)
+  config.frozen_embedding = _gradient(epochs=8, learning_rates=(1e-3,), norm_mode="batch")
+  config.frozen_embedding.blocks = ("stem",)  # stays frozen; ("embedding",) of a ViT
+  config.batch_norm_only = _gradient(epochs=8, learning_rates=(1e-2,), norm_mode="batch")
+  config.bias_only = _gradient(epochs=8, learning_rates=(1e-2,), norm_mode="batch")
   return config
 
 
@@ -148,27 +173,47 @@ def stage_options(
 
 
 def make_method(
-  config: ml_collections.ConfigDict, name: str, learning_rate: float
+  config: ml_collections.ConfigDict,
+  name: str,
+  learning_rate: float,
+  block_names: Sequence[str],
 ) -> methods.Method:
-  """The stages of a named method at one learning rate."""
-  probe = {"l2": tuple(config.lp.l2), "standardize": config.lp.standardize}
+  """The stages of a named method at one learning rate, for a network with these blocks."""
+  probe = methods.linear_probing(l2=tuple(config.lp.l2), standardize=config.lp.standardize)
   if name == "lp":
-    return methods.linear_probing(**probe)
+    return probe
   own = config[name]
+  probe_first = own.probe_first if "probe_first" in own else name == "lp_ft"
+  first = probe if probe_first else ()
   if name.startswith("auto_"):
-    first = methods.linear_probing(**probe) if own.probe_first else ()
     return first + _auto_method(config, name, learning_rate)
   stage = stage_options(config, own, learning_rate)
-  builders: dict[str, Callable[[], methods.Method]] = {
-    "ft": lambda: methods.full_fine_tuning(learning_rate, **stage),
-    "lp_ft": lambda: methods.lp_ft(learning_rate, **probe, **stage),
-    "subtuning": lambda: (methods.linear_probing(**probe) if own.probe_first else ())
-    + methods.sub_tuning(tuple(own.blocks), learning_rate, **stage),
-    "gradual_unfreezing": lambda: methods.gradual_unfreezing(
-      [group.split() for group in own.groups], learning_rate, **stage
-    ),
-  }
-  return builders[name]()
+  return first + _BUILDERS[name](own, block_names)(learning_rate, **stage)
+
+
+# Section of the config and blocks of the network -> function of a learning rate and stage options.
+_BUILDERS: dict[str, Callable[[Any, Sequence[str]], Callable[..., methods.Method]]] = {
+  "ft": lambda own, blocks: methods.full_fine_tuning,
+  "lp_ft": lambda own, blocks: methods.full_fine_tuning,
+  "subtuning": lambda own, blocks: functools.partial(methods.sub_tuning, tuple(own.blocks)),
+  "gradual_unfreezing": lambda own, blocks: functools.partial(
+    methods.gradual_unfreezing, [group.split() for group in own.groups]
+  ),
+  "l2_sp": lambda own, blocks: functools.partial(
+    methods.l2_sp, weight=own.weight, head_weight=own.head_weight
+  ),
+  "ema": lambda own, blocks: functools.partial(
+    methods.full_fine_tuning, average=hooks.EMA(own.decay)
+  ),
+  "layerwise_decay": lambda own, blocks: functools.partial(
+    methods.layerwise_decay, blocks=tuple(blocks), decay=own.decay
+  ),
+  "frozen_embedding": lambda own, blocks: functools.partial(
+    methods.frozen_embedding, blocks=tuple(own.blocks)
+  ),
+  "batch_norm_only": lambda own, blocks: methods.batch_norm_only,
+  "bias_only": lambda own, blocks: methods.bias_only,
+}
 
 
 def _auto_method(

@@ -119,9 +119,7 @@ def make_problem(
     rest = np.arange(len(train) - held)
     folds = ((rest, np.arange(len(rest), len(train))),)
   else:
-    folds = tuple(
-      splits.fold_indices(train.labels, train.groups, search.folds, search.fold_seed)
-    )
+    folds = tuple(splits.fold_indices(train.labels, train.groups, search.folds, search.fold_seed))
   network = units_lib.network(engine.model, search.units)
   return evaluator.Problem(
     network, pretrained.variables, pretrained.sha256, train, folds, tuple(search.seeds)
@@ -200,9 +198,7 @@ def _greedy(search: _Search) -> list[Row]:
   if options.start in ("none", "both"):
     baseline = search.evaluator.evaluate([()])[()] if options.baseline == "head" else None
     search.progress.what = "greedy forward"
-    paths.append(
-      greedy.forward(search.network, _pick(search), rule, baseline=baseline, **common)
-    )
+    paths.append(greedy.forward(search.network, _pick(search), rule, baseline=baseline, **common))
   if options.start in ("all", "both"):
     search.progress.what = "greedy backward"
     everything = search.evaluator.evaluate([search.network.names])[search.network.names]

@@ -1,7 +1,8 @@
 """One look for every figure: a method has the same colour and marker wherever it is drawn.
 
-The colours are those of Okabe and Ito (2008), told apart by readers with the common colour
-blindnesses. A second sign (marker, symbol, word) always goes with a colour.
+The first colours are those of Okabe and Ito (2008), told apart by readers with the common colour
+blindnesses; the further ones keep as far from them and from each other under simulations of the
+three. A second sign (marker, symbol, word) always goes with a colour.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,16 @@ METHOD_COLORS = {
   "gradual_unfreezing": "#CC79A7",
   "auto_rgn": "#E69F00",
   "auto_snr": "#56B4E9",
+  "l2_sp": "#91083F",
+  "ema": "#A0BD75",
+  "layerwise_decay": "#230891",
+  "frozen_embedding": "#612A05",
+  "batch_norm_only": "#960DF2",
+  "bias_only": "#A56EF7",
+  "wise_ft": "#5D3267",
 }
 _SPARE_COLORS = ("#F0E442",)
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*", "d", "8")
 
 
 def _generated_color(index: int) -> str:

@@ -7,6 +7,7 @@ epoch, so that a resumed run sees the batches that an uninterrupted one would ha
 """
 
 from collections.abc import Iterator, Mapping
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ from subtune_jax.data import lazy
 from subtune_jax.training import mesh as mesh_lib
 
 
+NO_COLUMNS: Mapping[str, np.ndarray] = types.MappingProxyType({})
+
+
 class Source(NamedTuple):
   """The training set of one stage.
 
@@ -23,24 +27,29 @@ class Source(NamedTuple):
     x: [n, ...]: images, or cached activations.
     labels: [n] int32.
     streamed: whether batches come from the host.
+    columns: name -> [n, ...]: what a penalty reads of each example.
   """
 
   x: Any
   labels: np.ndarray
   streamed: bool
+  columns: Mapping[str, np.ndarray] = NO_COLUMNS
 
 
-def choose(x: Any, labels: Any, resident_bytes: int) -> Source:
+def choose(
+  x: Any, labels: Any, resident_bytes: int, columns: Mapping[str, np.ndarray] = NO_COLUMNS
+) -> Source:
   """A source that is resident where `x` is an array of at most `resident_bytes`."""
   labels = np.asarray(labels, np.int32)
   lazy_rows = isinstance(x, lazy.LazyImages)
-  return Source(x, labels, lazy_rows or x.nbytes > resident_bytes)
+  return Source(x, labels, lazy_rows or x.nbytes > resident_bytes, columns)
 
 
 def resident(source: Source, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
   """The whole set, on every device."""
   data = {"x": np.asarray(source.x) if isinstance(source.x, np.memmap) else source.x}
-  return jax.device_put(data | {"labels": source.labels}, mesh_lib.replicated(mesh))
+  data |= {"labels": source.labels, **source.columns}
+  return jax.device_put(data, mesh_lib.replicated(mesh))
 
 
 def one(source: Source, indices: np.ndarray, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
@@ -54,6 +63,7 @@ def one(source: Source, indices: np.ndarray, mesh: jax.sharding.Mesh) -> dict[st
   return {
     "x": put(source.x, (len(ids), *source.x.shape[1:])),
     "labels": put(source.labels, ids.shape),
+    **{k: put(v, (len(ids), *v.shape[1:])) for k, v in source.columns.items()},
     "ids": jax.make_array_from_callback(ids.shape, sharding, lambda at: ids[at[0]]),
   }
 

@@ -19,9 +19,15 @@ def key_of(description: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-  """A value as JSON: dataclasses as dicts, functions by their qualified name."""
+  """A value as JSON: dataclasses as dicts, functions by their qualified name.
+
+  A field with the metadata "omit_default" is left out at its default, so that adding one does not
+  make old ledgers forget.
+  """
   if dataclasses.is_dataclass(value):
-    return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    kept = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)
+            if not (f.metadata.get("omit_default") and getattr(value, f.name) == f.default)}  # fmt: skip
+    return {name: plain(v) for name, v in kept.items()}
   if isinstance(value, Mapping):
     return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, list | tuple):

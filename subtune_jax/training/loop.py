@@ -20,6 +20,8 @@ PyTree = Any
 # on_epoch(row, logits): a row of the history, and the validation logits [n, classes] behind it or,
 # without a validation set, None.
 OnEpoch = Callable[[Mapping[str, Any], np.ndarray | None], None]
+# on_variables(row, variables): the same row, and the whole variables after the epoch.
+OnVariables = Callable[[Mapping[str, Any], PyTree], None]
 
 
 class Examples(NamedTuple):
@@ -137,11 +139,12 @@ class _Training:
   """State of one `fit`: the variables so far, what was touched, and the records."""
 
   def __init__(
-    self, engine, variables, method, train, validation, seed, on_epoch, saver, validate
+    self, engine, variables, method, train, validation, seed, on_epoch, saver, validate,
+    on_variables,
   ):  # fmt: skip
     self.engine, self.method, self.seed, self.validate = engine, method, seed, validate
     self.train, self.validation = train, validation
-    self.on_epoch, self.saver = on_epoch, saver
+    self.on_epoch, self.on_variables, self.saver = on_epoch, on_variables, saver
     self.variables = {"batch_stats": {}, **variables}
     self.original = self.variables
     false = {k: jax.tree.map(lambda _: False, self.variables[k]) for k in ("params", "batch_stats")}
@@ -191,7 +194,9 @@ class _Training:
     new = {"params": plan.labels, "batch_stats": plan.stat_labels}
     self.touched = jax.tree.map(lambda old, label: old or label != masks.FROZEN, self.touched, new)
 
-  def record(self, row: dict[str, Any], logits: np.ndarray | None) -> None:
+  def record(
+    self, row: dict[str, Any], logits: np.ndarray | None, variables: Callable[[], PyTree]
+  ) -> None:
     """Adds a row to the history; `logits` are those of the validation set, if there is one."""
     row["validation_loss"] = row["validation_accuracy"] = None
     if logits is not None:
@@ -201,6 +206,8 @@ class _Training:
     self.history.append(row)
     if self.on_epoch:
       self.on_epoch(row, logits)
+    if self.on_variables:
+      self.on_variables(row, variables())
 
   def save(self, index: int, epoch: int, state: step_lib.TrainState) -> None:
     """Writes a checkpoint when one is due."""
@@ -237,6 +244,7 @@ def fit(
   saver: resume.Saver | None = None,
   on_resume: Callable[[str], None] | None = None,
   validate: Literal["epoch", "end"] = "epoch",
+  on_variables: OnVariables | None = None,
 ) -> FitResult:
   """Trains a network by any method.
 
@@ -245,7 +253,8 @@ def fit(
     variables: {"params", "batch_stats"}: the pretrained backbone and the head to start from.
     method: stages (`subtune_jax.methods`).
     train: `images` uint8 [n, h, w, 3] and `labels` [n]; the examples that fill no whole batch are
-      left out of an epoch, others in each. `prefix.Rows` shares activations between trainings.
+      left out of an epoch, others in each. `prefix.Rows` shares activations between trainings. If
+      it has `columns`, name -> [n, ...], a penalty finds their rows in its batch.
     validation: likewise; read after every epoch, and by a probe to choose its strength. None trains
       without: then a probe has one strength.
     seed: of the order of the examples and of their views.
@@ -253,6 +262,8 @@ def fit(
     saver: writes and finds checkpoints; a training goes on from the one it finds.
     on_resume: told what was resumed, if anything.
     validate: read the validation set after every epoch, or at the end of each stage only.
+    on_variables: called after `on_epoch` with the row and the whole variables, whose buffers are
+      given up when it returns; its time counts as nobody's.
 
   Raises:
     ValueError: images or labels of the wrong shape, type or range, or a batch that does not split
@@ -271,6 +282,6 @@ def fit(
         "choose with; give one strength"
       )
   training = _Training(
-    engine, variables, method, train, validation, seed, on_epoch, saver, validate
+    engine, variables, method, train, validation, seed, on_epoch, saver, validate, on_variables
   )  # fmt: skip
   return training.run(on_resume or (lambda text: logging.info("%s", text)))

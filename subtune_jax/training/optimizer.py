@@ -107,8 +107,15 @@ def _direction(solver: methods.Gradient) -> optax.GradientTransformation:
   decay = (
     optax.add_decayed_weights(solver.weight_decay) if solver.weight_decay else optax.identity()
   )
-  if solver.optimizer == "adam":
-    return optax.chain(optax.scale_by_adam(), decay)
+  decoupled = {"adam": optax.scale_by_adam, "adabelief": optax.scale_by_belief}
+  if solver.optimizer in decoupled:
+    return optax.chain(decoupled[solver.optimizer](), decay)
+  coupled = {
+    "adadelta": optax.scale_by_adadelta, "adagrad": optax.scale_by_rss,
+    "rmsprop": optax.scale_by_rms,
+  }  # fmt: skip
+  if solver.optimizer in coupled:
+    return optax.chain(decay, coupled[solver.optimizer]())
   trace = optax.trace(solver.momentum, solver.nesterov) if solver.momentum else optax.identity()
   return optax.chain(decay, trace)
 

@@ -4,14 +4,16 @@ The probe of LP-FT (Kumar et al., ICLR 2022): a grid of strengths is fitted on t
 training images and one is chosen on the validation images. The path runs from the strongest
 regularisation to the weakest and each fit starts from the one before it.
 
-Three changes of variable leave the optimum where it is and make it cheap to reach:
+Two changes of variable leave the optimum where it is and make it cheap to reach:
   - each feature is centred: the intercept is not penalised, so it takes up the shift;
   - features are rotated to their principal axes: the penalty does not see a rotation, and with
-    fewer examples than features the optimum lies in the span of the examples;
-  - each rotated weight is divided by the root of its own second derivative at the start.
+    fewer examples than features the optimum lies in the span of the examples.
+L-BFGS starts from the second derivative in each rotated weight, and keeps along the path what it
+has met of the rest. An iteration takes two products with the features, one for the logits along the
+direction and one for the gradient; trials of the line search take none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from absl import logging
@@ -27,8 +29,13 @@ STANDARDIZE = ("scalar", "feature", "none")
 # Principal axes with less than this share of the largest axis' variance are rounding errors.
 _RANK_TOLERANCE = 1e-13
 _CHUNK = 8192
-# 10 pairs save 8 % of the iterations, with the preconditioner, and make each 15 % slower on a CPU.
+# 8 pairs save up to 10 % of the iterations and make each slower by more on a CPU.
 _MEMORY_SIZE = 5
+# The line search ends at this share of the slope at its start, or after so many trials.
+_SLOPE_SHARE = 0.3
+_TRIALS = 20
+# A fit ends when its gradient has not become smaller for so many iterations: float32 is exhausted.
+_PATIENCE = 20
 
 
 class ProbePath(NamedTuple):
@@ -79,18 +86,49 @@ class _Rotation(NamedTuple):
   """scores = (features - center) / scale @ basis; basis has orthonormal columns."""
 
   scores: np.ndarray  # [n, r] float64
-  basis: np.ndarray  # [d, r] float64
+  basis: np.ndarray  # [d, r] float32
   center: np.ndarray  # [d] float64
   scale: np.ndarray  # [d] float64
 
 
-class _Weights(NamedTuple):
-  kernel: jax.Array  # [r, C]
-  bias: jax.Array  # [C]
+class _Point(NamedTuple):
+  """Weights, and what follows from them under a strength.
+
+  Attributes:
+    weights: [C, r + 1] of the scores; the last column is the intercept.
+    margins: [C, n] logits less the true class' logit.
+    objective: see `fit_path`.
+    gradient: [C, r + 1] of the objective.
+    l2: the strength.
+  """
+
+  weights: jax.Array
+  margins: jax.Array
+  objective: jax.Array
+  gradient: jax.Array
+  l2: jax.Array
+
+
+class _Memory(NamedTuple):
+  """The newest steps of L-BFGS, in a ring of m; zeros where there is none.
+
+  Attributes:
+    steps: [m, C, r + 1] of the weights.
+    changes: [m, C, r + 1] of the gradient under `l2`, from each step.
+    products: [m] of each step and its change.
+    count: steps so far.
+    l2: the strength.
+  """
+
+  steps: jax.Array
+  changes: jax.Array
+  products: jax.Array
+  count: jax.Array
+  l2: jax.Array
 
 
 class _Solution(NamedTuple):
-  weights: _Weights
+  weights: jax.Array  # [C, r + 1]
   objective: jax.Array
   gradient_norm: jax.Array
   iterations: jax.Array
@@ -111,6 +149,7 @@ def fit_path(
   standardize: Standardize = "scalar",
   tol: float = 1e-7,
   max_iterations: int = 1000,
+  max_steps: int | None = None,
 ) -> ProbePath:
   """Fits one linear head per strength of regularisation.
 
@@ -135,23 +174,27 @@ def fit_path(
     tol: relative tolerance on the objective. A fit stops when half the squared norm of the
       preconditioned gradient, an estimate of objective - optimum, is below `tol * objective`.
     max_iterations: L-BFGS iterations per strength.
+    max_steps: stop every strength after so many iterations from the zero head: partly converged
+      heads, which do not depend on the rest of the grid. None: fit to `tol`, along the path.
 
   Returns:
-    A `ProbePath`. Fits that did not reach `tol` are flagged in it and logged.
+    A `ProbePath`. Fits that did not reach `tol` are flagged in it and, unless `max_steps` asked for
+    that, logged.
 
   Raises:
     ValueError: features or labels are empty, misshapen, not finite or out of range, fewer than two
       classes are present, all examples are equal, or an option is not allowed.
   """
   features, labels = _checked_data(features, labels, num_classes)
-  l2 = _checked_options(l2, standardize, tol, max_iterations)
+  l2 = _checked_options(l2, standardize, tol, max_iterations, max_steps)
   present, classes = np.unique(labels, return_inverse=True)
   if len(present) < 2:
     raise ValueError(
       f"all {len(labels)} training labels are {present[0]}: a probe needs examples of two classes"
     )
   rotation = _rotate(features, standardize)
-  solutions = _solve_path(rotation.scores, classes, l2, tol, max_iterations)
+  solve = _solve_path if max_steps is None else _solve_each
+  solutions = solve(rotation.scores, classes, l2, tol, max_steps or max_iterations)
   path = _empty_path(l2, features.shape[1], num_classes)
   path.bias[:] = -np.log(2 * len(labels))
   for index, solution in solutions:
@@ -159,8 +202,34 @@ def fit_path(
     path.kernel[index][:, present], path.bias[index, present] = kernel, bias
     for name in ("objective", "gradient_norm", "iterations", "converged"):
       getattr(path, name)[index] = getattr(solution, name)
-  _warn_unconverged(path, tol, max_iterations)
+  if max_steps is None:
+    _warn_unconverged(path, tol, max_iterations)
   return path
+
+
+def rescale(head: Mapping[str, npt.ArrayLike], std: float) -> dict[str, np.ndarray]:
+  """Multiplies kernel and bias by the number that gives the kernel the standard deviation `std`.
+
+  LP-FT's `normalize_lp`, with `std` of the random head that the probe replaces: fine-tuning starts
+  from the probe's directions at the size of a random head. No class prediction changes; an absent
+  class still never wins, but its probability is no longer bounded as in `fit_path`.
+
+  Args:
+    head: {"kernel": [num_features, num_classes], "bias": [num_classes]}.
+    std: positive, over all entries of the kernel.
+
+  Raises:
+    ValueError: `std` is not positive and finite, or all entries of the kernel are equal.
+  """
+  own = float(np.std(head["kernel"], dtype=np.float64))
+  if not (std > 0 and np.isfinite(std)):
+    raise ValueError(
+      f"cannot rescale a head to the standard deviation {std}: the head that it replaces must be a"
+      " random one"
+    )
+  if not own > 0:
+    raise ValueError("cannot rescale a head whose weights are all equal")
+  return {name: np.asarray(value) * np.float32(std / own) for name, value in head.items()}
 
 
 def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> Choice:
@@ -188,11 +257,9 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
       f" {num_features}: use the same backbone for both"
     )
   images = jnp.asarray(features)
-  correct, loss = zip(
-    *(_score(k, b, images, labels) for k, b in zip(path.kernel, path.bias, strict=True)),
-    strict=True,
-  )
-  correct = np.array(correct)
+  heads = zip(path.kernel, path.bias, strict=True)
+  scores = jax.device_get([_score(k, b, images, labels) for k, b in heads])
+  correct, loss = (np.array(column) for column in zip(*scores, strict=True))
   index = max(range(len(correct)), key=lambda i: (correct[i], path.l2[i]))
   at_edge = len(correct) > 1 and path.l2[index] in (path.l2.min(), path.l2.max())
   if at_edge:
@@ -202,7 +269,7 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
       path.l2.min(),
       path.l2.max(),
     )
-  return Choice(index, bool(at_edge), correct / len(labels), np.array(loss))
+  return Choice(index, bool(at_edge), correct / len(labels), loss)
 
 
 @jax.jit
@@ -243,7 +310,7 @@ def _checked_data(
 
 
 def _checked_options(
-  l2: Sequence[float], standardize: str, tol: float, max_iterations: int
+  l2: Sequence[float], standardize: str, tol: float, max_iterations: int, max_steps: int | None
 ) -> np.ndarray:
   """Returns the strengths as float64 [k], or raises."""
   strengths = np.asarray(l2, np.float64)
@@ -261,6 +328,8 @@ def _checked_options(
     raise ValueError(
       f"tol is {tol} and max_iterations is {max_iterations}: use tol > 0 and max_iterations >= 1"
     )
+  if max_steps is not None and max_steps < 1:
+    raise ValueError(f"max_steps is {max_steps}: give at least 1, or None to converge")
   return strengths
 
 
@@ -314,9 +383,10 @@ def _rotate(features: np.ndarray, standardize: Standardize) -> _Rotation:
     )
   axes = axes[:, keep]
   if not wide:
-    return _Rotation(centred @ axes, axes, center, scale)
+    return _Rotation(centred @ axes, axes.astype(np.float32), center, scale)
   length = np.sqrt(variance[keep])[None]
-  return _Rotation(axes * length, centred.T @ (axes / length), center, scale)
+  basis = centred.T @ (axes / length)
+  return _Rotation(axes * length, basis.astype(np.float32), center, scale)
 
 
 def _gram(x: np.ndarray) -> np.ndarray:
@@ -324,12 +394,12 @@ def _gram(x: np.ndarray) -> np.ndarray:
   return sum(x[i : i + _CHUNK].T @ x[i : i + _CHUNK] for i in range(0, len(x), _CHUNK))
 
 
-def _unrotate(rotation: _Rotation, weights: _Weights) -> tuple[np.ndarray, np.ndarray]:
+def _unrotate(rotation: _Rotation, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns the kernel [d, C] and bias [C] that act on raw features."""
-  kernel = rotation.basis.astype(np.float32) @ weights.kernel / rotation.scale[:, None]
+  kernel = rotation.basis @ weights[:, :-1].T / rotation.scale[:, None]
   kernel = kernel.astype(np.float32)
   # From the rounded kernel, so that rounding it shifts no logit at the mean of the features.
-  return kernel, weights.bias - rotation.center @ kernel
+  return kernel, weights[:, -1] - rotation.center @ kernel
 
 
 def _solve_path(
@@ -337,25 +407,45 @@ def _solve_path(
 ) -> list[tuple[int, _Solution]]:
   """Returns (position, solution) pairs, from the strongest to the weakest regularisation.
 
-  Each fit starts from the last optimum, or further along the line through the last two (over
-  log l2) where that is better.
+  Each fit starts from the last optimum, goes first along the line through the last two (over
+  log l2), and knows the curvature that the fits before it have met.
   """
   order = np.argsort(-l2, kind="stable")
   steps = _extrapolation(np.log(l2[order]))
+  scores, onehot = _device_data(scores, classes)
   log_count = np.log(np.bincount(classes))
-  onehot = jax.nn.one_hot(classes, len(log_count), dtype=jnp.float32)
-  scores = jnp.asarray(scores, jnp.float32)
-  last = previous = _Weights(
-    kernel=jnp.zeros((scores.shape[1], len(log_count)), jnp.float32),
-    bias=jnp.asarray(log_count - log_count.mean(), jnp.float32),
-  )
-  solutions = []
+  point, memory = _begin(scores, onehot, np.float32(log_count - log_count.mean()))
+  previous, solutions = point.weights, []
   for index, step in zip(order, steps, strict=True):
-    options = np.array([l2[index], tol, step], np.float32)
-    solution = _solve(scores, onehot, last, previous, options, np.int32(max_iterations))
-    last, previous = solution.weights, last
-    solutions.append((int(index), jax.device_get(solution)))
-  return solutions
+    options, last = np.array([l2[index], tol, step], np.float32), point.weights
+    solution, point, memory = _solve(
+      scores, onehot, point, previous, memory, options, np.int32(max_iterations)
+    )
+    previous = last
+    solutions.append((int(index), solution))
+  return jax.device_get(solutions)
+
+
+def _solve_each(
+  scores: np.ndarray, classes: np.ndarray, l2: np.ndarray, tol: float, max_iterations: int
+) -> list[tuple[int, _Solution]]:
+  """Returns (position, solution) pairs; each fit starts from the zero head."""
+  scores, onehot = _device_data(scores, classes)
+  point, memory = _begin(scores, onehot, np.zeros(len(onehot), np.float32))
+  solutions = []
+  for index, strength in enumerate(l2):
+    options = np.array([strength, tol, 0], np.float32)
+    solution, _, _ = _solve(
+      scores, onehot, point, point.weights, memory, options, np.int32(max_iterations)
+    )
+    solutions.append((index, solution))
+  return jax.device_get(solutions)
+
+
+def _device_data(scores: np.ndarray, classes: np.ndarray) -> tuple[jax.Array, jax.Array]:
+  """Returns the scores with a column of ones [n, r + 1], and the labels [C, n] of 0 and 1."""
+  onehot = jax.nn.one_hot(classes, classes.max() + 1, dtype=jnp.float32, axis=0)
+  return jnp.asarray(np.pad(scores, ((0, 0), (0, 1)), constant_values=1), jnp.float32), onehot
 
 
 def _extrapolation(log_l2: np.ndarray) -> np.ndarray:
@@ -367,105 +457,208 @@ def _extrapolation(log_l2: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
+def _begin(scores: jax.Array, onehot: jax.Array, bias: jax.Array) -> tuple[_Point, _Memory]:
+  """Returns the point where all weights are zero but the intercepts, and an empty memory."""
+  weights = jnp.zeros((len(bias), scores.shape[1])).at[:, -1].set(bias)
+  point = _point(scores, onehot, weights, _margins(scores, onehot, weights), jnp.float32(0))
+  zeros = jnp.zeros((_MEMORY_SIZE, *weights.shape))
+  return point, _Memory(zeros, zeros, jnp.zeros(_MEMORY_SIZE), jnp.int32(0), jnp.float32(0))
+
+
+@jax.jit
 def _solve(
   scores: jax.Array,
   onehot: jax.Array,
-  last: _Weights,
-  previous: _Weights,
+  point: _Point,
+  previous: jax.Array,
+  memory: _Memory,
   options: jax.Array,
   max_iterations: jax.Array,
-) -> _Solution:
-  """Fits one strength by L-BFGS; `options` are (l2, tol, step of the extrapolation)."""
+) -> tuple[_Solution, _Point, _Memory]:
+  """Fits one strength by L-BFGS, from a point and the memory of another strength.
+
+  Args:
+    scores: [n, r + 1].
+    onehot: [C, n].
+    point: where to start.
+    previous: [C, r + 1] the optimum before `point`.
+    memory: of earlier fits.
+    options: [3] l2, tol, and the step of the extrapolation: the first direction is this times
+      `point.weights - previous`, unless it is 0.
+    max_iterations: at most so many.
+  """
   l2, tol, step = options
-  start = _start(scores, onehot, last, previous, l2, step)
-  unit = _curvature_units(scores, start, l2)
+  extrapolation = step * (point.weights - previous)
+  point, memory = _point_under(point, l2), _memory_under(memory, l2)
+  unit = _inverse_curvature(scores, onehot, point)
 
-  def objective(variables):
-    return _objective(scores, onehot, jax.tree.map(jnp.multiply, variables, unit), l2)
+  def squared_norm(point):
+    return jnp.sum(unit * point.gradient * point.gradient)
 
-  optimizer = optax.lbfgs(memory_size=_MEMORY_SIZE)
-  value_and_grad = optax.value_and_grad_from_state(objective)
+  def small(point):
+    return 0.5 * squared_norm(point) <= tol * point.objective
 
   def proceed(carry):
-    _, state, iteration = carry
-    failed = optax.tree.get(state, "decrease_error") > 0
-    return (iteration < max_iterations) & ~_small(state, tol) & ~failed
+    point, _, _, waited, iteration = carry
+    return (iteration < max_iterations) & ~small(point) & (waited < _PATIENCE)
 
   def iterate(carry):
-    variables, state, iteration = carry
-    value, grad = value_and_grad(variables, state=state)
-    updates, state = optimizer.update(
-      grad, state, variables, value=value, grad=grad, value_fn=objective
-    )
-    return optax.apply_updates(variables, updates), state, iteration + 1
+    point, memory, least, waited, iteration = carry
+    direction = -_inverse_hessian(memory, unit, point.gradient)
+    direction = jnp.where((iteration == 0) & (step != 0), extrapolation, direction)
+    new = _line_search(scores, onehot, point, direction)
+    memory = _remember(memory, new.weights - point.weights, new.gradient - point.gradient)
+    norm = squared_norm(new)
+    waited = jnp.where(norm < least, 0, waited + 1)
+    return new, memory, jnp.minimum(norm, least), waited, iteration + 1
 
-  variables = jax.tree.map(jnp.divide, start, unit)
-  value, grad = jax.value_and_grad(objective)(variables)
-  state = optax.tree.set(optimizer.init(variables), value=value, grad=grad, decrease_error=0.0)
-  carry = (variables, state, np.int32(0))
-  variables, state, iterations = jax.lax.while_loop(proceed, iterate, carry)
-  weights = _centred(jax.tree.map(jnp.multiply, variables, unit))
-  grad = _centred(jax.tree.map(jnp.divide, optax.tree.get(state, "grad"), unit))
-  return _Solution(
-    weights=weights,
-    objective=_objective(scores, onehot, weights, l2),
-    gradient_norm=optax.tree.norm(grad),
-    iterations=iterations,
-    converged=_small(state, tol),
-  )
+  carry = (point, memory, np.float32(np.inf), np.int32(0), np.int32(0))
+  point, memory, _, _, iterations = jax.lax.while_loop(proceed, iterate, carry)
+  converged, point = small(point), _centred(point)
+  norm = jnp.linalg.norm(point.gradient)
+  return _Solution(point.weights, point.objective, norm, iterations, converged), point, memory
 
 
-def _centred(weights: _Weights) -> _Weights:
+def _centred(point: _Point) -> _Point:
   """Takes out the mean over classes: no probability depends on it, and the penalty falls.
 
   The gradient at the centred weights is the centred gradient.
   """
-  return jax.tree.map(lambda x: x - x.mean(axis=-1, keepdims=True), weights)
+  mean = point.weights.mean(axis=0, keepdims=True)
+  saved = 0.5 * point.l2 * len(point.weights) * jnp.sum(_without_intercept(mean) * mean)
+  return point._replace(
+    weights=point.weights - mean,
+    objective=point.objective - saved,
+    gradient=point.gradient - point.gradient.mean(axis=0, keepdims=True),
+  )
 
 
-def _small(state: optax.OptState, tol: jax.Array) -> jax.Array:
-  """Whether the estimated distance to the optimum is below tol times the objective."""
-  grad = optax.tree.get(state, "grad")
-  return 0.5 * optax.tree.norm(grad, squared=True) <= tol * optax.tree.get(state, "value")
+def _without_intercept(weights: jax.Array) -> jax.Array:
+  """The weights that are penalised, and 0 for the intercept."""
+  return weights.at[..., -1].set(0)
 
 
-def _start(
-  scores: jax.Array,
-  onehot: jax.Array,
-  last: _Weights,
-  previous: _Weights,
-  l2: jax.Array,
-  step: jax.Array,
-) -> _Weights:
-  """Returns the last optimum or the point extrapolated from the last two, whichever is lower."""
-  further = jax.tree.map(lambda new, old: new + step * (new - old), last, previous)
-  better = _objective(scores, onehot, further, l2) < _objective(scores, onehot, last, l2)
-  return jax.tree.map(lambda a, b: jnp.where(better, a, b), further, last)
+def _point_under(point: _Point, l2: jax.Array) -> _Point:
+  """The same weights under another strength."""
+  penalty = (l2 - point.l2) * _without_intercept(point.weights)
+  objective = point.objective + 0.5 * jnp.sum(penalty * point.weights)
+  return point._replace(objective=objective, gradient=point.gradient + penalty, l2=l2)
 
 
-def _curvature_units(scores: jax.Array, weights: _Weights, l2: jax.Array) -> _Weights:
-  """Returns 1 / sqrt(second derivative) of the objective in each weight: a preconditioner."""
-  probability = jax.nn.softmax(_logits(scores, weights), axis=-1)
-  spread = probability * (1 - probability) / scores.shape[0]
-  kernel = jnp.dot((scores * scores).T, spread, precision=jax.lax.Precision.HIGHEST) + l2
-  bias = spread.sum(axis=0) + jnp.finfo(scores.dtype).eps
-  return _Weights(jax.lax.rsqrt(kernel), jax.lax.rsqrt(bias))
+def _memory_under(memory: _Memory, l2: jax.Array) -> _Memory:
+  """The same steps under another strength."""
+  changes = memory.changes + (l2 - memory.l2) * _without_intercept(memory.steps)
+  products = jnp.sum(changes * memory.steps, axis=(1, 2))
+  return memory._replace(changes=changes, products=products, l2=l2)
 
 
-def _logits(scores: jax.Array, weights: _Weights) -> jax.Array:
-  return jnp.dot(scores, weights.kernel, precision=jax.lax.Precision.HIGHEST) + weights.bias[None]
+def _margins(scores: jax.Array, onehot: jax.Array, weights: jax.Array) -> jax.Array:
+  """Returns the logits less the true class' logit: [C, n]."""
+  logits = jnp.dot(weights, scores.T, precision=jax.lax.Precision.HIGHEST)
+  return logits - jnp.sum(onehot * logits, axis=0, keepdims=True)
 
 
-def _objective(scores: jax.Array, onehot: jax.Array, weights: _Weights, l2: jax.Array) -> jax.Array:
-  """Returns mean cross-entropy + l2 / 2 * ||kernel||^2.
+def _others(onehot: jax.Array, margins: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the probabilities [C, n] of all but the true class, 0 for it, and the losses [1, n].
 
-  The cross-entropy is taken from the differences to the true class' logit, so that a small loss
-  keeps its relative precision: logsumexp minus that logit cancels to noise in float32, on which the
-  line search stalls.
+  Both come from the differences to the true class' logit, so that a small loss keeps its relative
+  precision: logsumexp minus that logit cancels to noise in float32, on which a fit stalls.
   """
-  logits = _logits(scores, weights)
-  margin = logits - jnp.sum(onehot * logits, axis=-1, keepdims=True)
-  shift = jax.lax.stop_gradient(jnp.maximum(margin.max(axis=-1), 0))
-  others = jnp.sum(jnp.where(onehot > 0, 0, jnp.exp(margin - shift[:, None])), axis=-1)
-  loss = shift + jnp.log1p(jnp.expm1(-shift) + others)
-  return loss.mean() + 0.5 * l2 * jnp.sum(weights.kernel * weights.kernel)
+  shift = jnp.maximum(margins.max(axis=0, keepdims=True), 0)
+  others = jnp.where(onehot > 0, 0, jnp.exp(margins - shift))
+  excess = jnp.expm1(-shift) + others.sum(axis=0, keepdims=True)
+  return others * (1 / (1 + excess)), shift + jnp.log1p(excess)
+
+
+def _point(
+  scores: jax.Array, onehot: jax.Array, weights: jax.Array, margins: jax.Array, l2: jax.Array
+) -> _Point:
+  """The point at some weights, whose margins are known."""
+  others, losses = _others(onehot, margins)
+  residual = (others - onehot * others.sum(axis=0, keepdims=True)) / len(scores)
+  penalty = l2 * _without_intercept(weights)
+  gradient = jnp.dot(residual, scores, precision=jax.lax.Precision.HIGHEST) + penalty
+  objective = losses.mean() + 0.5 * jnp.sum(penalty * weights)
+  return _Point(weights, margins, objective, gradient, l2)
+
+
+def _inverse_curvature(scores: jax.Array, onehot: jax.Array, point: _Point) -> jax.Array:
+  """Returns 1 / second derivative of the objective in each weight: a preconditioner."""
+  others, _ = _others(onehot, point.margins)
+  probability = others + onehot * (1 - others.sum(axis=0, keepdims=True))
+  spread = probability * (1 - probability) / len(scores)
+  curvature = jnp.dot(spread, scores * scores, precision=jax.lax.Precision.HIGHEST)
+  penalty = jnp.full((1, scores.shape[1]), point.l2).at[0, -1].set(jnp.finfo(scores.dtype).eps)
+  return 1 / (curvature + penalty)
+
+
+def _line_search(
+  scores: jax.Array, onehot: jax.Array, point: _Point, direction: jax.Array
+) -> _Point:
+  """Returns a point along the direction whose slope is below `_SLOPE_SHARE` of that at the start.
+
+  Newton's steps on the slope, from a step of 1, kept within the interval that holds the minimum:
+  the objective is convex along the line. A direction that does not descend is not followed.
+  """
+  change = _margins(scores, onehot, direction)
+  penalty = point.l2 * _without_intercept(direction)
+  linear, quadratic = jnp.sum(penalty * point.weights), jnp.sum(penalty * direction)
+  first_slope = jnp.sum(point.gradient * direction)
+
+  def proceed(carry):
+    _, _, _, _, slope, trial = carry
+    return (jnp.abs(slope) > _SLOPE_SHARE * jnp.abs(first_slope)) & (trial < _TRIALS)
+
+  def attempt(carry):
+    _, length, low, high, _, trial = carry
+    others, _ = _others(onehot, point.margins + length * change)
+    mean = jnp.sum(others * change, axis=0)
+    square = jnp.sum(others * change * change, axis=0)
+    slope = mean.mean() + linear + length * quadratic
+    curvature = (square - mean * mean).mean() + quadratic
+    low, high = jnp.where(slope < 0, length, low), jnp.where(slope < 0, high, length)
+    newton = length - slope / curvature
+    inside = (newton > low) & (newton < jnp.minimum(high, 10 * length))
+    middle = jnp.minimum(0.5 * (low + high), 4 * length)
+    return length, jnp.where(inside, newton, middle), low, high, slope, trial + 1
+
+  infinite = np.float32(np.inf)
+  slope = jnp.where(first_slope < 0, infinite, 0)
+  carry = (np.float32(0), np.float32(1), np.float32(0), infinite, slope, np.int32(0))
+  length = jax.lax.while_loop(proceed, attempt, carry)[0]
+  weights, margins = point.weights + length * direction, point.margins + length * change
+  return _point(scores, onehot, weights, margins, point.l2)
+
+
+def _remember(memory: _Memory, step: jax.Array, change: jax.Array) -> _Memory:
+  """The memory with another step, in place of the oldest one."""
+  at = memory.count % _MEMORY_SIZE
+  return memory._replace(
+    steps=memory.steps.at[at].set(step),
+    changes=memory.changes.at[at].set(change),
+    products=memory.products.at[at].set(jnp.sum(step * change)),
+    count=memory.count + 1,
+  )
+
+
+def _inverse_hessian(memory: _Memory, unit: jax.Array, gradient: jax.Array) -> jax.Array:
+  """Returns L-BFGS' inverse Hessian times the gradient, by the two loops over the memory.
+
+  Its first guess is `unit` times a number that fits the newest step. Steps along which the gradient
+  did not rise (rounding) are passed over.
+  """
+  rows = []
+  for age in range(1, _MEMORY_SIZE + 1):
+    at = (memory.count - age) % _MEMORY_SIZE
+    product = memory.products[at]
+    rows.append((memory.steps[at], memory.changes[at], jnp.where(product > 0, 1 / product, 0)))
+  x, amounts = gradient, []
+  for step, change, inverse in rows:
+    amounts.append(inverse * jnp.sum(step * x))
+    x = x - amounts[-1] * change
+  _, newest, inverse = rows[0]
+  scale = jnp.where(inverse > 0, 1 / (inverse * jnp.sum(newest * unit * newest)), 1)
+  x = scale * unit * x
+  for (step, change, inverse), amount in zip(reversed(rows), reversed(amounts), strict=True):
+    x = x + (amount - inverse * jnp.sum(change * x)) * step
+  return x

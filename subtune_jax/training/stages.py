@@ -3,6 +3,7 @@
 The functions take the training under way (`loop._Training`): its engine, data, seed and variables.
 """
 
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -12,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks, methods
-from subtune_jax.training import auto_rates, batches, evaluate, pieces, probe, timing
+from subtune_jax.training import (
+  auto_rates,
+  batches,
+  evaluate,
+  local_runs,
+  pieces,
+  probe,
+  timing,
+)
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import prefix as prefix_lib
@@ -25,11 +34,23 @@ class NonFiniteLossError(ValueError):
   """The training loss became NaN or infinite."""
 
 
-def epoch_order(seed: int, stage: int, epoch: int, n: int, batch_size: int) -> np.ndarray:
-  """[steps, batch] indices of one epoch: a permutation without the rows that fill no batch."""
-  order = np.random.default_rng([seed, stage, epoch]).permutation(n)
-  steps = n // batch_size
-  return order[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+def epoch_order(
+  seed: int, stage: int, epoch: int, n: int, batch_size: int, steps: int = 0
+) -> np.ndarray:
+  """[steps, batch] indices of one epoch.
+
+  A permutation without the rows that fill no batch; or, with `steps`, the next so many batches of
+  one permutation after the other.
+  """
+  if not steps:
+    order = np.random.default_rng([seed, stage, epoch]).permutation(n)
+    steps = n // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+  begin, end = (e * steps * batch_size for e in (epoch, epoch + 1))
+  passes = range(begin // n, -(-end // n))
+  rows = np.concatenate([np.random.default_rng([seed, stage, p]).permutation(n) for p in passes])
+  first = begin - passes.start * n
+  return rows[first : first + end - begin].reshape(steps, batch_size).astype(np.int32)
 
 
 def describe(stage: methods.Stage, plan: plan_lib.Plan, variables: PyTree) -> dict[str, Any]:
@@ -139,11 +160,12 @@ def probe_stage(training, index, stage, plan, found) -> PyTree:
     "train_loss": evaluate.cross_entropy(logits, labels[0]),
     "train_accuracy": evaluate.accuracy(logits, labels[0]),
   }
-  training.record(row, validation[0] if validation else None)
-  return {
+  variables = {
     **training.variables,
     "params": {**training.variables["params"], "head": jax.tree.map(jnp.asarray, head)},
   }
+  training.record(row, validation[0] if validation else None, lambda: variables)
+  return variables
 
 
 def _features(training: Any, examples: Any) -> np.ndarray:
@@ -180,8 +202,9 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
   watch = timing.Watch()
   inputs, validation = _stage_inputs(training, plan)
   n, epochs = len(training.train.labels), stage.solver.epochs
+  steps = stage.solver.steps_per_epoch or n // training.batch_size
   spec = step_lib.StepSpec(
-    engine.model, plan, stage, epochs * (n // training.batch_size), engine.preprocessing,
+    engine.model, plan, stage, epochs * steps, engine.preprocessing,
     None if inputs.start else engine.augmentation, inputs.start,
   )  # fmt: skip
   assembled = _assembled(engine, spec)
@@ -194,16 +217,26 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
   state = mesh_lib.put(state, mesh)
   fixed = jax.device_put(fixed, mesh_lib.replicated(mesh))
   initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
-  source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes)
+  columns = getattr(training.train, "columns", batches.NO_COLUMNS)
+  source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
   compile_epoch = _compile_streamed if source.streamed else _compile_resident
-  run_epoch = compile_epoch(training, assembled or spec, state, fixed, initial, source)
+  example = _first_order(training, stage.solver)
+  run_epoch = compile_epoch(training, assembled or spec, state, fixed, initial, source, example)
   set_rates = auto_rates.setter(training, spec, fixed, source)
   for epoch in range(first_epoch, epochs):
-    order = epoch_order(training.seed, index, epoch, n, training.batch_size)
+    order = epoch_order(
+      training.seed, index, epoch, n, training.batch_size, stage.solver.steps_per_epoch
+    )
     if inputs.rows is not None:
       order = inputs.rows[order].astype(np.int32)
     state, rates = set_rates(state, order, epoch)
-    state, metrics = run_epoch(state, order, epoch)
+    if stage.solver.leave_out is None:
+      state, metrics = run_epoch(state, order, epoch)
+    else:
+      orders = local_runs.orders(
+        stage.solver.leave_out, np.asarray(inputs.labels), order, [training.seed, index, epoch]
+      )
+      state, metrics = local_runs.run(run_epoch, state, orders, epoch, mesh)
     _check_finite(metrics["loss"], stage, epoch)
     logits = None
     if validation is not None and (training.validate == "epoch" or epoch + 1 == epochs):
@@ -219,8 +252,9 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
     }
     if source.streamed:
       row["data_wait"] = float(metrics["data_wait"])
-    training.record(row | rates, logits)
+    training.record(row | rates, logits, functools.partial(_current, state, fixed))
     training.save(index, epoch + 1, state)
+    watch.lap()  # hooks and checkpoints are not training
   return _current(state, fixed)
 
 
@@ -248,12 +282,13 @@ def _view(training: Any, epoch: int) -> dict[str, jax.Array]:
   return jax.device_put(seen, mesh_lib.replicated(training.engine.mesh))
 
 
-def _first_order(training: Any) -> np.ndarray:
+def _first_order(training: Any, solver: methods.Gradient) -> np.ndarray:
   """An order of the right shape, to compile with."""
-  return epoch_order(training.seed, 0, 0, len(training.train.labels), training.batch_size)
+  n, steps = len(training.train.labels), solver.steps_per_epoch
+  return epoch_order(training.seed, 0, 0, n, training.batch_size, steps)
 
 
-def _compile_resident(training: Any, spec, state, fixed, initial, source):
+def _compile_resident(training: Any, spec, state, fixed, initial, source, order):
   """(state, order [steps, batch], epoch) -> (state, metrics [steps]); a step whole or in pieces."""
   mesh = training.engine.mesh
   data = batches.resident(source, mesh)
@@ -265,7 +300,6 @@ def _compile_resident(training: Any, spec, state, fixed, initial, source):
     sharding = jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec(None, mesh_lib.DATA_AXIS)
     )
-  order = _first_order(training)
   if assembled:
     step = spec
   else:
@@ -287,11 +321,11 @@ def _compile_resident(training: Any, spec, state, fixed, initial, source):
   return run_epoch
 
 
-def _compile_streamed(training: Any, spec, state, fixed, initial, source):
+def _compile_streamed(training: Any, spec, state, fixed, initial, source, order):
   """As `_compile_resident`, a batch at a time; "data_wait" is the share of the epoch spent waiting
   for batches."""
   mesh = training.engine.mesh
-  example = batches.one(source, _first_order(training)[0], mesh)
+  example = batches.one(source, order[0], mesh)
   step = spec
   if not isinstance(spec, pieces.Step):
     step, _ = step_lib.compile_step(

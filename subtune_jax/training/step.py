@@ -106,6 +106,8 @@ class StepSpec:
       "learning_rates": tuple(solver.learning_rates),
       "epochs": None,
       "rates": solver.rates is not None,  # the multipliers are state too
+      "steps_per_epoch": None,
+      "leave_out": None,  # decides the order of the examples, not the step
     }
     if solver.schedule == "constant" and not solver.warmup:
       fields["total_steps"] = None
@@ -158,10 +160,16 @@ def loss_of(moving: PyTree, fixed: PyTree, initial: PyTree | None, batch: Any, s
   """Mean cross-entropy plus the stage's penalty; and (running statistics, correct predictions)."""
   variables = plan_lib.join_variables(moving, fixed)
   mutable = ["batch_stats"] if spec.plan.train_blocks else False
+  # A penalty that reads features gets them in the batch: the head runs after them, on its own.
+  split = getattr(spec.stage.penalty, "reads_features", False) and spec.start != plan_lib.HEAD
   out = spec.model.apply(
-    variables, batch["x"], start=spec.start, train_blocks=spec.plan.train_blocks, mutable=mutable
-  )
+    variables, batch["x"], start=spec.start, stop=plan_lib.HEAD if split else None,
+    train_blocks=spec.plan.train_blocks, mutable=mutable,
+  )  # fmt: skip
   logits, updated = out if mutable else (out, {})
+  if split:
+    batch = {**batch, "features": logits}
+    logits = spec.model.apply(variables, logits, start=plan_lib.HEAD)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
   if "partner" in batch:
     other = batch["labels"][batch["partner"]]
@@ -195,8 +203,9 @@ def train_step(
     state: what moves.
     fixed: the frozen half of the variables.
     initial: trained leaves at the start of the stage, for a penalty; else None.
-    data: resident training set: "x" [n, ...] (images or cached activations), "labels" [n]; or one
-      batch of it with "ids" [batch], where its rows stand in the set.
+    data: resident training set: "x" [n, ...] (images or cached activations), "labels" [n], and any
+      further columns for a penalty; or one batch of it with "ids" [batch], where its rows stand in
+      the set.
     indices: [batch] int32 into `data`; None where `data` is the batch.
     view: "seed" and "epoch", which pick the augmented views.
 

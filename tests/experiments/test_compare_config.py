@@ -6,11 +6,12 @@ import pathlib
 
 import pytest
 
-from subtune_jax import methods
+from subtune_jax import hooks, methods
 from subtune_jax.experiments import (
   compare_config,
   corruption,
   dataset_size,
+  robustness_config,
   search_config,
   vtab_config,
   workdir,
@@ -18,11 +19,11 @@ from subtune_jax.experiments import (
 from subtune_jax.report import records
 
 ROOT = pathlib.Path(__file__).parents[2]
-
+BLOCKS = ("stem", "block0", "top")
 
 DECLARED = {
   "compare": compare_config, "vtab": vtab_config, "search": search_config,
-  "dataset_size": dataset_size, "corruption": corruption,
+  "dataset_size": dataset_size, "corruption": corruption, "robustness": robustness_config,
 }  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def test_every_method_is_built_from_its_fields(name):
     config[name].epochs = 3
     config[name].head_factor = 10.0
     config[name].norm_mode = "running"
-  method = compare_config.make_method(config, name, 1e-4)
+  method = compare_config.make_method(config, name, 1e-4, BLOCKS)
   for stage in method:
     if isinstance(stage.solver, methods.LBFGS):
       assert stage.solver.l2 == tuple(config.lp.l2)
@@ -70,9 +71,23 @@ def test_every_method_is_built_from_its_fields(name):
     assert stage.norm_mode == "running"
     assert stage.solver.learning_rates["head"] == pytest.approx(1e-3)
     assert stage.solver.learning_rates.get("tuned", 1e-4) == 1e-4
-  expected = {"lp": 1, "ft": 1, "lp_ft": 2, "subtuning": 1, "gradual_unfreezing": 3,
-              "auto_rgn": 1, "auto_snr": 1}  # fmt: skip
-  assert len(method) == expected[name]
+  assert len(method) == {"lp_ft": 2, "gradual_unfreezing": 3}.get(name, 1)
+
+
+def test_fields_of_the_relatives_of_fine_tuning():
+  config = compare_config.default()
+  config.l2_sp.weight, config.l2_sp.head_weight, config.ema.decay = 0.5, 0.25, 0.75
+  config.layerwise_decay.decay, config.frozen_embedding.blocks = 0.5, ("stem", "block0")
+  made = {
+    name: compare_config.make_method(config, name, 1.0, BLOCKS)[0]
+    for name in ("l2_sp", "ema", "layerwise_decay", "frozen_embedding", "bias_only")
+  }
+  assert made["l2_sp"].penalty == hooks.L2SP(0.5, 0.25)
+  assert made["ema"].average == hooks.EMA(0.75)
+  rates = {"head": 1.0, "top": 0.5, "block0": 0.25, "stem": 0.125}
+  assert made["layerwise_decay"].solver.learning_rates == rates
+  assert made["frozen_embedding"].rules["tuned"] == methods.Outside(("stem", "block0"))
+  assert made["bias_only"].rules["tuned"] is methods.biases
 
 
 def test_fields_of_the_automatic_rates():
@@ -80,16 +95,18 @@ def test_fields_of_the_automatic_rates():
   for name in ("auto_rgn", "auto_snr"):
     config[name].num_batches = 0
     config[name].probe_first = True
-  made = [compare_config.make_method(config, name, 1e-3) for name in ("auto_rgn", "auto_snr")]
+  made = [
+    compare_config.make_method(config, name, 1e-3, BLOCKS) for name in ("auto_rgn", "auto_snr")
+  ]
   assert [isinstance(method[0].solver, methods.LBFGS) for method in made] == [True, True]
   assert [method[1].solver.rates for method in made] == [
     methods.TensorRates("rgn", None), methods.TensorRates("snr", None, 0.05)
   ]  # fmt: skip
   config.auto_snr.released = True
-  (_, stage) = compare_config.make_method(config, "auto_snr", 1e-3)
+  (_, stage) = compare_config.make_method(config, "auto_snr", 1e-3, BLOCKS)
   assert stage.solver.rates == methods.TensorRates("snr_released", None, 0.95)
   config.auto_snr.threshold = 0.5
-  (_, stage) = compare_config.make_method(config, "auto_snr", 1e-3)
+  (_, stage) = compare_config.make_method(config, "auto_snr", 1e-3, BLOCKS)
   assert stage.solver.rates.threshold == 0.5
 
 
@@ -106,7 +123,7 @@ def test_every_config_file_loads_and_shows_its_command(path):
   )
   for name in config.methods:
     for rate in compare_config.learning_rates(config, name):
-      compare_config.make_method(config, name, rate)
+      compare_config.make_method(config, name, rate, BLOCKS)
 
 
 def test_finetune_arguments():

@@ -53,9 +53,7 @@ def result(record):
 def test_the_record_is_what_reports_read(finished):
   folder, record, _ = finished
   search_records.check(record)
-  assert search_records.load(folder, "search") == json.loads(
-    (folder / records.RESULTS).read_text()
-  )
+  assert search_records.load(folder, "search") == json.loads((folder / records.RESULTS).read_text())
   assert (folder / "report.html").stat().st_size > 10_000
   assert [s["kind"] for s in record["searches"]] == [
     "profile", "windows", "pairs", "greedy", "greedy"
@@ -202,7 +200,7 @@ def test_a_head_that_the_weights_lack_cannot_be_kept(tmp_path):
 def test_the_final_comparison_trains_as_the_search_did():
   made = small_search.config(head="probe", epochs=7, learning_rate=3e-3, norm_mode="running")
   final = search_config.final_config(made, ("stem",))
-  first, stage = compare.compare_config.make_method(final, "subtuning", 3e-3)
+  first, stage = compare.compare_config.make_method(final, "subtuning", 3e-3, ())
   (searched,) = search_config.make_recipe(made).method(("stem",))
   assert first.name == "head"
   assert stage == searched

@@ -1,0 +1,240 @@
+"""The entry "robustness" of a record: checked, and asked for what tables and figures need.
+
+Nothing here needs jax, as in `records`.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from subtune_jax.report import records, table
+
+Row = Mapping[str, Any]
+ENTRY = "robustness"
+PROBE = "lp"
+ORACLE = "oracle"
+RULES = {"last": "Last epoch", "early_stopping": "Early stopping", ORACLE: "Oracle"}
+
+_ENTRY = {
+  "validation": str,
+  "rule": str,
+  "units": list,
+  "trainings": list,
+  "selections": list,
+  "blocks": dict,
+  "interpolation": dict,
+  "probe_steps": list,
+  "shift": dict,
+  "recommendation": dict,
+}
+_TRAINING = {
+  "key": str,
+  "method": str,
+  "learning_rate": records.NUMBER,
+  "seed": int,
+  "moved": records.MAYBE_NUMBER,
+  "epochs": list,
+}
+_EPOCH = {"stage": int, "epoch": int, "accuracy": dict, "distortion": dict}
+_SELECTION = {
+  "rule": str,
+  "oracle": bool,
+  "method": str,
+  "learning_rate": records.NUMBER,
+  "at_edge": bool,
+  "epochs": list,
+  "score": records.NUMBER,
+  "accuracy": dict,
+}
+_RECOMMENDATION = {"method": str, "among": (list, tuple), "strength": str,
+                   "reasons": (list, tuple)}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A checked record of a study, from `of`."""
+
+  record: Row
+
+  @property
+  def entry(self) -> Row:
+    return self.record[ENTRY]
+
+  @property
+  def rule(self) -> str:
+    """The rule of the figures and of the recommendation."""
+    return self.entry["rule"]
+
+  @property
+  def rules(self) -> list[str]:
+    """Rules with a table, the honest ones first."""
+    found = dict.fromkeys(row["rule"] for row in self.entry["selections"])
+    return sorted(found, key=lambda rule: rule == ORACLE)
+
+  @property
+  def validation(self) -> str:
+    return self.entry["validation"]
+
+  @property
+  def id(self) -> str:
+    """The test set in distribution."""
+    return self.record["data"]["id"]
+
+  @property
+  def ood(self) -> list[str]:
+    """The shifted test sets."""
+    return list(self.record["data"]["ood"])
+
+  @property
+  def methods(self) -> list[str]:
+    return [method["name"] for method in self.record["methods"]]
+
+  @property
+  def titles(self) -> dict[str, str]:
+    return {method["name"]: method["title"] for method in self.record["methods"]}
+
+  @property
+  def columns(self) -> dict[str, str]:
+    """Key of an accuracy in a selection -> its title; in distribution first, the mean last."""
+    short = records.short_names([self.id, *self.ood])
+    found = {self.id: f"{short[self.id]} (ID)"} | {name: short[name] for name in self.ood}
+    return found | ({table.MEAN_OOD: table.MEAN_OOD} if len(self.ood) > 1 else {})
+
+  @property
+  def ood_column(self) -> str | None:
+    """Key of the accuracy out of distribution: the mean where there are several sets."""
+    return list(self.columns)[-1] if self.ood else None
+
+  def title_of(self, column: str | None) -> str:
+    """How figures call `id` and `ood_column`."""
+    if column == self.id:
+      return self.columns[self.id]
+    return self.columns[column] + ("" if column == table.MEAN_OOD else " (OOD)")
+
+  def method(self, name: str) -> Row:
+    return next(method for method in self.record["methods"] if method["name"] == name)
+
+  def selection(self, rule: str, method: str) -> Row:
+    """What a rule chose for a method, and its accuracies."""
+    rows = self.entry["selections"]
+    return next(row for row in rows if (row["rule"], row["method"]) == (rule, method))
+
+  def trainings(self, method: str) -> list[Row]:
+    """All trainings of a method, by learning rate and seed."""
+    found = [row for row in self.entry["trainings"] if row["method"] == method]
+    return sorted(found, key=lambda row: (row["learning_rate"], row["seed"]))
+
+  def picked(self, rule: str, method: str) -> list[Row]:
+    """The trainings at the rate that a rule chose, by seed."""
+    rate = self.selection(rule, method)["learning_rate"]
+    return [row for row in self.trainings(method) if row["learning_rate"] == rate]
+
+  def picked_epochs(self, rule: str, method: str) -> list[Row]:
+    """The epoch of each of `picked` that the rule chose, in the last stage."""
+    numbers = self.selection(rule, method)["epochs"]
+    return [
+      next(e for e in last_stage(row) if e["epoch"] == number)
+      for row, number in zip(self.picked(rule, method), numbers, strict=True)
+    ]
+
+  def out(self, by_set: Mapping[str, float]) -> float:
+    """Mean over the shifted sets, each with the same weight; NaN without any."""
+    return float(np.mean([by_set[name] for name in self.ood])) if self.ood else math.nan
+
+  def accuracy(self, epoch: Row, *, ood: bool) -> float:
+    """Test accuracy after an epoch, a fraction: in distribution, or the mean out of it."""
+    return self.out(epoch["accuracy"]) if ood else epoch["accuracy"][self.id]
+
+  def distortion(self, by_set: Mapping[str, Row], kind: str, *, ood: bool) -> float:
+    """One kind of distortion, on the test images of one side."""
+    values = {name: by_set[name][kind] for name in (self.id, *self.ood)}
+    return self.out(values) if ood else values[self.id]
+
+  def block_distortion(self, method: str, kind: str, *, ood: bool) -> np.ndarray:
+    """[seeds, units] distortion at the setting and epoch of `rule`."""
+    blocks = self.entry["blocks"][method]
+    count = len(blocks[self.id][self.entry["units"][0]])
+    return np.array([
+      [
+        self.distortion({name: rows[unit][i] for name, rows in blocks.items()}, kind, ood=ood)
+        for unit in self.entry["units"]
+      ]
+      for i in range(count)
+    ])  # fmt: skip
+
+
+def last_stage(training: Row) -> list[Row]:
+  """Its epochs in the last stage."""
+  epochs = training["epochs"]
+  return [epoch for epoch in epochs if epoch["stage"] == epochs[-1]["stage"]]
+
+
+def stage_starts(training: Row) -> list[int]:
+  """Positions in `epochs` at which a stage begins: [0] for a method of one stage."""
+  stages = [epoch["stage"] for epoch in training["epochs"]]
+  return [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
+
+
+def estimate(score: Row, level: str = "95") -> table.Estimate:
+  """An accuracy of a selection with its interval."""
+  return table.Estimate(score["mean"], *score[level])
+
+
+def of(record: Row) -> Study:
+  """The study in a record.
+
+  Raises:
+    ValueError: the entry is missing, lacks a field, or its parts contradict each other.
+  """
+  entry = record.get(ENTRY)
+  records.check_fields(entry, _ENTRY, ENTRY)
+  study = Study(record)
+  sets = [entry["validation"], study.id, *study.ood]
+  for row in entry["trainings"]:
+    where = f"{ENTRY}: training {row.get('key')!r}"
+    records.check_fields(row, _TRAINING, where)
+    if not row["epochs"]:
+      raise ValueError(f"{where} has no epochs; leave out trainings that failed.")
+    for epoch in row["epochs"]:
+      records.check_fields(epoch, _EPOCH, where)
+      for kind in ("accuracy", "distortion"):
+        _check_names(epoch[kind], sets, f"{where}: {kind}")
+  records.check_fields(entry["recommendation"], _RECOMMENDATION, f"{ENTRY}: recommendation")
+  records.check_one_of(entry["recommendation"]["method"], study.methods, f"{ENTRY}: recommendation")
+  _check_selections(study)
+  return study
+
+
+def _check_selections(study: Study) -> None:
+  """Every rule has chosen for every method, a training and an epoch that are there."""
+  for row in study.entry["selections"]:
+    where = f"{ENTRY}: selection {row.get('rule')!r} of {row.get('method')!r}"
+    records.check_fields(row, _SELECTION, where)
+    records.check_one_of(row["rule"], list(RULES), f"{where}: rule")
+    records.check_one_of(row["method"], study.methods, f"{where}: method")
+    if row["oracle"] != (row["rule"] == ORACLE):
+      raise ValueError(f"{where}: oracle is {row['oracle']}; only {ORACLE!r} reads test labels.")
+    _check_names(row["accuracy"], [study.validation, *study.columns], f"{where}: accuracy")
+    picked = study.picked(row["rule"], row["method"])
+    if len(picked) != len(row["epochs"]):
+      raise ValueError(
+        f"{where}: {len(row['epochs'])} epochs and {len(picked)} trainings at learning rate "
+        f"{row['learning_rate']:g}; there has to be one epoch of each."
+      )
+    for training, number in zip(picked, row["epochs"], strict=True):
+      records.check_one_of(number, [e["epoch"] for e in last_stage(training)], f"{where}: epoch")
+  wanted = {(rule, method) for rule in [study.rule, *study.rules] for method in study.methods}
+  found = {(row["rule"], row["method"]) for row in study.entry["selections"]}
+  if wanted - found:
+    rule, method = min(wanted - found)
+    raise ValueError(f"{ENTRY}: rule {rule!r} has no selection of method {method!r}.")
+  _check_names(study.entry["blocks"], study.methods, f"{ENTRY}: blocks")
+
+
+def _check_names(found: Mapping[str, Any], wanted: Sequence[str], where: str) -> None:
+  missing = [name for name in wanted if name not in found]
+  if missing:
+    raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'}.")

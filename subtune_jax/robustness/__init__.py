@@ -1,0 +1,1 @@
+"""In and out of distribution: feature distortion, interpolation, selection, the linear theory."""
