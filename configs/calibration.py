@@ -17,8 +17,8 @@ Arguments, all optional: source, target, image_size, backbone, weights, preproce
 (joined by +), study: "all", "main" (the table), or "sweep".
 """
 
-from subtune_jax.experiments import compare_config, holistic, robustness_config
 from subtune_jax.data import choices
+from subtune_jax.experiments import compare_config, holistic, robustness_config
 
 _ARGUMENTS = (
   "source", "target", "image_size", "backbone", "weights", "preprocessing", "methods", "study"

@@ -85,7 +85,9 @@ class Distillation:
     """The penalty, a scalar."""
     del trained, initial
     if "source_logits" not in batch:
-      raise ValueError("Distillation reads the column 'source_logits'; give it with the training set")
+      raise ValueError(
+        "Distillation reads the column 'source_logits'; give it with the training set"
+      )
     source = batch["source_logits"]
     kept = jnp.isfinite(source)
 

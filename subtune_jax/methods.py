@@ -191,14 +191,21 @@ class LBFGS:
   Attributes:
     l2: strengths tried, as in mean cross-entropy + l2/2 * |W|^2; chosen on the validation split.
     standardize: "scalar", "feature" or "none"; folded back into the head.
+    max_steps: stop after so many L-BFGS steps from the zero head; None: converged.
+    rescale: give the head the standard deviation of the one that it replaces (LP-FT's code,
+      `normalize_lp`); no prediction changes, but the loss does and so does fine-tuning from there.
   """
 
   l2: tuple[float, ...]
   standardize: str = "scalar"
+  max_steps: int | None = dataclasses.field(default=None, metadata=_LATER)
+  rescale: bool = dataclasses.field(default=False, metadata=_LATER)
 
   def __post_init__(self):
     if not self.l2 or not all(value > 0 for value in self.l2):
       raise ValueError(f"l2 is {self.l2}; it must hold at least one strength, all above 0")
+    if self.max_steps is not None and self.max_steps < 1:
+      raise ValueError(f"max_steps is {self.max_steps}; give at least 1, or None to converge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,9 +250,15 @@ DEFAULT_L2 = tuple(10.0 ** (k / 2) for k in range(2, -13, -1))
 SNR_THRESHOLD = 0.05
 
 
-def linear_probing(*, l2: Sequence[float] = DEFAULT_L2, standardize: str = "scalar") -> Method:
-  """Linear probing: the head alone, by L-BFGS (LP-FT, section 2)."""
-  solver = LBFGS(l2=tuple(l2), standardize=standardize)
+def linear_probing(
+  *,
+  l2: Sequence[float] = DEFAULT_L2,
+  standardize: str = "scalar",
+  max_steps: int | None = None,
+  rescale: bool = False,
+) -> Method:
+  """Linear probing: the head alone, by L-BFGS (LP-FT, section 2). The fields are `LBFGS`'s."""
+  solver = LBFGS(tuple(l2), standardize, max_steps, rescale)
   return (Stage(name="head", rules={masks.HEAD: HEAD_RULE}, solver=solver, norm_mode="running"),)
 
 
@@ -296,11 +309,24 @@ def lp_ft(
   head_learning_rate: float | None = None,
   l2: Sequence[float] = DEFAULT_L2,
   standardize: str = "scalar",
+  max_steps: int | None = None,
+  rescale: bool = False,
   norm_mode: Literal["batch", "running"] = "running",
   **stage: Any,
 ) -> Method:
-  """LP-FT: the probe, then every parameter from it, BatchNorm in eval mode as in the paper."""
-  probe = linear_probing(l2=l2, standardize=standardize)
+  """LP-FT: the probe, then every parameter from it, BatchNorm in eval mode as in the paper.
+
+  Args:
+    learning_rate: of the second stage.
+    head_learning_rate: of its head; `learning_rate` when None.
+    l2: as the three below, of the probe: a field of `LBFGS`.
+    standardize: see `LBFGS`.
+    max_steps: see `LBFGS`.
+    rescale: see `LBFGS`.
+    norm_mode: of the second stage.
+    **stage: further fields of `Gradient` and `Stage`.
+  """
+  probe = linear_probing(l2=l2, standardize=standardize, max_steps=max_steps, rescale=rescale)
   return probe + full_fine_tuning(
     learning_rate, head_learning_rate=head_learning_rate, norm_mode=norm_mode, **stage
   )
@@ -420,7 +446,11 @@ def head_only(learning_rate: float, **stage: Any) -> Method:
 
 
 def lolsgd(
-  learning_rate: float, *, leave_out: LeaveOut, head_learning_rate: float | None = None, **stage: Any
+  learning_rate: float,
+  *,
+  leave_out: LeaveOut,
+  head_learning_rate: float | None = None,
+  **stage: Any,
 ) -> Method:
   """Full fine-tuning whose epochs are means of runs that leave out classes (LOLSGD).
 

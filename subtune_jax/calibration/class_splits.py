@@ -68,9 +68,7 @@ def from_indices(num_classes: int, seen: Sequence[int] | np.ndarray) -> Partitio
   if seen.ndim != 1 or not seen.size or seen.dtype.kind not in "iu":
     raise ValueError(f"seen is {seen.tolist()}: give at least one class, as integers")
   if seen.min() < 0 or seen.max() >= num_classes or np.unique(seen).size != seen.size:
-    raise ValueError(
-      f"seen is {seen.tolist()}: give each class once, from 0 to {num_classes - 1}"
-    )
+    raise ValueError(f"seen is {seen.tolist()}: give each class once, from 0 to {num_classes - 1}")
   mask = np.isin(np.arange(num_classes), seen)
   checks.mask(~mask, num_classes)
   return Partition(mask, np.zeros(num_classes, bool), ~mask)
@@ -114,9 +112,7 @@ def pseudo_partitions(
     masks = gamma.pseudo_splits(partition.left_out, num_splits, seed)
   else:
     masks = _whole_groups(partition, num_splits, seed, class_groups)
-  return [
-    Partition(partition.seen & ~mask, mask, partition.left_out.copy()) for mask in masks
-  ]
+  return [Partition(partition.seen & ~mask, mask, partition.left_out.copy()) for mask in masks]
 
 
 def _whole_groups(

@@ -88,7 +88,7 @@ def default() -> ml_collections.ConfigDict:
   augment.num_views = 1 << 20  # views repeat after so many epochs
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
-  optimizer.name = "adam"  # "adam" (AdamW where weight_decay > 0) or "sgd"
+  optimizer.name = "adam"  # "adam" (AdamW where weight_decay > 0), "sgd"; methods.OPTIMIZERS
   optimizer.momentum = 0.9  # of "sgd"
   optimizer.nesterov = False  # of "sgd"
   optimizer.weight_decay = 0.0
@@ -99,6 +99,8 @@ def default() -> ml_collections.ConfigDict:
   config.lp = lp = ml_collections.ConfigDict()
   lp.l2 = methods.DEFAULT_L2  # strengths tried, chosen on validation
   lp.standardize = "scalar"  # "scalar", "feature" or "none"
+  lp.max_steps = 0  # stop every probe after so many L-BFGS steps from a zero head; 0: converged
+  lp.rescale = False  # fine-tune a probed head at the standard deviation of the random one
 
   config.ft = _gradient(epochs=8, learning_rates=(1e-3,), norm_mode="batch")
   config.lp_ft = _gradient(epochs=8, learning_rates=(1e-4,), norm_mode="running")
@@ -179,12 +181,17 @@ def make_method(
   block_names: Sequence[str],
 ) -> methods.Method:
   """The stages of a named method at one learning rate, for a network with these blocks."""
-  probe = methods.linear_probing(l2=tuple(config.lp.l2), standardize=config.lp.standardize)
+  probe = functools.partial(
+    methods.linear_probing,
+    l2=tuple(config.lp.l2),
+    standardize=config.lp.standardize,
+    max_steps=config.lp.max_steps or None,
+  )
   if name == "lp":
-    return probe
+    return probe()
   own = config[name]
   probe_first = own.probe_first if "probe_first" in own else name == "lp_ft"
-  first = probe if probe_first else ()
+  first = probe(rescale=config.lp.rescale) if probe_first else ()
   if name.startswith("auto_"):
     return first + _auto_method(config, name, learning_rate)
   stage = stage_options(config, own, learning_rate)

@@ -22,12 +22,14 @@ class Target:
     validation: likewise.
     test: read for test numbers alone.
     columns: [C] positions of its classes among those of the data set as loaded.
+    all_names: of those.
   """
 
   train: data.Dataset
   validation: data.Dataset
   test: data.Dataset
   columns: np.ndarray
+  all_names: tuple[str, ...]
 
 
 def load_target(config: Any) -> Target:
@@ -43,7 +45,7 @@ def load_target(config: Any) -> Target:
       f"{config.data.train} has images of {len(columns)} classes; two seen ones and an absent one "
       "are needed"
     )
-  return Target(*(_renumbered(part, columns) for part in parts), columns)
+  return Target(*(_renumbered(part, columns) for part in parts), columns, parts[0].class_names)
 
 
 def _splits(config: Any) -> list[data.Dataset]:
@@ -135,11 +137,3 @@ def require(rows: np.ndarray, part: dataset.Dataset, classes: np.ndarray) -> Non
       f"{part.name}, split {part.split!r}, has no image of the classes {names}; choose more seen "
       "classes or another seed"
     )
-
-
-def class_names(config: Any) -> tuple[str, ...]:
-  """The classes of the target's data set, those that do not occur in it too."""
-  split = registry.splits_of(config.data.train)[-1]
-  size = config.data.image_size
-  loaded = data.load(config.data.train, split, size, interpolation=config.data.interpolation)
-  return loaded.class_names

@@ -26,9 +26,7 @@ def alg_gamma(arrays: Arrays, absent: np.ndarray) -> float:
   return float(calibration.average_logit_gap(logits, labels, absent))
 
 
-def pcv_gamma(
-  held_out: Sequence[Arrays], partitions: Sequence[class_splits.Partition]
-) -> float:
+def pcv_gamma(held_out: Sequence[Arrays], partitions: Sequence[class_splits.Partition]) -> float:
   """gamma by PCV from the held-out logits of one training per pseudo split."""
   return float(
     calibration.pseudo_cross_validation_gamma(

@@ -11,9 +11,9 @@ from subtune_jax.calibration import class_splits
 from subtune_jax.experiments import (
   compare,
   facts,
-  holistic,
   holistic_config,
   holistic_numbers,
+  holistic_study,
 )
 from subtune_jax.experiments import workdir as workdir_lib
 from subtune_jax.report import holistic_text, records
@@ -23,7 +23,7 @@ from subtune_jax.training import export
 Row = dict[str, Any]
 
 
-def finish(study: holistic.Study, trained: holistic.Trained, command: str) -> Row:
+def finish(study: holistic_study.Study, trained: holistic_study.Trained, command: str) -> Row:
   """Reads what was stored, writes the record, removes what it does not name, prints the table."""
   study.run.progress.line("reading what was stored of every epoch")
   body = _body(study, trained)
@@ -49,10 +49,10 @@ def finish(study: holistic.Study, trained: holistic.Trained, command: str) -> Ro
   return record
 
 
-def _body(study: holistic.Study, trained: holistic.Trained) -> Row:
+def _body(study: holistic_study.Study, trained: holistic_study.Trained) -> Row:
   gammas = {
     key: holistic_numbers.pcv_gamma(
-      [holistic.read_file(study.epoch_path(row)) for _, row in splits], [p for p, _ in splits]
+      [holistic_study.read_file(study.epoch_path(row)) for _, row in splits], [p for p, _ in splits]
     )
     for key, splits in trained.pcv.items()
   }
@@ -91,24 +91,23 @@ def _body(study: holistic.Study, trained: holistic.Trained) -> Row:
   }  # fmt: skip
 
 
-def _relative(study: holistic.Study, path: Any) -> str:
+def _relative(study: holistic_study.Study, path: Any) -> str:
   return str(path.relative_to(study.workdir))
 
 
 def _networks(
-  study: holistic.Study, trained: holistic.Trained, gammas: Mapping[Any, float]
+  study: holistic_study.Study, trained: holistic_study.Trained, gammas: Mapping[Any, float]
 ) -> Iterator[Row]:
   """Every network that the record has numbers of."""
   own = study.config.holistic
-  before = holistic.source_arrays(study)
+  before = holistic_study.source_arrays(study)
   for seed in study.config.seeds:
     yield _pretrained(study, before, seed)
   for name, result in trained.methods.items():
     for seed, row in result["rows"].items():
       made = _training(study, "main", row, study.main(seed), before, gammas.get((name, seed)))
       if name == "ft" and trained.sizes:
-        arrays = holistic.read_file(study.epoch_path(row))
-        made["common"] = holistic_numbers.on_classes(arrays, _common(study, seed))
+        made |= _on_common(study, row, seed)
       yield made | _place(study, seed, own.how, own.num_seen[0])
   if holistic_config.WISE_FT in study.config.methods:
     for seed, row in trained.methods["ft"]["rows"].items():
@@ -121,8 +120,7 @@ def _networks(
   for (seed, how, number), row in trained.sizes.items():
     made = _training(study, "size", row, study.partitions[seed, how, number], before)
     if made["epochs"]:
-      arrays = holistic.read_file(study.epoch_path(row))
-      made["common"] = holistic_numbers.on_classes(arrays, _common(study, seed))
+      made |= _on_common(study, row, seed)
     yield made | _place(study, seed, how, number)
   for row in trained.sweep:
     seed = study.config.seeds[0]
@@ -130,21 +128,29 @@ def _networks(
     yield made | _place(study, seed, own.how, own.num_seen[0])
 
 
-def _place(study: holistic.Study, seed: int, how: str, number: int) -> Row:
+def _place(study: holistic_study.Study, seed: int, how: str, number: int) -> Row:
   return {"partition": list(study.partitions).index((seed, how, number))}
 
 
-def _common(study: holistic.Study, seed: int) -> np.ndarray:
-  """[C] bool: the classes that are absent at every size of this seed; [] raises nothing here."""
+def _common(study: holistic_study.Study, seed: int) -> np.ndarray:
+  """[C] bool: the classes that are absent at every size of this seed, or none."""
   own = [p.absent for (s, _, _), p in study.partitions.items() if s == seed]
-  common = np.logical_and.reduce(own)
-  return common if common.any() else own[0]
+  return np.logical_and.reduce(own)
 
 
-def _pretrained(study: holistic.Study, arrays: Mapping[str, np.ndarray], seed: int) -> Row:
+def _on_common(study: holistic_study.Study, row: Row, seed: int) -> Row:
+  """{"common"}, where the sizes share an absent class that the test has."""
+  common = _common(study, seed)
+  if not common[study.target.test.labels].any():
+    return {}
+  arrays = holistic_study.read_file(study.epoch_path(row))
+  return {"common": holistic_numbers.on_classes(arrays, common)}
+
+
+def _pretrained(study: holistic_study.Study, arrays: Mapping[str, np.ndarray], seed: int) -> Row:
   own = study.config.holistic
   name, absent = holistic_config.PRETRAINED, study.main(seed).absent
-  epoch = {"stage": None, "epoch": 0, "file": _relative(study, holistic.source_path(study))}
+  epoch = {"stage": None, "epoch": 0, "file": _relative(study, holistic_study.source_path(study))}
   return {
     "use": "pretrained", "method": name, "title": holistic_config.title(name), "seed": seed,
     "key": None, "learning_rate": None, "validation_accuracy": None, "trained_params": 0,
@@ -154,7 +160,7 @@ def _pretrained(study: holistic.Study, arrays: Mapping[str, np.ndarray], seed: i
 
 
 def _training(
-  study: holistic.Study,
+  study: holistic_study.Study,
   use: str,
   row: Row,
   partition: class_splits.Partition,
@@ -162,13 +168,15 @@ def _training(
   pcv: float | None = None,
 ) -> Row:
   """A training's entry; without epochs where it diverged."""
-  name = row["method"].partition(holistic.TAG)[0]
-  every = name in study.config.holistic.along and holistic.TAG not in row["method"]
+  name = row["method"].partition(holistic_study.TAG)[0]
+  every = name in study.config.holistic_study.along and holistic_study.TAG not in row["method"]
   history = row["history"] if every else row["history"][-1:]
   epochs, arrays = [], None
   for past in history:
-    path = study.workdir / holistic.EPOCHS / row["key"] / f"{past['stage']}-{past['epoch']}.npz"
-    arrays = holistic.read_file(path)
+    path = (
+      study.workdir / holistic_study.EPOCHS / row["key"] / f"{past['stage']}-{past['epoch']}.npz"
+    )
+    arrays = holistic_study.read_file(path)
     found = holistic_numbers.numbers(arrays, partition.absent, pcv=pcv)
     place = {"stage": past["stage"], "epoch": past["epoch"], "file": _relative(study, path)}
     epochs.append(place | found)
@@ -185,17 +193,17 @@ def _training(
 
 
 def _wise(
-  study: holistic.Study, row: Row, seed: int, alpha: float, before: Mapping[str, np.ndarray]
+  study: holistic_study.Study, row: Row, seed: int, alpha: float, before: Mapping[str, np.ndarray]
 ) -> Row:
   """The source model and a fine-tuned one, interpolated."""
   own = study.config.holistic
-  path = study.workdir / holistic.EPOCHS / row["key"] / f"wise-{alpha:g}.npz"
+  path = study.workdir / holistic_study.EPOCHS / row["key"] / f"wise-{alpha:g}.npz"
   if not path.exists():
     start = study.source.pretrained.variables
     end, _ = export.load_task(study.workdir / "tasks" / row["key"], start)
     between = interpolation.interpolate(start, end, alpha)
-    records.write_npz(path, holistic.read_target(study, between))
-  arrays, absent = holistic.read_file(path), study.main(seed).absent
+    records.write_npz(path, holistic_study.read_target(study, between))
+  arrays, absent = holistic_study.read_file(path), study.main(seed).absent
   epoch = {"stage": None, "epoch": None, "file": _relative(study, path)}
   return {
     "use": "wise", "method": holistic_config.WISE_FT, "alpha": alpha, "seed": seed,
@@ -231,11 +239,13 @@ def _table(networks: Sequence[Row], uses: Sequence[str]) -> list[Row]:
   return rows
 
 
-def _clean(study: holistic.Study, body: Row) -> None:
+def _clean(study: holistic_study.Study, body: Row) -> None:
   """Removes the weights and arrays of trainings that the record does not name."""
-  named = {n["key"] for n in body["networks"]} | {s["key"] for p in body["pcv"] for s in p["splits"]}
+  named = {n["key"] for n in body["networks"]} | {
+    s["key"] for p in body["pcv"] for s in p["splits"]
+  }
   weights = {n["key"] for n in body["networks"] if n["use"] == "main"}
-  for folder, keep in ((holistic.EPOCHS, named), ("tasks", weights)):
+  for folder, keep in ((holistic_study.EPOCHS, named), ("tasks", weights)):
     for path in sorted((study.workdir / folder).iterdir()):
       if path.is_dir() and path.name not in keep:
         shutil.rmtree(path)

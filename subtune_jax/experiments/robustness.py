@@ -62,10 +62,12 @@ def run(
   seen = _Seen(state)
   state.watch = seen.watch
   chosen = compare.train_all(state)
-  return compare.finish(
+  record = compare.finish(
     state, chosen, command, more=lambda: {"robustness": _study(state, seen, chosen)},
     write_page=robustness_page.write_page,
   )  # fmt: skip
+  state.progress.stream.write(f"\n{robustness_page.format_text(record)}\n")
+  return record
 
 
 @dataclasses.dataclass(frozen=True)

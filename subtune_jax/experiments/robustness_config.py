@@ -47,8 +47,8 @@ def check(config: Any) -> None:
   if own.test_images < 0:
     raise ValueError(f"robustness.test_images is {own.test_images}; give a number, or 0 for all")
   steps = tuple(own.probe_steps)
-  if list(steps) != sorted(set(steps)) or (steps and steps[0] < 0):
-    raise ValueError(f"robustness.probe_steps is {steps}; give rising numbers from 0")
+  if list(steps) != sorted(set(steps)) or (steps and steps[0] < 1):
+    raise ValueError(f"robustness.probe_steps is {steps}; give rising numbers from 1")
   if steps and "lp_ft" not in config.methods:
     raise ValueError("robustness.probe_steps needs 'lp_ft' in config.methods")
   if config.data.retrain:

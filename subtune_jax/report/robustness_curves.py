@@ -34,6 +34,8 @@ def _draw(
 
 def distortion_by_epoch(study: study_lib.Study):
   """Distortion of the last block's features along training, and their CKA with the pretrained."""
+  if not study.tuned:
+    return None
   found = robustness_plots.sides(study)
   figure = plots.new_figure(max(5.4 * len(found), 7.5), 6.4)
   panels = figure.subplots(2, len(found), squeeze=False, sharex=True, sharey="row")
@@ -64,7 +66,7 @@ def distortion_by_epoch(study: study_lib.Study):
   panels[1, 0].set_ylabel("linear CKA with the\npretrained features", fontsize=plots.SIZE)
   for axes in panels.flat:
     axes.set_xlim(left=0)
-    axes.locator_params(axis="x", integer=True, nbins=8)
+    robustness_plots.integer_epochs(axes)
     plots.clean(axes)
   marks.legend(figure, robustness_plots.method_entries(study, study.methods, line=True))
   return figure
@@ -86,7 +88,7 @@ def accuracy_by_epoch(study: study_lib.Study):
       values.append(curves.ravel())
     _mark_stages(study, axes, name, trainings[0], last)
     axes.set_xlim(0.5, last + 0.5)
-    axes.locator_params(axis="x", integer=True, nbins=7)
+    robustness_plots.integer_epochs(axes)
     axes.set_xlabel("epoch, over all stages", fontsize=plots.SIZE)
     plots.clean(axes)
   low, high = np.concatenate(values).min(), np.concatenate(values).max()
@@ -117,9 +119,7 @@ def _stages(training: Row, length: int) -> list[tuple[int, int]]:
 
 def _mark_stages(study: study_lib.Study, axes, method: str, training: Row, length: int) -> None:
   """The method above its panel; below it the names of the stages, dashed lines between them."""
-  axes.set_title(
-    plots.plain(plots.shorten(study.titles[method], 30)), fontsize=plots.SIZE, pad=20
-  )
+  axes.set_title(plots.plain(plots.shorten(study.titles[method], 30)), fontsize=plots.SIZE, pad=20)
   stages, ranges = study.method(method)["stages"], _stages(training, length)
   for number, (begin, end) in enumerate(ranges):
     if number:
@@ -146,9 +146,7 @@ def interpolation(study: study_lib.Study):
     _draw_line(study, axes, name, rows)
     if study.ood:
       axes.sharex(panels[0])
-    axes.set_title(
-      plots.plain(plots.shorten(study.titles[name], 30)), fontsize=plots.SIZE, pad=20
-    )
+    axes.set_title(plots.plain(plots.shorten(study.titles[name], 30)), fontsize=plots.SIZE, pad=20)
     label = f"accuracy on {study.title_of(study.id)}, %" if study.ood else "alpha"
     axes.set_xlabel(label, fontsize=plots.SIZE)
     axes.margins(0.08)

@@ -8,9 +8,17 @@ import pathlib
 
 import numpy as np
 
-from subtune_jax.report import html, plots, records, robustness_curves, robustness_plots
+from subtune_jax.report import (
+  html,
+  plots,
+  records,
+  robustness_curves,
+  robustness_plots,
+  search_page,
+  style,
+  table,
+)
 from subtune_jax.report import robustness_records as study_lib
-from subtune_jax.report import search_page, style, table
 
 Study = study_lib.Study
 FULL, LP_FT = "ft", "lp_ft"
@@ -252,24 +260,25 @@ def figures(study: Study) -> list[html.Figure]:
       robustness_curves.interpolation(study),
       "Curves of accuracy along the line of weights from the probe to the fine-tuned network.",
       "Weights (1 - alpha) probe + alpha fine-tuned, in equal steps of alpha. Star: the alpha of "
-      "the highest validation accuracy, which is how one may choose it. Thin: single seeds.",
+      "the highest validation accuracy, which is how one may choose it. Thin: single seeds, at their "
+      "last epoch.",
     ),
     (
       "accuracy_epochs", "Accuracy along training", robustness_curves.accuracy_by_epoch(study),
       "Test accuracy by epoch in and out of distribution, a panel per method.",
-      "Thin: single seeds. Thick: their mean. Dashed upright line: the start of the next stage. "
-      "Test labels that no choice has read.",
+      "Thin: single seeds. Thick: their mean. Single points: stages of one epoch, out of "
+      "distribution hollow. Dashed upright line: the start of the next stage.",
     ),
     (
       "rates", "Learning rate", robustness_plots.learning_rates(study),
       "Distance moved and accuracies against the learning rate of each method.",
       "At the last epoch. A small rate moves the weights little; LP-FT at a vanishing rate is its "
-      "probe (dotted). Dots: single seeds.",
+      "probe (dotted). Dots: single seeds. Methods stand a little apart at one rate.",
     ),
     (
       "probe_steps", "A probe stopped early", robustness_curves.probe_steps(study),
       "Accuracy of the probe and after fine-tuning against the number of the probe's steps.",
-      "LP-FT at its chosen rate from probes that were stopped before they converged.",
+      "LP-FT at its chosen rate from probes that were stopped after so many steps; at the last epoch.",
     ),
   ]  # fmt: skip
   return [
@@ -367,5 +376,3 @@ def format_text(record: study_lib.Row, width: int = table.WIDTH) -> str:
   lines += [f"- {reason}" for reason in found["reasons"]]
   parts.append("\n".join(search_page.wrapped(line, wide) for line in lines))
   return "\n\n".join(parts) + "\n"
-
-

@@ -14,6 +14,7 @@ from subtune_jax.report import robustness_records as study_lib
 DASHES = (0, (4, 2))
 _WIDE_RANGE = 30.0  # largest over smallest positive value from which an axis is logarithmic
 _FAINT = 0.38
+_APART = 0.04  # decades between the methods at one learning rate, so that none hides another
 MOVED = "features moved,\n% of their norm"
 
 
@@ -62,13 +63,22 @@ def from_zero(axes, values: Iterable[float], *, which: str = "y") -> None:
     scale("symlog", linthresh=least, linscale=0.4)
     first, last = round(math.log10(least)), math.ceil(math.log10(top))
     step = max(1, math.ceil((last - first) / 6))
-    axis.set_major_locator(ticker.FixedLocator([0, *(10.0**k for k in range(first, last + 1, step))]))
+    axis.set_major_locator(
+      ticker.FixedLocator([0, *(10.0**k for k in range(first, last + 1, step))])
+    )
     axis.set_minor_locator(ticker.NullLocator())
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     top = top * 1.6
   else:
     top *= 1.12
   (axes.set_ylim if which == "y" else axes.set_xlim)(0, top)
+
+
+def integer_epochs(axes) -> None:
+  """Ticks at whole epochs, one at least."""
+  from matplotlib import ticker
+
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(7, integer=True, min_n_ticks=1))
 
 
 def id_against_ood(study: study_lib.Study):
@@ -127,13 +137,23 @@ def _frame(axes, left: float, bottom: float, right: float, top: float) -> None:
   from matplotlib import patches
 
   axes.add_patch(
-    patches.Rectangle((left, bottom), right - left, top - bottom, fill=False, linewidth=0.9,
-                      edgecolor=style.MUTED, linestyle=(0, (3, 3)), zorder=1)  # fmt: skip
+    patches.Rectangle(
+      (left, bottom),
+      right - left,
+      top - bottom,
+      fill=False,
+      linewidth=0.9,
+      edgecolor=style.MUTED,
+      linestyle=(0, (3, 3)),
+      zorder=1,
+    )
   )
 
 
 def distortion_bars(study: study_lib.Study):
   """Relative distortion of the last block's features at the chosen setting, ID beside OOD."""
+  if not study.tuned:
+    return None
   found = sides(study)
   methods, height = study.methods, 0.8 / len(found)
   figure = plots.new_figure(9.5, 1.2 + 0.36 * len(methods) * len(found) + 0.12 * len(methods))
@@ -198,6 +218,8 @@ def _bar_entries(found: dict[bool, str]):
 
 def distortion_by_block(study: study_lib.Study):
   """Relative distortion of every block's features, input to head, a panel for ID and OOD."""
+  if not study.tuned:
+    return None
   units, found = study.entry["units"], sides(study)
   width = marks.page_width(len(units), 0.54)
   figure = plots.new_figure(width, 0.8 + marks.label_room(units) + 2.6 * len(found))
@@ -227,11 +249,16 @@ def learning_rates(study: study_lib.Study):
   methods = [m for m in study.methods if len(_rates(study, m)) > 1]
   if not methods:
     return None
-  found = {None: "weights moved, %"} | {ood: f"accuracy on\n{t}, %" for ood, t in sides(study).items()}
+  found = {None: "weights moved, %"} | {
+    ood: f"accuracy on\n{t}, %" for ood, t in sides(study).items()
+  }
   figure = plots.new_figure(max(4.1 * len(found), 8.0), 4.5)
   panels = figure.subplots(1, len(found), squeeze=False)[0]
   for axes, (side, label) in zip(panels, found.items(), strict=True):
-    shown = [value for name in methods for value in _draw_rates(study, axes, name, side)]
+    shown = []
+    for place, name in enumerate(methods):
+      apart = 10 ** (_APART * (place - (len(methods) - 1) / 2))
+      shown += _draw_rates(study, axes, name, side, apart)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate", fontsize=plots.SIZE)
     axes.set_ylabel(label, fontsize=plots.SIZE)
@@ -250,7 +277,9 @@ def _rates(study: study_lib.Study, method: str) -> list[float]:
   return sorted({row["learning_rate"] for row in study.trainings(method)} - {0.0})
 
 
-def _draw_rates(study: study_lib.Study, axes, method: str, side: bool | None) -> Sequence[float]:
+def _draw_rates(
+  study: study_lib.Study, axes, method: str, side: bool | None, apart: float
+) -> Sequence[float]:
   """One method of `learning_rates`; side None is the distance. Returns the values in per cent."""
   color = style.colors(study.methods)[method]
   marker = style.markers(study.methods)[method]
@@ -266,10 +295,12 @@ def _draw_rates(study: study_lib.Study, axes, method: str, side: bool | None) ->
     means[rate] = float(np.mean(values))
     shown += values
     if len(values) > 1:
-      axes.scatter([rate] * len(values), values, s=11, color=color, alpha=0.55, linewidths=0)
-  axes.plot(list(means), list(means.values()), color=color, marker=marker, markersize=5.5,
-            linewidth=1.7, zorder=3)  # fmt: skip
-  axes.plot([chosen], [means[chosen]], marker="o", markersize=13, markerfacecolor="none",
+      axes.scatter(
+        [rate * apart] * len(values), values, s=11, color=color, alpha=0.55, linewidths=0
+      )
+  xs, ys = [rate * apart for rate in means], list(means.values())
+  axes.plot(xs, ys, color=color, marker=marker, markersize=5.5, linewidth=1.7, zorder=3)
+  axes.plot([chosen * apart], [means[chosen]], marker="o", markersize=13, markerfacecolor="none",
             markeredgecolor=color, markeredgewidth=1.5, linestyle="none", zorder=4)  # fmt: skip
   return shown
 
@@ -277,8 +308,10 @@ def _draw_rates(study: study_lib.Study, axes, method: str, side: bool | None) ->
 def _rate_entries(study: study_lib.Study):
   from matplotlib import lines
 
-  ring = lines.Line2D([], [], marker="o", markersize=10, markerfacecolor="none",
-                      markeredgecolor=style.MUTED, markeredgewidth=1.5, linestyle="none")  # fmt: skip
+  ring = lines.Line2D(
+    [], [], marker="o", markersize=10, markerfacecolor="none", markeredgecolor=style.MUTED,
+    markeredgewidth=1.5, linestyle="none",
+  )  # fmt: skip
   entries = [(ring, "rate chosen")]
   if study_lib.PROBE in study.methods:
     color = style.colors(study.methods)[study_lib.PROBE]

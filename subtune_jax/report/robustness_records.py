@@ -93,6 +93,11 @@ class Study:
     return [method["name"] for method in self.record["methods"]]
 
   @property
+  def tuned(self) -> list[str]:
+    """Methods that move features, all but the probe."""
+    return [name for name in self.methods if name != PROBE]
+
+  @property
   def titles(self) -> dict[str, str]:
     return {method["name"]: method["title"] for method in self.record["methods"]}
 

@@ -16,7 +16,6 @@ import numpy as np
 from subtune_jax.data import lazy
 from subtune_jax.training import mesh as mesh_lib
 
-
 NO_COLUMNS: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
 

@@ -143,7 +143,7 @@ def probe_stage(training, index, stage, plan, found) -> PyTree:
   labels = [np.asarray(x.labels) for x in sets]
   path = probe.fit_path(
     features[0], labels[0], num_classes=model.num_classes, l2=stage.solver.l2,
-    standardize=stage.solver.standardize,
+    standardize=stage.solver.standardize, max_steps=stage.solver.max_steps,
   )  # fmt: skip
   if training.validation is None:
     chosen, note = 0, {"l2": float(path.l2[0])}
@@ -151,6 +151,8 @@ def probe_stage(training, index, stage, plan, found) -> PyTree:
     choice = probe.choose(path, features[1], labels[1])
     chosen, note = choice.index, _probe_note(path, choice)
   head = path.head(chosen)
+  if stage.solver.rescale:
+    head = probe.rescale(head, np.std(training.variables["params"]["head"]["kernel"]))
   logits, *validation = (f @ head["kernel"] + head["bias"] for f in features)
   watch.add_to(training)
   training.stages[index] |= note

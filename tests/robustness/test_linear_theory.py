@@ -90,7 +90,7 @@ def test_distance_is_the_minimum_over_two_by_two_rotations():
     largest = linalg.subspace_angles(one.T, two.T)[0]
     assert distance == pytest.approx(2 * math.sin(largest / 2), abs=1e-12)
     closest = np.linalg.norm(one - all_of_them @ two, axis=(1, 2)).min()
-    assert closest > distance + 0.01  # another norm would not pass
+    assert closest > distance + 1e-3  # another norm would not pass
 
 
 def test_distance_is_the_minimum_over_rotations_of_three_features():
@@ -273,8 +273,9 @@ def test_table(results):
     assert np.median(getattr(results, name), 1).max() < 1e-22, name
   assert (results.lp_ft_ood <= results.lp_ood + 1e-20).all()
   medians = {name: np.median(getattr(results, name), 1) for name in results._fields[1:]}
-  assert (medians["ft_best_ood"] > 3 * medians["lp_ood"]).all()
-  assert (medians["ft_best_ood"] > 4 * medians["lp_ft_ood"]).all()
+  # Far below FT while features are good; half of it where they are hardly related.
+  assert (medians["ft_best_ood"] > np.array([1e9, 100, 20, 4, 2]) * medians["lp_ood"]).all()
+  assert (medians["ft_best_ood"] > np.array([1e9, 100, 20, 5, 2]) * medians["lp_ft_ood"]).all()
   assert (medians["ft_best_ood"] > 0.9 * medians["ft_ood"]).all()  # no time is a good one
   assert (medians["lp_ood"][1:] > 1.2 * medians["lp_ft_ood"][1:]).all()
   assert (np.diff(medians["lp_ood"]) > 0).all()
@@ -313,7 +314,7 @@ def test_what_the_flow_keeps(results, problem, path):
 
 
 def test_a_loose_solver_would_be_seen_to_drift(problem):
-  loose = gradient_flow.fine_tune(problem, [0, 0.3, 3, 30], rtol=1e-6, atol=1e-6)
+  loose = gradient_flow.fine_tune(problem, [0, 0.3, 3, 30], rtol=1e-8, atol=1e-8)
   assert loose.drift.max() > 1e-8
 
 
