@@ -1,7 +1,7 @@
 r"""Fine-tuning on some of the classes, tested on all of them: who forgets what, and calibration.
 
   python -m subtune_jax.main --config=configs/calibration.py
-  python -m subtune_jax.main --config=configs/calibration.py:source=emoji_domains/fluent,target=emoji_domains/openmoji
+  ... --config=configs/calibration.py:source=emoji_domains/fluent,target=emoji_domains/openmoji
   python -m subtune_jax.main --config=configs/calibration.py:study=main
   python -m subtune_jax.main --config=configs/calibration.py:study=sweep,image_size=32
 

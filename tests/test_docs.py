@@ -61,6 +61,7 @@ def test_robustness_in_python(capsys):
   assert "{0: 1}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_search_in_python(tmp_path, monkeypatch, capsys):
   """At 32 px and with less training, as the time of a test allows."""
   monkeypatch.chdir(tmp_path)
@@ -95,12 +96,3 @@ def test_calibration_in_python():
   }  # fmt: skip
   exec(block, space)
   assert np.isfinite(space["gamma"])
-
-
-def test_theory_in_python(tmp_path, monkeypatch, capsys):
-  monkeypatch.chdir(tmp_path)
-  pathlib.Path("docs/images").mkdir(parents=True)
-  (block, *_) = python_blocks("theory.md")
-  exec(block, {})
-  assert "| 0.224 |" in capsys.readouterr().out
-  assert next(pathlib.Path("docs/images").glob("*.png")).stat().st_size > 10_000

@@ -8,7 +8,7 @@ import pytest
 from subtune_jax import hooks, masks, methods, models
 from subtune_jax.data import preprocess
 from subtune_jax.models import side
-from subtune_jax.training import loop
+from subtune_jax.training import ledger, local_runs, loop, stages
 from subtune_jax.training import plan as plan_lib
 from tests import tiny
 
@@ -155,5 +155,176 @@ def test_side_tuning_trains_the_side_and_leaves_the_base():
   ],
 )
 def test_bad_values(make, text):
+  with pytest.raises(ValueError, match=text):
+    make()
+
+
+def test_distillation_by_hand():
+  logits = jnp.array([[0.0, 0.0, 5.0], [jnp.log(3.0), 0.0, -2.0]])
+  source = jnp.array([[jnp.log(3.0), 0.0, -jnp.inf], [jnp.log(3.0), 0.0, -jnp.inf]])
+  batch = {"source_logits": source}
+  kl = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
+  found = hooks.Distillation(2.0)(None, None, logits, batch)
+  assert float(found) == pytest.approx(2.0 * kl / 2, rel=1e-5)
+  gradient = jax.grad(lambda z: hooks.Distillation(1.0, 2.0)(None, None, z, batch))(logits)
+  assert bool(jnp.all(jnp.isfinite(gradient)))
+  np.testing.assert_array_equal(gradient[:, 2], 0.0)
+  none = {"source_logits": jnp.full_like(source, -jnp.inf)}
+  assert float(hooks.Distillation(1.0)(None, None, logits, none)) == 0
+  with pytest.raises(ValueError, match="source_logits"):
+    hooks.Distillation(1.0)(None, None, logits, {})
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (3, 6)])
+def test_feature_rank_is_the_norm_of_the_correlations(shape):
+  features = np.random.default_rng(0).normal(size=shape)
+  correlation = np.corrcoef(features.T)
+  wanted = 0.5 * np.sum(correlation**2) / shape[1] ** 2
+  batch = {"features": jnp.asarray(features, jnp.float32)}
+  assert float(hooks.FeatureRank(0.5)(None, None, None, batch)) == pytest.approx(wanted, rel=1e-4)
+  constant = {"features": jnp.ones(shape)}
+
+  def penalty(f):
+    return hooks.FeatureRank(1.0)(None, None, None, {"features": f})
+
+  assert float(penalty(constant["features"])) == 0
+  assert bool(jnp.all(jnp.isfinite(jax.grad(penalty)(constant["features"]))))
+
+
+def test_distillation_and_feature_rank_in_the_loop():
+  """Weight 0 is full fine-tuning; the columns follow their examples, whatever the order."""
+  model, variables = tiny.make()
+  train = tiny.examples()
+  engine = tiny.engine(model)
+  source = engine.predict(variables, train.images)
+
+  class WithSource:
+    images, labels, columns = train.images, train.labels, {"source_logits": source}
+
+  def trained(penalty, examples=WithSource, epochs=3):
+    method = methods.full_fine_tuning(3e-2, epochs=epochs, norm_mode="running", penalty=penalty)
+    return loop.fit(engine, variables, method, examples, None)
+
+  plain = trained(None, train).variables
+  for penalty in (hooks.Distillation(0.0), hooks.FeatureRank(0.0)):
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(trained(penalty).variables),
+                    strict=True):  # fmt: skip
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+  def distance(found):
+    logits = engine.predict(found, train.images)
+    return float(hooks.Distillation(1.0)(None, None, logits, {"source_logits": source}))
+
+  assert distance(trained(hooks.Distillation(100.0)).variables) < 0.3 * distance(plain)
+  # Before the first step source and network agree: the first loss is the cross-entropy alone.
+  first = trained(hooks.Distillation(100.0), epochs=1).history[0]["train_loss"]
+  assert first < 3 * trained(None, train, epochs=1).history[0]["train_loss"]
+
+
+def test_head_only_and_without_head_train_disjoint_parts():
+  _, variables = tiny.make()
+  before = variables["params"]
+  head = fit(methods.head_only(1e-2, epochs=1)).variables["params"]
+  rest = fit(methods.without_head(methods.full_fine_tuning(1e-2, epochs=1))).variables["params"]
+  assert equal(head | {"head": None}, before | {"head": None})
+  assert not equal(head["head"], before["head"])
+  assert equal(rest["head"], before["head"])
+  assert not equal(rest["block0"], before["block0"])
+  assert methods.head_only(1.0, head_learning_rate=2.0, epochs=1)[0].solver.learning_rates == {
+    "head": 2.0
+  }
+  with pytest.raises(ValueError, match="cannot do without it"):
+    methods.without_head(methods.linear_probing())
+
+
+def test_an_epoch_of_so_many_steps_draws_every_example_before_any_comes_again():
+  orders = [stages.epoch_order(3, 0, epoch, 10, 4, steps=3) for epoch in range(5)]
+  assert {order.shape for order in orders} == {(3, 4)}
+  rows = np.concatenate([order.reshape(-1) for order in orders])
+  for begin in range(0, 60, 10):
+    assert sorted(rows[begin : begin + 10]) == list(range(10))
+  assert not np.array_equal(rows[:10], rows[10:20])
+  longer = fit(methods.full_fine_tuning(1e-2, epochs=2, steps_per_epoch=5))
+  assert len(longer.history) == 2
+
+
+def test_a_local_run_leaves_out_classes_and_the_mean_of_equal_runs_is_the_run():
+  labels = np.arange(24) % 3
+  order = np.arange(24).reshape(3, 8)
+  leave_out = methods.LeaveOut(runs=4, share=0.34)
+  made = local_runs.orders(leave_out, labels, order, [0, 1])
+  assert [o.shape for o in made] == [(3, 8)] * 4
+  assert all(len(np.unique(labels[o])) == 2 for o in made)
+  assert len({tuple(np.unique(labels[o])) for o in made}) > 1
+
+  def run_epoch(state, order, epoch):
+    return jax.tree.map(lambda x: x + 1, state), {"loss": np.float32(order.sum())}
+
+  state = {"w": jnp.array([0.1, 0.7]), "count": jnp.asarray(3)}
+  after, metrics = local_runs.run(run_epoch, state, made, 0, tiny.one_device())
+  assert equal(after, {"w": state["w"] + 1, "count": jnp.asarray(4)})
+  assert metrics["loss"] == pytest.approx(np.mean([o.sum() for o in made]))
+  with pytest.raises(ValueError, match="at least 2 classes"):
+    local_runs.orders(leave_out, labels * 0, order, [0])
+
+
+def test_lolsgd_is_the_mean_of_its_local_runs():
+  """One epoch against trainings on the same orders, averaged by hand."""
+  leave_out = methods.LeaveOut(runs=2, share=0.34)
+  model, variables = tiny.make()
+  train = tiny.examples()
+  rate = {"epochs": 1, "schedule": "constant", "optimizer": "sgd", "momentum": 0.0}
+  method = methods.lolsgd(1e-2, leave_out=leave_out, **rate)
+  found = loop.fit(tiny.engine(model), variables, method, train, None).variables
+  order = stages.epoch_order(0, 0, 0, 24, 8)
+  ends = []
+  for own in local_runs.orders(leave_out, train.labels, order, [0, 0, 0]):
+    now = variables
+    for rows in own:
+      part = loop.Examples(train.images[rows], train.labels[rows])
+      step = methods.full_fine_tuning(1e-2, **rate)
+      now = loop.fit(tiny.engine(model), now, step, part, None).variables
+    ends.append(now)
+  mean = jax.tree.map(lambda *x: sum(x) / len(x), *ends)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(mean), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", methods.OPTIMIZERS)
+def test_every_optimiser_learns(optimizer):
+  rate = 1.0 if optimizer == "adadelta" else 1e-2
+  method = methods.full_fine_tuning(
+    rate, epochs=4, optimizer=optimizer, weight_decay=1e-3, schedule="constant"
+  )
+  losses = [row["train_loss"] for row in fit(method).history]
+  assert losses[-1] < losses[0]
+
+
+def test_fields_that_came_later_do_not_change_old_keys():
+  (stage,) = methods.full_fine_tuning(1e-2, epochs=1)
+  plain = ledger.plain(stage)["solver"]
+  assert not {"steps_per_epoch", "leave_out"} & set(plain)
+  (stage,) = methods.full_fine_tuning(
+    1e-2, epochs=1, steps_per_epoch=2, leave_out=methods.LeaveOut(2, 0.5)
+  )
+  plain = ledger.plain(stage)["solver"]
+  assert plain["steps_per_epoch"] == 2
+  assert plain["leave_out"] == {"runs": 2, "share": 0.5}
+
+
+@pytest.mark.parametrize(
+  ("make", "text"),
+  [
+    (lambda: hooks.Distillation(-1.0), "weight is -1.0"),
+    (lambda: hooks.Distillation(1.0, 0.0), "temperature is 0.0"),
+    (lambda: hooks.FeatureRank(-1.0), "weight is -1.0"),
+    (lambda: methods.LeaveOut(0, 0.5), "runs is 0"),
+    (lambda: methods.LeaveOut(1, 1.0), "share is 1.0"),
+    (lambda: methods.full_fine_tuning(1e-3, epochs=1, steps_per_epoch=-1), "steps_per_epoch is -1"),
+    (lambda: methods.full_fine_tuning(1e-3, epochs=1, optimizer="lion"), "optimizer is 'lion'"),
+    (lambda: methods.auto_rgn(1e-3, epochs=1, optimizer="rmsprop"), "rates go with"),
+  ],
+)
+def test_bad_values_of_holistic_transfer(make, text):
   with pytest.raises(ValueError, match=text):
     make()

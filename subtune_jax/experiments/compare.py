@@ -110,9 +110,7 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Run:
 
 def train_all(run: Run) -> dict[str, Row]:
   """Method -> {"name", "grid", "chosen", "tried", "learning_rate"}: every training of the run."""
-  chosen = {name: _train_method(run, name, rates) for name, rates in grids_of(run.config).items()}
-  run.writer.close()
-  return chosen
+  return {name: _train_method(run, name, rates) for name, rates in grids_of(run.config).items()}
 
 
 def finish(
@@ -134,6 +132,7 @@ def finish(
   """
   run.progress.line("reading the test splits")
   record = _record(run, chosen, command) | dict(more())
+  run.writer.close()
   workdir_lib.write_json(run.workdir / records.RESULTS, record)
   written = records.load(run.workdir)
   summary = table.summarize(written)

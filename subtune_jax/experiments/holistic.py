@@ -1,4 +1,4 @@
-"""Holistic transfer: fine-tune on some of the classes, test on all ("... if Calibrated", 2409.16223).
+"""Holistic transfer: fine-tune on some of the classes, test on all (arXiv 2409.16223).
 
 A source model that knows all classes Y is fine-tuned in a target domain on images of the seen
 classes S, with cross-entropy over all logits; the absent classes U = Y - S come back in the test.
@@ -13,9 +13,9 @@ Each network is read once, and everything else is computed from what that left b
 
 with "test/labels" [n], "test/logits" [n, C], "test/features" [n, d] of all classes, "train/..." of
 the target's training images of all classes (the training saw those of seen classes alone), and
-"head/kernel" [d, C], "head/bias" [C]. Trainings of the sweep have no features; trainings of a pseudo
-split have "held_out/logits" and "held_out/labels" alone, of seen classes. Labels count from 0 in
-the order of record["data"]["class_names"].
+"head/kernel" [d, C], "head/bias" [C]. Trainings of the sweep have no features; trainings of a
+pseudo split have "held_out/logits" and "held_out/labels" alone, of seen classes. Labels count from
+0 in the order of record["data"]["class_names"].
 
 results.json has name, title, command, created, versions, devices, config and backbone as a
 comparison has, data {"train": target, "source", "class_names", "num_train", "num_validation",
@@ -27,7 +27,8 @@ comparison has, data {"train": target, "source", "class_names", "num_train", "nu
   networks    [network], each of
     id         of this entry
     use        "pretrained", "main", "wise", "block", "size" or "sweep"
-    method     name ("ft", "subtuning:14..top", "sweep:adam:0.0005", ...); title; seed; partition: id
+    method     name ("ft", "subtuning:14..top", "sweep:adam:0.0005", ...); title; seed
+    partition  id of its classes
     key        of the training (null for the source model); learning_rate; alpha (of "wise")
     validation_accuracy, trained_params, seconds
     directions {"similarity": {"seen", "absent", "between"}, "update_length", "norm_before",

@@ -225,8 +225,8 @@ def check(config: Any) -> None:
   choices.check("source.method", config.source.method, _SOURCE_METHODS)
   if (own.how == "given") != bool(own.given):
     raise ValueError(
-      f"holistic.how is {own.how!r} and holistic.given is {tuple(own.given)}; names of seen classes "
-      "go with how='given', and with it only"
+      f"holistic.how is {own.how!r} and holistic.given is {tuple(own.given)}; names of seen "
+      "classes go with how='given', and with it only"
     )
   numbers = tuple(own.num_seen)
   if not numbers or min(numbers) < 2 or len(set(numbers)) != len(numbers):

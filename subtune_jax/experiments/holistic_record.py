@@ -173,9 +173,7 @@ def _training(
   history = row["history"] if every else row["history"][-1:]
   epochs, arrays = [], None
   for past in history:
-    path = (
-      study.workdir / holistic_study.EPOCHS / row["key"] / f"{past['stage']}-{past['epoch']}.npz"
-    )
+    path = study.epoch_path(row, past)
     arrays = holistic_study.read_file(path)
     found = holistic_numbers.numbers(arrays, partition.absent, pcv=pcv)
     place = {"stage": past["stage"], "epoch": past["epoch"], "file": _relative(study, path)}

@@ -60,7 +60,7 @@ def wrap(
 
   def twice(tree: Mapping[str, Any]) -> dict[str, Any]:
     rest = {name: leaf for name, leaf in tree.items() if name != "head"}
-    return {"side": {name: rest for name in NAMES}}
+    return {"side": dict.fromkeys(NAMES, rest)}
 
   params = {**twice(variables["params"]), "head": variables["params"]["head"]}
   return side, {"params": params, "batch_stats": twice(variables.get("batch_stats", {}))}

@@ -37,7 +37,7 @@ def distortion_by_epoch(study: study_lib.Study):
   if not study.tuned:
     return None
   found = robustness_plots.sides(study)
-  figure = plots.new_figure(max(5.4 * len(found), 7.5), 6.4)
+  figure = plots.new_figure(max(5.4 * len(found), 8.0), 6.4)
   panels = figure.subplots(2, len(found), squeeze=False, sharex=True, sharey="row")
   colors, markers = style.colors(study.methods), style.markers(study.methods)
   shown, alike = [], []
@@ -104,7 +104,7 @@ def _method_panels(methods: Sequence[str], height: float):
   """(figure, a panel per method on common scales, in rows of four)."""
   columns = min(len(methods), _PER_ROW)
   bands = math.ceil(len(methods) / columns)
-  figure = plots.new_figure(max(3.0 * columns, 6.5), 0.4 + height * bands)
+  figure = plots.new_figure(max(3.0 * columns, 9.0), 0.4 + height * bands)
   panels = figure.subplots(bands, columns, squeeze=False, sharey=True).ravel()
   for axes in panels[len(methods) :]:
     axes.remove()
@@ -209,7 +209,7 @@ def probe_steps(study: study_lib.Study):
   if not rows:
     return None
   found = robustness_plots.sides(study)
-  figure = plots.new_figure(max(4.8 * len(found), 6.5), 4.2)
+  figure = plots.new_figure(max(4.8 * len(found), 8.0), 4.2)
   panels = figure.subplots(1, len(found), squeeze=False)[0]
   steps = sorted({row["steps"] for row in rows})
   colors, markers = style.colors(study.methods), style.markers(study.methods)

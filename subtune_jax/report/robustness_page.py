@@ -40,8 +40,9 @@ _STRENGTHS = {
   "validation accuracy.",
 }
 _TABLE_NOTE = (
-  "Small: 90 % and 95 % intervals of each accuracy. Weights moved: by the whole training. Features "
-  "moved: relative distortion of the last block's features at the epoch chosen, test images."
+  "Small: 90 % and 95 % intervals of each accuracy. Epoch: of the last stage, one number per seed "
+  "where they differ. Weights moved: by the whole training. Features moved: relative distortion of "
+  "the last block's features at the epoch chosen, on test images."
 )
 _AFTER_NOTE = (
   "Accuracy of the method recommended minus that of each other one, on the same test images, with "
@@ -198,8 +199,7 @@ def recommendation_section(run: records.Run, summary: table.Summary, study: Stud
   parts = [
     "<h2>Which method should I use?</h2>",
     f'<p class="best">{html.escape(study.titles[found["method"]])}</p>',
-    f"<p>{html.escape(strength_text(study))} It was chosen by validation images and unlabelled "
-    "shifted ones; no test label was read.</p>",
+    f"<p>{html.escape(strength_text(study))} No test label was read for this.</p>",
     f"<ul>{reasons}</ul>",
   ]
   against = against_others(run, summary, found["method"])
@@ -260,8 +260,8 @@ def figures(study: Study) -> list[html.Figure]:
       robustness_curves.interpolation(study),
       "Curves of accuracy along the line of weights from the probe to the fine-tuned network.",
       "Weights (1 - alpha) probe + alpha fine-tuned, in equal steps of alpha. Star: the alpha of "
-      "the highest validation accuracy, which is how one may choose it. Thin: single seeds, at their "
-      "last epoch.",
+      "the highest validation accuracy, which is how one may choose it. Fine-tuned: at the last "
+      "epoch. Thin: single seeds.",
     ),
     (
       "accuracy_epochs", "Accuracy along training", robustness_curves.accuracy_by_epoch(study),
@@ -278,7 +278,7 @@ def figures(study: Study) -> list[html.Figure]:
     (
       "probe_steps", "A probe stopped early", robustness_curves.probe_steps(study),
       "Accuracy of the probe and after fine-tuning against the number of the probe's steps.",
-      "LP-FT at its chosen rate from probes that were stopped after so many steps; at the last epoch.",
+      "LP-FT at its chosen rate from probes stopped after so many steps, at its last epoch.",
     ),
   ]  # fmt: skip
   return [

@@ -95,7 +95,7 @@ def id_against_ood(study: study_lib.Study):
   low, high = np.nanmin(ends, axis=(0, 2)), np.nanmax(ends, axis=(0, 2))
   every = np.concatenate([*faint.values()])
   closer = bool(np.any(np.ptp(every, axis=0) > 1.5 * (high - low)))
-  figure = plots.new_figure(11.0 if closer else 7.0, 5.2)
+  figure = plots.new_figure(11.0 if closer else 8.5, 5.2)
   panels = figure.subplots(1, 2 if closer else 1, squeeze=False)[0]
   for axes in panels:
     _draw_points(study, axes, faint, chosen)
@@ -260,6 +260,7 @@ def learning_rates(study: study_lib.Study):
       apart = 10 ** (_APART * (place - (len(methods) - 1) / 2))
       shown += _draw_rates(study, axes, name, side, apart)
     axes.set_xscale("log")
+    axes.minorticks_off()
     axes.set_xlabel("learning rate", fontsize=plots.SIZE)
     axes.set_ylabel(label, fontsize=plots.SIZE)
     plots.clean(axes)

@@ -33,9 +33,21 @@ METHOD_COLORS = {
   "batch_norm_only": "#960DF2",
   "bias_only": "#A56EF7",
   "wise_ft": "#5D3267",
+  "pretrained": "#8C8C8C",
+  "frozen_classifier": "#7788DE",
+  "distillation": "#EBBAE1",
+  "feature_rank": "#874E20",
+  "swa": "#5CE752",
+  "lolsgd": "#2247A5",
+  "oracle": "#2A0363",
 }
 _SPARE_COLORS = ("#F0E442",)
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*", "d", "8")
+_MARKERS = (
+  "o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*", "d", "8",
+  # Stars of 4, 3, 6 and 8 points and a pentagon on its tip: (points, star or polygon, degrees).
+  (4, 1, 0), (3, 1, 0), (4, 1, 45), (3, 1, 180), (6, 1, 0), (5, 0, 180), (8, 1, 0),
+)  # fmt: skip
+Marker = str | tuple[int, int, int]
 
 
 def _generated_color(index: int) -> str:
@@ -64,7 +76,7 @@ def colors(methods: Sequence[str]) -> dict[str, str]:
   return {m: METHOD_COLORS[m] if m in METHOD_COLORS else next(free) for m in methods}
 
 
-def markers(methods: Sequence[str]) -> dict[str, str]:
+def markers(methods: Sequence[str]) -> dict[str, Marker]:
   """Matplotlib markers of methods: fixed for those of `METHOD_COLORS`, then in order."""
   known = list(METHOD_COLORS)
   unknown = [m for m in methods if m not in METHOD_COLORS]

@@ -1,18 +1,18 @@
 """The report of a robustness study from fake records: page, figures, text, accessors, errors."""
 
 import contextlib
-import copy
 import json
+import math
 import pathlib
 import re
 from unittest import mock
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from subtune_jax.report import (
   html,
-  intervals,
   plots,
   records,
   robustness_curves,
@@ -186,7 +186,7 @@ def add_study(record: dict, seeds, *, num_rates: int, steps, units, rule: str = 
     "blocks": {m: fake_blocks(final[m], sets, units, rng) for m in methods},
     "interpolation": {m: fake_line(m, sets, seeds, rng) for m in methods if m in ("ft", "lp_ft")},
     "probe_steps": fake_steps(sets, steps),
-    "shift": {name: 1.7 for name in data["ood"]},
+    "shift": dict.fromkeys(data["ood"], 1.7),
     "recommendation": {
       "method": among[-1], "among": among, "strength": "weak",
       "reasons": ["Full fine-tuning has the highest validation accuracy, 52.0 %; the intervals of "
@@ -214,3 +214,226 @@ def write(
     add_study(record, seeds, num_rates=num_rates, steps=steps, units=list(units), rule=rule)
   (workdir / records.RESULTS).write_text(json.dumps(record), encoding="utf-8")
   return record
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> pathlib.Path:
+  """A fake study with hostile names and its report; read only."""
+  path = tmp_path_factory.mktemp("study")
+  record = write(path, num_rates=2, num_test=60, num_ood=2)
+  record["title"] = f"Study {HOSTILE}"
+  record["methods"][1]["title"] = f"FT {HOSTILE}"
+  record["methods"][2]["stages"][1]["title"] = HOSTILE
+  record["robustness"]["recommendation"]["reasons"].append(HOSTILE)
+  (path / records.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  run = records.load(path)
+  robustness_page.write_page(run, table.summarize(run, num_resamples=100))
+  return path
+
+
+@pytest.fixture(scope="module")
+def study(workdir) -> study_lib.Study:
+  return study_lib.of(records.load(workdir).record)
+
+
+@pytest.fixture(scope="module")
+def page(workdir) -> str:
+  return (workdir / html.PAGE).read_text(encoding="utf-8")
+
+
+def small(tmp_path, **options) -> dict:
+  options = {"num_test": 30, "num_rates": 1, "units": ("stem", "top"), "steps": ()} | options
+  return write(tmp_path, **options)
+
+
+def test_page_holds_its_sections_in_order(page):
+  found = re.findall(r"<h2>(.*?)</h2>", page)
+  assert found[:3] == ["Results", "Against Linear probing", "Accuracy by domain"]
+  assert found[3:13] == [
+    "Tables in the paper&#x27;s form", "In against out of distribution", "Feature distortion",
+    "Distortion by block", "Distortion along training", "From the probe to the fine-tuned network",
+    "Accuracy along training", "Learning rate", "A probe stopped early",
+    "Which method should I use?",
+  ]  # fmt: skip
+  assert found[-3:] == ["The run", "Settings", "Data and licences"]
+  assert page.index("Last epoch (the rule") < page.index("Early stopping</h3>")
+  assert page.index("Early stopping</h3>") < page.index(robustness_page.NOT_A_RESULT)
+
+
+def test_page_is_safe_and_whole(workdir, page):
+  assert "<script" not in page
+  assert not re.search(r'(src|href)="(?!data:)', page)
+  names = {path.stem for path in (workdir / html.FIGURES).glob("*.png")}
+  assert {"id_ood", "distortion", "distortion_blocks", "distortion_epochs", "interpolation",
+          "accuracy_epochs", "rates", "probe_steps", "accuracy"} <= names  # fmt: skip
+  for path in (workdir / html.FIGURES).glob("*.png"):
+    with Image.open(path) as image:
+      assert np.asarray(image.convert("L")).std() > 2
+
+
+def test_tables_show_the_record(study, page):
+  section = page[page.index("Early stopping</h3>") : page.index("Oracle: chosen")]
+  row = section[section.index("LP-FT") :]
+  chosen = study.selection("early_stopping", "lp_ft")
+  score = chosen["accuracy"][study.ood_column]
+  assert table.percent(score["mean"]) in row
+  for level in ("90", "95"):
+    low, high = (table.percent(end) for end in score[level])
+    assert f"{level}: {low}\N{EN DASH}{high}" in row
+  assert "! edge of grid" in row
+  assert f"lr {table.setting_value(chosen['learning_rate'])}" in row
+  assert "l2 1e-3" in section
+
+
+def test_only_the_oracle_is_marked_as_one(page):
+  start = page.index(robustness_page.NOT_A_RESULT)
+  assert page.count(robustness_page.NOT_A_RESULT) == 1
+  assert "saved full fine-tuning" in page[start:]
+  assert "chosen without test labels" in page[start:]
+
+
+def test_recommendation_is_compared_with_every_other_method(workdir):
+  run = records.load(workdir)
+  summary = table.summarize(run, num_resamples=100)
+  against = robustness_page.against_others(run, summary, "ft")
+  assert list(against) == ["lp", "lp_ft", "subtuning"]
+  for column in summary.columns:
+    found = against["lp"][column.key]
+    assert found.mean == pytest.approx(summary.differences["ft"][column.key].mean)
+    assert found.low <= found.mean <= found.high
+  direct = robustness_page.against_others(run, summary, "lp")
+  assert direct["ft"][run.record["data"]["id"]].mean == pytest.approx(
+    -summary.differences["ft"][run.record["data"]["id"]].mean
+  )
+
+
+def test_fared_text(study):
+  def verdict(sign):
+    return {study.id: table.Estimate(sign * 0.1, sign * 0.1 - 0.05, sign * 0.1 + 0.05)}
+
+  against = {"lp": verdict(1), "ft": verdict(-1), "lp_ft": verdict(0)}
+  text = robustness_page.fared_text(study, against, study.id)
+  assert text.startswith("On noto (ID), SubTuning is above Linear probing; below FT ")
+  assert text.endswith("undecided against LP-FT.")
+
+
+@pytest.mark.parametrize(
+  ("strength", "start"), [("clear", "Clear"), ("weak", "Weak"), ("undecided", "Undecided")]
+)
+def test_text(tmp_path, strength, start):
+  record = small(tmp_path)
+  record["robustness"]["recommendation"]["strength"] = strength
+  text = robustness_page.format_text(record)
+  assert max(len(line) for line in text.splitlines()) <= table.WIDTH
+  assert text.count("Linear probing  ") == 3
+  assert f"ORACLE. {robustness_page.NOT_A_RESULT[:40]}" in text
+  assert f"Which method should I use? SubTuning. {start}:" in " ".join(text.split())
+  assert "- Shift, as the proxy A-distance" in text
+
+
+@pytest.mark.parametrize(
+  ("options", "absent"),
+  [
+    ({"num_ood": 0}, {"id_ood", "rates", "probe_steps"}),
+    ({"num_ood": 1, "seeds": (4,)}, {"rates", "probe_steps"}),
+    ({"methods": ("lp",)}, {"distortion", "distortion_blocks", "distortion_epochs", "rates",
+                            "interpolation", "probe_steps"}),
+    ({"methods": ("ft", "subtuning"), "num_rates": 2, "num_ood": 1}, {"probe_steps"}),
+    ({"num_ood": 1, "rule": "early_stopping", "steps": (0, 5)}, {"rates"}),
+  ],
+)  # fmt: skip
+def test_page_of_less(tmp_path, options, absent):
+  record = small(tmp_path, **options)
+  run = records.load(tmp_path)
+  summary = table.summarize(run, num_resamples=50)
+  drawn = robustness_page.figures(study_lib.of(record))
+  every = {"id_ood", "distortion", "distortion_blocks", "distortion_epochs", "interpolation",
+           "accuracy_epochs", "rates", "probe_steps"}  # fmt: skip
+  assert {figure.name for figure in drawn} == every - absent
+  text = robustness_page.page(run, summary, [], [])
+  assert ("Oracle" in text) == bool(run.record["data"]["ood"])
+  assert not re.search(r"\bnan\b", text)
+  assert robustness_page.format_text(record)
+
+
+def test_several_sides_are_means_over_the_shifted_sets(study):
+  training = study.trainings("ft")[0]
+  epoch = training["epochs"][-1]
+  first, second = (epoch["accuracy"][name] for name in study.ood)
+  assert study.accuracy(epoch, ood=True) == pytest.approx((first + second) / 2)
+  assert study.accuracy(epoch, ood=False) == epoch["accuracy"][study.id]
+  moved = [epoch["distortion"][name]["relative"] for name in study.ood]
+  assert study.distortion(epoch["distortion"], "relative", ood=True) == pytest.approx(
+    np.mean(moved)
+  )
+  assert study.block_distortion("ft", "relative", ood=False).shape == (3, len(UNITS))
+  assert study.ood_column == table.MEAN_OOD
+  assert study.title_of(study.ood_column) == "mean OOD"
+
+
+def test_chosen_epochs_are_those_of_the_last_stage(study):
+  for method in ("lp", "lp_ft"):
+    chosen = study.selection("early_stopping", method)
+    epochs = study.picked_epochs("early_stopping", method)
+    assert [epoch["epoch"] for epoch in epochs] == chosen["epochs"]
+    assert {epoch["stage"] for epoch in epochs} == {int(method == "lp_ft")}
+  training = study.trainings("lp_ft")[0]
+  assert study_lib.stage_starts(training) == [0, 1]
+  assert len(study_lib.last_stage(training)) == EPOCHS
+
+
+def test_best_alpha_is_chosen_by_validation(tmp_path):
+  record = small(tmp_path)
+  rows = record["robustness"]["interpolation"]["ft"]
+  for row in rows:
+    alpha = round(10 * row["alpha"])
+    row["accuracy"] = dict.fromkeys(row["accuracy"], alpha / 10) | {"validation": alpha == 3}
+  assert robustness_curves.best_alpha(study_lib.of(record), "ft") == 3
+
+
+@pytest.mark.parametrize(
+  ("values", "scale"),
+  [([0.0, 1.0, 20.0], "linear"), ([0.0, 0.01, 20.0], "symlog"), ([0.0], "linear")],
+)
+def test_axes_over_decades_are_logarithmic_and_keep_zero(values, scale):
+  axes = plots.new_figure(4, 3).add_subplot()
+  robustness_plots.from_zero(axes, [*values, float("nan")])
+  assert axes.get_yscale() == scale
+  assert axes.get_ylim()[0] == 0
+  assert axes.get_ylim()[1] > max(values)
+
+
+@pytest.mark.parametrize(
+  ("value", "text"),
+  [(0.0, "0"), (0.0123, "0.012"), (1.26, "1.3"), (26.4, "26"), (173.2, "173"), (math.nan, "n/a")],
+)
+def test_percentages_over_decades(value, text):
+  assert robustness_plots.short_percent(value) == text
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda e: e.pop("units"), "lacks units"),
+    (lambda e: e["trainings"][0].pop("moved"), "lacks moved"),
+    (lambda e: e["trainings"][0]["epochs"].clear(), "no epochs"),
+    (lambda e: e["trainings"][0]["epochs"][0]["accuracy"].clear(), "accuracy lacks validation"),
+    (lambda e: e["selections"].pop(0), "'last' has no selection of method 'lp'"),
+    (lambda e: e["selections"][0].update(oracle=True), "only 'oracle' reads test labels"),
+    (lambda e: e["selections"][0].update(epochs=[9]), "epoch is 9"),
+    (lambda e: e["selections"][0].update(epochs=[1, 1]), "2 epochs and 1 trainings"),
+    (lambda e: e["selections"][0].update(rule="best"), "'best'"),
+    (lambda e: e["recommendation"].update(method="ema"), "recommendation is 'ema'"),
+    (lambda e: e["blocks"].pop("ft"), "blocks lacks ft"),
+  ],
+)
+def test_a_damaged_record_is_refused(tmp_path, damage, message):
+  record = small(tmp_path, methods=("lp", "ft"))
+  damage(record["robustness"])
+  with pytest.raises(ValueError, match=re.escape(message)):
+    study_lib.of(record)
+
+
+def test_a_record_of_another_experiment_is_refused():
+  with pytest.raises(ValueError, match="robustness has to be an object"):
+    study_lib.of({"data": {"id": "a", "ood": []}})

@@ -153,6 +153,20 @@ def test_bound_by_hand():
   )
 
 
+def test_bound_takes_the_largest_angle():
+  # Of two features one is orthogonal to S = span(e2, e3), the other 60 degrees off its complement.
+  p = linear_theory.Problem(
+    inputs=np.eye(6)[1:3],
+    basis=np.eye(6)[:, 1:3],
+    target_head=np.array([1.0, 0]),
+    target_features=np.array([[1.0, 0, 0, 0, 0, 0], [0, math.sqrt(0.75), 0, 0.5, 0, 0]]),
+    features=np.array([[1.0, 0, 0, 0, 0, 0], [0, math.sqrt(0.75), 0, 0.5, 0, 0]]),
+    head=np.array([3.0, 1]),
+  )
+  # phi = sqrt 8, so 0.5 / sqrt 2 * sqrt 8 / 4
+  assert linear_theory.ood_lower_bound(p) == pytest.approx(0.25, abs=1e-12)
+
+
 def test_errors_by_hand():
   p = one_feature(0, 3.0)
   w = np.array([1.0, 2, 0, 1, 0])  # off w* = 2 e1 by (-1, 2, 0, 1, 0)
