@@ -96,7 +96,7 @@ class Selected(prefix_lib.Rows):
   """
 
   content: data.Dataset = None
-  columns: Mapping[str, np.ndarray] = batches.NO_COLUMNS
+  columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def class_names(self) -> tuple[str, ...]:

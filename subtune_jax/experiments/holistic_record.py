@@ -169,7 +169,7 @@ def _training(
 ) -> Row:
   """A training's entry; without epochs where it diverged."""
   name = row["method"].partition(holistic_study.TAG)[0]
-  every = name in study.config.holistic_study.along and holistic_study.TAG not in row["method"]
+  every = name in study.config.holistic.along and holistic_study.TAG not in row["method"]
   history = row["history"] if every else row["history"][-1:]
   epochs, arrays = [], None
   for past in history:

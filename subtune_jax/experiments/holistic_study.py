@@ -51,10 +51,10 @@ class Study:
     own = self.config.holistic
     return self.partitions[seed, own.how, own.num_seen[0]]
 
-  def epoch_path(self, row: Row) -> pathlib.Path:
-    """Where a training's last epoch is stored."""
-    last = row["history"][-1]
-    return self.workdir / EPOCHS / row["key"] / f"{last['stage']}-{last['epoch']}.npz"
+  def epoch_path(self, row: Row, epoch: Row | None = None) -> pathlib.Path:
+    """Where a training is stored after an epoch of its history, by default the last."""
+    epoch = epoch or row["history"][-1]
+    return self.workdir / EPOCHS / row["key"] / f"{epoch['stage']}-{epoch['epoch']}.npz"
 
 
 def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Study:

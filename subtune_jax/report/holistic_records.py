@@ -8,11 +8,13 @@ import dataclasses
 import functools
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
+import zipfile
+import zlib
 
 import numpy as np
 
-from subtune_jax.report import records, style, table
+from subtune_jax.report import records, style
 
 Row = Mapping[str, Any]
 PRETRAINED, FT = "pretrained", "ft"
@@ -42,6 +44,20 @@ def estimate(number: Row) -> Estimate:
   """A number of the record's table."""
   seeds = tuple(records.number(value) for value in number["by_seed"])
   return Estimate(records.number(number["mean"]), seeds)
+
+
+class Curve(NamedTuple):
+  """A seen-unseen curve.
+
+  Attributes:
+    thresholds: [T] gammas at which an answer changes, rising.
+    seen: [T + 1] Acc_S/Y between them, falling.
+    unseen: [T + 1] Acc_U/Y, rising.
+  """
+
+  thresholds: np.ndarray
+  seen: np.ndarray
+  unseen: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +164,11 @@ class Study:
         return {name: stored[name] for name in names}
     except KeyError as error:
       raise ValueError(f"{path} lacks {error}; it is not of this study. Run again.") from error
-    except Exception as error:  # a damaged archive fails in a dozen ways
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
       raise ValueError(f"{path} is damaged ({error}). Run again to write it.") from error
 
-  def curves(self, method: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per seed the exact seen-unseen curve: (Acc_S/Y, Acc_U/Y), each [points]."""
+  def curves(self, method: str) -> list[Curve]:
+    """The exact seen-unseen curve of the last epoch, per seed."""
     from subtune_jax import calibration  # needs jax, which a report is read without
 
     found = []
@@ -161,7 +177,7 @@ class Study:
       curve = calibration.seen_unseen_curve(
         stored["test/logits"], stored["test/labels"], self.absent(self.partition(network))
       )
-      found.append((np.asarray(curve.seen), np.asarray(curve.unseen)))
+      found.append(Curve(*map(np.asarray, (curve.thresholds, curve.seen, curve.unseen))))
     return found
 
   def along(self) -> dict[str, list[list[Row]]]:
@@ -201,21 +217,18 @@ def values(trainings: Sequence[Sequence[Row]], read: Callable[[Row], float | Non
   return np.array([[records.number(read(e)) for e in epochs[:length]] for epochs in trainings])
 
 
-def mean_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]], points: int = 801):
-  """The mean of seen-unseen curves over Acc_S/Y, whose area is the mean of their areas.
+def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+  """(mean Acc_S/Y, mean Acc_U/Y) over seeds at every gamma, the same for all seeds.
 
-  Args:
-    curves: (Acc_S/Y falling, Acc_U/Y rising) of each seed.
-    points: of the grid.
-
-  Returns:
-    (Acc_S/Y, Acc_U/Y); a curve that has ended counts as 0.
+  >>> one = Curve(np.array([1.0]), np.array([0.8, 0.0]), np.array([0.0, 0.6]))
+  >>> mean_curve([one, one._replace(thresholds=np.array([2.0]))])
+  (array([0.8, 0.4, 0. ]), array([0. , 0.3, 0.6]))
   """
-  grid = np.linspace(0, max(seen.max() for seen, _ in curves), points)
-  heights = [np.interp(grid, seen[::-1], unseen[::-1], right=0.0) for seen, unseen in curves]
-  return grid, np.mean(heights, axis=0)
-
-
-def percent(value: float) -> str:
-  """A fraction in per cent, without its sign."""
-  return table.percent(value)
+  gammas = np.unique(np.concatenate([curve.thresholds for curve in curves]))
+  places = [np.searchsorted(curve.thresholds, gammas, side="right") for curve in curves]
+  places = [np.concatenate([[0], place]) for place in places]
+  seen, unseen = (
+    np.mean([getattr(c, name)[p] for c, p in zip(curves, places, strict=True)], axis=0)
+    for name in ("seen", "unseen")
+  )
+  return seen, unseen

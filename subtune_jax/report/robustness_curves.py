@@ -100,12 +100,12 @@ def accuracy_by_epoch(study: study_lib.Study):
   return figure
 
 
-def _method_panels(methods: Sequence[str], height: float):
-  """(figure, a panel per method on common scales, in rows of four)."""
+def _method_panels(methods: Sequence[str], height: float, *, shared: bool = True):
+  """(figure, a panel per method in rows of four, on one scale of accuracy if `shared`)."""
   columns = min(len(methods), _PER_ROW)
   bands = math.ceil(len(methods) / columns)
   figure = plots.new_figure(max(3.0 * columns, 9.0), 0.4 + height * bands)
-  panels = figure.subplots(bands, columns, squeeze=False, sharey=True).ravel()
+  panels = figure.subplots(bands, columns, squeeze=False, sharey=shared).ravel()
   for axes in panels[len(methods) :]:
     axes.remove()
   return figure, list(panels[: len(methods)])
@@ -141,11 +141,9 @@ def interpolation(study: study_lib.Study):
   curves = {name: rows for name, rows in study.entry["interpolation"].items() if rows}
   if not curves:
     return None
-  figure, panels = _method_panels(list(curves), 3.7)
+  figure, panels = _method_panels(list(curves), 3.7, shared=False)
   for axes, (name, rows) in zip(panels, curves.items(), strict=True):
     _draw_line(study, axes, name, rows)
-    if study.ood:
-      axes.sharex(panels[0])
     axes.set_title(plots.plain(plots.shorten(study.titles[name], 30)), fontsize=plots.SIZE, pad=20)
     label = f"accuracy on {study.title_of(study.id)}, %" if study.ood else "alpha"
     axes.set_xlabel(label, fontsize=plots.SIZE)
@@ -157,7 +155,7 @@ def interpolation(study: study_lib.Study):
   marks.legend(figure, [
     (marks.point_entry(style.MUTED, "o", filled=False), "alpha = 0: the probe"),
     (marks.point_entry(style.MUTED, "o", filled=True), "alpha = 1: fine-tuned"),
-    (marks.point_entry(style.MUTED, "*", filled=True, size=12), "highest on validation"),
+    (robustness_plots.ring_entry(), "highest on validation"),
   ])  # fmt: skip
   return figure
 
@@ -194,8 +192,7 @@ def _draw_line(study: study_lib.Study, axes, name: str, rows: Sequence[Row]) -> 
   for index, filled in ((0, False), (-1, True)):
     marks.point(axes, x[index], y[index], color=color, marker="o", filled=filled, size=9)
   best = best_alpha(study, name)
-  axes.plot([x[best]], [y[best]], marker="*", markersize=17, color=color, zorder=6,
-            markeredgecolor="white", markeredgewidth=1.2, linestyle="none")  # fmt: skip
+  robustness_plots.ring(axes, x[best], y[best], style.INK)
   axes.annotate(
     f"highest on validation: alpha = {alphas[best]:.2g}", (0.5, 1.0), (0, 5),
     xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=plots.SMALL,

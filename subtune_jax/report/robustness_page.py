@@ -5,6 +5,7 @@ A comparison's page, with LP-FT's tables and figures, and an answer to "which me
 
 from collections.abc import Sequence
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,14 @@ def _epochs_text(study: Study, rule: str, method: str) -> str:
   return ", ".join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
 
 
+def _seeds_note(study: Study, rule: str, method: str) -> str:
+  """In small, how many trainings a row rests on where others have more; HTML."""
+  counts = {name: len(study.selection(rule, name)["epochs"]) for name in study.methods}
+  if counts[method] == max(counts.values()):
+    return ""
+  return f"<small>{counts[method]} training{'s' if counts[method] > 1 else ''}</small>"
+
+
 def _weights_moved(study: Study, rule: str, method: str) -> str:
   rows = [records.number(row["moved"]) for row in study.picked(rule, method)]
   return f"{robustness_plots.short_percent(100 * float(np.mean(rows)))} %"
@@ -107,7 +116,8 @@ def _rule_table(study: Study, rule: str) -> str:
     rows.append([
       _swatch(study, method), *(_accuracy_cell(scores[column]) for column in study.columns),
       table.percent(scores[study.validation]["mean"]), html.escape(setting) + edge,
-      _epochs_text(study, rule, method), _weights_moved(study, rule, method), moved,
+      _epochs_text(study, rule, method) + _seeds_note(study, rule, method),
+      _weights_moved(study, rule, method), moved,
     ])  # fmt: skip
   return html.grid(header, rows, "results")
 
@@ -227,9 +237,18 @@ def recommendation_section(run: records.Run, summary: table.Summary, study: Stud
 
 def figures(study: Study) -> list[html.Figure]:
   """The figures of the study, rendered; those that its record has nothing for are left out."""
+  return [
+    html.Figure(name, title, alt, caption, plots.png(figure))
+    for name, title, figure, alt, caption in _drawn(study)
+    if figure is not None
+  ]
+
+
+def _drawn(study: Study) -> list[tuple[str, str, Any, str, str]]:
+  """(file name, heading, figure or None, alt text, caption) of each figure, in order."""
   rule = study_lib.RULES[study.rule].lower()
   setting = f"at the setting chosen (rule: {rule})"
-  drawn = [
+  return [
     (
       "id_ood", "In against out of distribution", robustness_plots.id_against_ood(study),
       "Scatter of test accuracy in distribution against that out of distribution.",
@@ -259,9 +278,9 @@ def figures(study: Study) -> list[html.Figure]:
       "interpolation", "From the probe to the fine-tuned network",
       robustness_curves.interpolation(study),
       "Curves of accuracy along the line of weights from the probe to the fine-tuned network.",
-      "Weights (1 - alpha) probe + alpha fine-tuned, in equal steps of alpha. Star: the alpha of "
-      "the highest validation accuracy, which is how one may choose it. Fine-tuned: at the last "
-      "epoch. Thin: single seeds.",
+      "Weights (1 - alpha) probe + alpha fine-tuned, in equal steps of alpha, each panel on its own "
+      "scale. Ringed: the alpha of the highest validation accuracy, which is how one may choose "
+      "it. Fine-tuned: at the last epoch. Thin: single seeds.",
     ),
     (
       "accuracy_epochs", "Accuracy along training", robustness_curves.accuracy_by_epoch(study),
@@ -281,11 +300,6 @@ def figures(study: Study) -> list[html.Figure]:
       "LP-FT at its chosen rate from probes stopped after so many steps, at its last epoch.",
     ),
   ]  # fmt: skip
-  return [
-    html.Figure(name, title, alt, caption, plots.png(figure))
-    for name, title, figure, alt, caption in drawn
-    if figure is not None
-  ]
 
 
 def page(

@@ -74,6 +74,24 @@ def from_zero(axes, values: Iterable[float], *, which: str = "y") -> None:
   (axes.set_ylim if which == "y" else axes.set_xlim)(0, top)
 
 
+def ring(axes, x: float, y: float, color: str) -> None:
+  """A ring around a point: it was chosen."""
+  axes.plot(
+    [x], [y], marker="o", markersize=14, markerfacecolor="none", markeredgecolor=color,
+    markeredgewidth=1.5, linestyle="none", zorder=6,
+  )  # fmt: skip
+
+
+def ring_entry():
+  """Legend handle of `ring`."""
+  from matplotlib import lines
+
+  return lines.Line2D(
+    [], [], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=style.MUTED,
+    markeredgewidth=1.5, linestyle="none",
+  )  # fmt: skip
+
+
 def integer_epochs(axes) -> None:
   """Ticks at whole epochs, one at least."""
   from matplotlib import ticker
@@ -301,19 +319,12 @@ def _draw_rates(
       )
   xs, ys = [rate * apart for rate in means], list(means.values())
   axes.plot(xs, ys, color=color, marker=marker, markersize=5.5, linewidth=1.7, zorder=3)
-  axes.plot([chosen * apart], [means[chosen]], marker="o", markersize=13, markerfacecolor="none",
-            markeredgecolor=color, markeredgewidth=1.5, linestyle="none", zorder=4)  # fmt: skip
+  ring(axes, chosen * apart, means[chosen], color)
   return shown
 
 
 def _rate_entries(study: study_lib.Study):
-  from matplotlib import lines
-
-  ring = lines.Line2D(
-    [], [], marker="o", markersize=10, markerfacecolor="none", markeredgecolor=style.MUTED,
-    markeredgewidth=1.5, linestyle="none",
-  )  # fmt: skip
-  entries = [(ring, "rate chosen")]
+  entries = [(ring_entry(), "rate chosen")]
   if study_lib.PROBE in study.methods:
     color = style.colors(study.methods)[study_lib.PROBE]
     title = plots.shorten(study.titles[study_lib.PROBE], 28)

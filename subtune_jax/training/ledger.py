@@ -25,9 +25,11 @@ def plain(value: Any) -> Any:
   make old ledgers forget.
   """
   if dataclasses.is_dataclass(value):
-    kept = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)
-            if not (f.metadata.get("omit_default") and getattr(value, f.name) == f.default)}  # fmt: skip
-    return {name: plain(v) for name, v in kept.items()}
+    return {
+      f.name: plain(getattr(value, f.name))
+      for f in dataclasses.fields(value)
+      if not (f.metadata.get("omit_default") and getattr(value, f.name) == f.default)
+    }
   if isinstance(value, Mapping):
     return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, list | tuple):

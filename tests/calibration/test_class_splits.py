@@ -9,6 +9,7 @@ from subtune_jax.calibration import class_splits, updates
 from subtune_jax.data import splits
 
 GROUPS = ["animal", "animal", "food", "food", "food", "plant", "tool", "tool"]
+TWO_SEEN = class_splits.from_indices(3, [0, 1])
 
 
 @pytest.mark.parametrize("module", [class_splits, updates])
@@ -71,11 +72,11 @@ def test_pseudo_partitions_divide_the_seen_classes_and_leave_the_absent_ones_abs
       "at least one split and two seen",
     ),
     (
-      lambda: class_splits.pseudo_partitions(class_splits.from_indices(3, [0, 1]), 1, 0, list("aab")),
+      lambda: class_splits.pseudo_partitions(TWO_SEEN, 1, 0, list("aab")),
       "two super-classes",
     ),
     (
-      lambda: class_splits.pseudo_partitions(class_splits.from_indices(3, [0, 1]), 1, 0, list("ab")),
+      lambda: class_splits.pseudo_partitions(TWO_SEEN, 1, 0, list("ab")),
       r"class_groups has the shape \(2,\)",
     ),
   ],

@@ -250,7 +250,7 @@ def test_page_holds_its_sections_in_order(page):
   found = re.findall(r"<h2>(.*?)</h2>", page)
   assert found[:3] == ["Results", "Against Linear probing", "Accuracy by domain"]
   assert found[3:13] == [
-    "Tables in the paper&#x27;s form", "In against out of distribution", "Feature distortion",
+    "Tables in the paper's form", "In against out of distribution", "Feature distortion",
     "Distortion by block", "Distortion along training", "From the probe to the fine-tuned network",
     "Accuracy along training", "Learning rate", "A probe stopped early",
     "Which method should I use?",
@@ -283,6 +283,17 @@ def test_tables_show_the_record(study, page):
   assert "! edge of grid" in row
   assert f"lr {table.setting_value(chosen['learning_rate'])}" in row
   assert "l2 1e-3" in section
+
+
+def test_a_choice_of_fewer_trainings_is_noted(tmp_path):
+  record = small(tmp_path, methods=("ft", "subtuning"))
+  entry = record["robustness"]
+  first = next(t for t in entry["trainings"] if t["method"] == "ft")
+  entry["trainings"].append(first | {"key": "more", "learning_rate": 1e-5})
+  row = next(r for r in entry["selections"] if (r["rule"], r["method"]) == ("last", "ft"))
+  row.update(learning_rate=1e-5, epochs=row["epochs"][:1])
+  sections = robustness_page.rule_sections(study_lib.of(record))
+  assert sections.count("<small>1 training</small>") == 1
 
 
 def test_only_the_oracle_is_marked_as_one(page):

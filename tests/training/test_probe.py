@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from sklearn import datasets, linear_model
 
-from subtune_jax.training import probe
+from subtune_jax import data, methods
+from subtune_jax.models import heads
+from subtune_jax.training import ledger, loop, probe
+from tests import tiny
 
 
 def _digits(classes=range(10), absent=()):
@@ -40,6 +43,16 @@ PROBLEMS = {
 STRENGTHS = np.array([1e2, 1.0, 0.1, 1e-2, 1e-4])
 
 
+def _emoji_pixels(absent=()):
+  """Emoji Domains as 8 x 8 pixels: 45 classes, more or less."""
+  sets = [data.load("emoji_domains/noto", split, 8) for split in ("train", "validation")]
+  (x, y), (x_val, y_val) = (
+    (s.images.reshape(len(s), -1).astype(np.float32), s.labels) for s in sets
+  )
+  kept = ~np.isin(y, absent)
+  return x[kept], y[kept], x_val, y_val
+
+
 def _scale(x, standardize):
   x = x.astype(np.float64)
   if standardize == "scalar":
@@ -59,12 +72,12 @@ def _objective(kernel, bias, x, y, l2, scale):
   return -log_p[np.arange(len(y)), y].mean() + 0.5 * l2 * np.sum(weights**2)
 
 
-def _sklearn(x, y, l2, num_classes):
+def _sklearn(x, y, l2, num_classes, tol=1e-10):
   """Returns scikit-learn's heads on standardised features, folded back to raw ones."""
   mean, std = x.mean(dtype=np.float64), x.std(dtype=np.float64)
   classes = np.unique(y)
   two = len(classes) == 2
-  model = linear_model.LogisticRegression(tol=1e-10, max_iter=10**5, warm_start=True)
+  model = linear_model.LogisticRegression(tol=tol, max_iter=10**5, warm_start=True)
   heads = []
   for strength in l2:
     model.C = (2 if two else 1) / (strength * len(y))
@@ -102,6 +115,28 @@ def test_agrees_with_sklearn(name):
   hits = [np.sum((x_val @ k + b).argmax(axis=1) == y_val) for k, b in peer]
   assert path.converged.all()
   assert abs(choice.accuracy[choice.index] * len(y_val) - max(hits)) <= 1
+
+
+@pytest.mark.parametrize(
+  ("problem", "num_classes"),
+  [
+    (_digits(), 10),
+    (_digits(classes=(3, 8)), 10),
+    (_digits(absent=(0, 4)), 10),
+    (_emoji_pixels(), 45),
+    (_emoji_pixels(absent=(0, 12, 44)), 45),
+  ],
+  ids=["digits", "two of ten", "no 0 and 4", "emoji", "emoji, three missing"],
+)
+def test_the_choice_over_the_grid_is_as_good_as_sklearns(problem, num_classes):
+  x, y, x_val, y_val = problem
+  l2 = probe.lpft_strengths(len(y), 16)
+  choice = probe.choose(_fit(x, y, l2, num_classes=num_classes), x_val, y_val)
+  ours = np.rint(choice.accuracy * len(y_val))
+  peer = _sklearn(x, y, l2, num_classes, tol=1e-5)
+  theirs = np.array([np.sum((x_val @ k + b).argmax(axis=1) == y_val) for k, b in peer])
+  assert abs(ours.max() - theirs.max()) <= 1
+  assert abs(theirs[choice.index] - theirs.max()) <= 1
 
 
 @pytest.mark.parametrize("standardize", probe.STANDARDIZE)
@@ -162,6 +197,105 @@ def test_absent_class_never_wins(absent):
   choice = probe.choose(path, x_val, y_val)
   assert np.isfinite(choice.loss).all()
   assert choice.accuracy.max() <= 1 - np.isin(y_val, absent).mean()
+
+
+def test_an_absent_class_padded_with_zero_would_win():
+  """What LP-FT's code does: logit 0 beats the others where all of them are negative."""
+  x, y, x_val, _ = _digits(absent=(4,))
+  kernel, bias = _fit(x, y, [0.1])[:2]
+  logits = x_val @ kernel[0] + bias[0]
+  # The same probabilities: a number taken from the logits of the classes that were fitted.
+  logits[:, np.arange(10) != 4] -= 10
+  logits[:, 4] = 0
+  assert (logits.argmax(axis=1) == 4).mean() > 0.9
+
+
+@pytest.mark.parametrize("max_steps", [1, 3])
+def test_absent_class_never_wins_before_convergence_or_after_rescaling(max_steps):
+  x, y, x_val, _ = _digits(absent=(4, 9))
+  path = _fit(x, y, [0.1, 1e-4], max_steps=max_steps)
+  for head in (path.head(0), path.head(1), probe.rescale(path.head(1), 0.3)):
+    logits = x_val @ head["kernel"] + head["bias"]
+    present = logits[:, np.isin(np.arange(10), y)]
+    np.testing.assert_allclose(present.sum(axis=1), 0, atol=1e-2)
+    assert not np.isin(logits.argmax(axis=1), (4, 9)).any()
+
+
+def test_partly_converged_heads():
+  x, y, _, _ = PROBLEMS["digits"]
+  l2, options = [1e-2, 1e-4], {"standardize": "feature"}
+  end = _fit(x, y, l2, **options)
+  objectives = []
+  with mock.patch.object(logging, "warning") as warning:
+    for steps in (1, 2, 4, 8, 400):
+      path = _fit(x, y, l2, max_steps=steps, **options)
+      objectives.append(path.objective)
+      assert (path.iterations <= steps).all()
+      assert (path.iterations[~path.converged] == steps).all()
+      alone = _fit(x, y, l2[1:], max_steps=steps, **options)
+      np.testing.assert_array_equal(path.kernel[1], alone.kernel[0])  # no warm start
+  assert not warning.called
+  assert (np.diff(objectives, axis=0) < 0).all()
+  assert objectives[0].max() < np.log(10)  # of the zero head
+  assert path.converged.all()
+  np.testing.assert_allclose(objectives[-1], end.objective, rtol=1e-6)
+
+
+def test_rescaled_head():
+  x, y, x_val, _ = PROBLEMS["digits"]
+  head = _fit(x, y, [1e-3]).head(0)
+  scaled = probe.rescale(head, 0.125)
+  assert scaled["kernel"].std() == pytest.approx(0.125, rel=1e-5)
+  ratio = 0.125 / head["kernel"].std()
+  for name in ("kernel", "bias"):
+    assert scaled[name].dtype == np.float32
+    np.testing.assert_allclose(scaled[name], ratio * head[name], rtol=1e-5)
+  before, after = (x_val @ h["kernel"] + h["bias"] for h in (head, scaled))
+  np.testing.assert_array_equal(before.argmax(axis=1), after.argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+  ("kernel", "std", "message"),
+  [
+    (np.eye(3), 0.0, "standard deviation 0.0: the head that it replaces must be a random one"),
+    (np.eye(3), np.nan, "standard deviation nan"),
+    (np.ones((3, 3)), 1.0, "weights are all equal"),
+  ],
+)
+def test_heads_that_cannot_be_rescaled(kernel, std, message):
+  with pytest.raises(ValueError, match=message):
+    probe.rescale({"kernel": kernel, "bias": np.zeros(3)}, std)
+
+
+def test_stage_rescales_to_the_initial_head_and_stops_early():
+  model, variables = tiny.make()
+  variables = heads.init_head(model, variables, 3)
+  train, validation = tiny.examples(40), tiny.examples(20, seed=1)
+  fits = {}
+  for name, options in {
+    "plain": {}, "rescaled": {"rescale": True}, "early": {"max_steps": 1}
+  }.items():  # fmt: skip
+    method = methods.linear_probing(l2=(1.0, 1e-3), **options)
+    fits[name] = loop.fit(tiny.engine(model), variables, method, train, validation)
+  kernels = {name: np.asarray(f.variables["params"]["head"]["kernel"]) for name, f in fits.items()}
+  initial = np.asarray(variables["params"]["head"]["kernel"])
+  assert kernels["rescaled"].std() == pytest.approx(initial.std(), rel=1e-5)
+  assert kernels["plain"].std() != pytest.approx(initial.std(), rel=1e-2)
+  ratio = initial.std() / kernels["plain"].std()
+  np.testing.assert_allclose(kernels["rescaled"], ratio * kernels["plain"], rtol=1e-4)
+  rows = {name: f.history[0] for name, f in fits.items()}
+  assert rows["rescaled"]["validation_accuracy"] == rows["plain"]["validation_accuracy"]
+  assert rows["rescaled"]["train_loss"] != rows["plain"]["train_loss"]
+  assert rows["early"]["train_loss"] > rows["plain"]["train_loss"]
+
+
+def test_new_options_change_no_key_at_their_defaults():
+  plain = ledger.plain(methods.linear_probing(l2=(1.0,))[0].solver)
+  assert plain == {"l2": [1.0], "standardize": "scalar"}
+  made = methods.lp_ft(1e-3, epochs=1, l2=(1.0,), max_steps=2, rescale=True)[0].solver
+  assert ledger.plain(made) == plain | {"max_steps": 2, "rescale": True}
+  with pytest.raises(ValueError, match="max_steps is 0; give at least 1, or None"):
+    methods.linear_probing(max_steps=0)
 
 
 def test_a_second_grid_of_another_length_compiles_nothing():
@@ -287,6 +421,7 @@ def _with(value):
     (X, Y, {"standardize": "sclar"}, "'sclar': use one of"),
     (X, Y, {"tol": 0}, "tol is 0"),
     (X, Y, {"max_iterations": 0}, "max_iterations is 0"),
+    (X, Y, {"max_steps": 0}, "max_steps is 0"),
   ],
 )
 def test_errors_name_the_value(x, y, options, message):
