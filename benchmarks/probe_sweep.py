@@ -1,7 +1,7 @@
 """The linear probe's sweep over 50 strengths against scikit-learn's, on 20 problems.
 
   python benchmarks/probe_sweep.py
-  python benchmarks/probe_sweep.py --only digits --no-converged
+  python benchmarks/probe_sweep.py --family digits --no-converged
 
 The problems need no download: scikit-learn's digits, and Emoji Domains as pixels and as features of
 an EfficientNet-Lite0 with ImageNet weights; 2 to 100 classes, in some of them a class of the head
@@ -21,6 +21,7 @@ same threads in one process.
 import argparse
 from collections.abc import Callable, Iterator
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -277,6 +278,7 @@ def summary(rows: list[dict]) -> Iterator[str]:
 def main() -> None:
   """Measures and prints."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+  parser.add_argument("--family", default="all", choices=("all", "digits", "emoji"))
   parser.add_argument("--only", default="", help="problems whose name contains this")
   parser.add_argument("--no-converged", action="store_true", help="leave out the slow peer")
   parser.add_argument("--json", help="also write the rows to this file")
@@ -300,7 +302,9 @@ def main() -> None:
   print("|---" * 9 + "|", flush=True)
   rows = []
   with threadpoolctl.threadpool_limits(threads):
-    for name, problem in {**digits(), **emoji()}.items():
+    families = {"digits": digits, "emoji": emoji}
+    chosen = families if arguments.family == "all" else [arguments.family]
+    for name, problem in itertools.chain.from_iterable(families[f]().items() for f in chosen):
       if arguments.only in name:
         rows.append(compare(name, problem, not arguments.no_converged))
         print(show(rows[-1]), flush=True)

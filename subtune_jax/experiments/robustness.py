@@ -171,6 +171,7 @@ def _epochs(state: compare.Run, seen: _Seen, row: Row) -> list[_Epoch]:
     accuracy = seen.accuracies(arrays)
     found.append(_Epoch(path, {
       "stage": past["stage"], "epoch": past["epoch"], "accuracy": accuracy, "distortion": moved,
+      "validation_loss": past["validation_loss"],
     }))  # fmt: skip
   return found
 
@@ -238,7 +239,8 @@ def _choices(rows: Mapping[str, Any], ood: Sequence[str]) -> dict[str, selection
   trainings = []
   for row, epochs in rows.values():
     own = [
-      selection.Epoch(e.row["accuracy"][VALIDATION], e.row["accuracy"]) for e in _last_stage(epochs)
+      selection.Epoch(e.row["accuracy"][VALIDATION], e.row["accuracy"], e.row["validation_loss"])
+      for e in _last_stage(epochs)
     ]
     trainings.append(selection.Training(row["learning_rate"], row["seed"], tuple(own)))
   made = {rule: selection.choose(trainings, rule) for rule in selection.RULES}

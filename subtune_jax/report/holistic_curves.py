@@ -12,9 +12,17 @@ DASHES = (0, (4, 2))
 _THIN = {"linewidth": 0.7, "alpha": 0.4}
 
 
-def _line(axes, trainings: Sequence[Sequence[Row]], read: Callable[[Row], float | None],
-          color: str, *, dashes: object = "-", scale: float = 100.0, marker: str = "") -> None:  # fmt: skip
-  """A number from the source model on: seeds thin, their mean thick; nothing where there is none."""
+def _line(
+  axes,
+  trainings: Sequence[Sequence[Row]],
+  read: Callable[[Row], float | None],
+  color: str,
+  *,
+  dashes: object = "-",
+  scale: float = 100.0,
+  marker: str = "",
+) -> None:
+  """A number from the source model on: seeds thin, their mean thick; nothing if one is missing."""
   curves = scale * holistic_records.values(trainings, read)
   if np.isnan(curves).any():
     return
@@ -143,8 +151,8 @@ def _own_legend(axes, kinds) -> None:
     for _, color, dashes, marker in kinds.values()
   ]
   axes.legend(
-    handles, [label for label, *_ in kinds.values()], loc="upper left", bbox_to_anchor=(-0.02, -0.15),
-    frameon=False, fontsize=plots.SIZE - 0.5, handlelength=3.2,
+    handles, [label for label, *_ in kinds.values()], loc="upper left", frameon=False,
+    bbox_to_anchor=(-0.02, -0.15), fontsize=plots.SIZE - 0.5, handlelength=3.2,
   )  # fmt: skip
 
 

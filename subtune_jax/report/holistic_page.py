@@ -3,7 +3,7 @@
 holistic_page.write_page(record, workdir)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import math
 import os
 import pathlib
@@ -23,10 +23,16 @@ from subtune_jax.report import (
 Study = holistic_records.Study
 Row = holistic_records.Row
 PAIRS = ("Y/Y", "S/Y", "U/Y")
+_JOINED = "\N{NO-BREAK SPACE}%"
 _MINUS = "\N{MINUS SIGN}"
 _ORACLES = {
   "star": "oracle: gamma by test labels",
   "method": "oracle: trained on all classes",
+}
+_TABLES = {
+  "sizes": "Number and structure of the seen classes",
+  "directions": "Directions of the classifier's updates",
+  "blocks": "SubTuning of each unit",
 }
 _TABLE_NOTE = (
   "Acc A/B: accuracy in per cent on test images of the classes A when every class of B may be "
@@ -104,7 +110,7 @@ def results_section(study: Study) -> str:
     rows.append([
       _name_cell(study, row, oracle), *(_percent_cell(micro[p]) for p in PAIRS),
       _number_cell(numbers["ausuc"], 3), *(_percent_cell(balanced[p]) for p in PAIRS),
-      _number_cell(numbers["gamma"]),
+      "0" if row["calibration"] == "none" else _number_cell(numbers["gamma"]),
     ])  # fmt: skip
   notes = [_TABLE_NOTE, _CALIBRATION_NOTE]
   if study.num_seeds > 1:
@@ -129,15 +135,15 @@ def headline(study: Study) -> list[str]:
   before, after = (_mean(study, t, "none", "U/Y") for t in (source, ft))
   did = "lost" if after < before else "gained"
   lines = [
-    f"Accuracy on absent classes (Acc U/Y): {before:.1f} % of the source model, {after:.1f} % after "
-    f"fine-tuning, which {did} {abs(after - before):.1f} points; on seen classes (Acc S/Y) "
+    f"Accuracy on absent classes (Acc U/Y): {before:.1f} % of the source model, {after:.1f} % "
+    f"after fine-tuning, which {did} {abs(after - before):.1f} points; on seen classes (Acc S/Y) "
     f"{_mean(study, source, 'none', 'S/Y'):.1f} % and {_mean(study, ft, 'none', 'S/Y'):.1f} %."
   ]
   lines += [_given_back(study, kind, before) for kind in ("alg", "pcv") if study.numbers(ft, kind)]
   best = _mean(study, ft, "star", "Y/Y")
   if best is not None:
     lines[-1] += f" The best gamma on the test labels (an oracle) would reach {best:.1f} % there."
-  return [*lines, *_features_said(study)]
+  return [line.replace(" %", _JOINED) for line in (*lines, *_features_said(study))]
 
 
 def _given_back(study: Study, kind: str, before: float) -> str:
@@ -153,7 +159,8 @@ def _given_back(study: Study, kind: str, before: float) -> str:
   where = "above" if absent[1] > before else "below"
   text += f" ({abs(absent[1] - before):.1f} points {where} the source model)"
   moved = seen[1] - seen[0]
-  text += f", and changes Acc S/Y by {_signed(moved)} points to {seen[1]:.1f} %"
+  change = f"changes Acc S/Y by {_signed(moved)} points to" if abs(moved) >= 0.05 else ""
+  text += f", and {change or 'leaves Acc S/Y at'} {seen[1]:.1f} %"
   return f"{text}; over all classes (Acc Y/Y) {every[0]:.1f} % becomes {every[1]:.1f} %."
 
 
@@ -171,8 +178,8 @@ def _features_said(study: Study) -> list[str]:
   way = "better" if ncm[1] > ncm[0] else "no better"
   return [
     f"The features tell absent classes apart {way} than before: by nearest class means, Acc U/Y is "
-    f"{ncm[0]:.1f} % of the source model and {ncm[1]:.1f} % after fine-tuning. Among absent classes "
-    f"alone (Acc U/U) the classifier has {own[0]:.1f} % and {own[1]:.1f} %."
+    f"{ncm[0]:.1f} % of the source model and {ncm[1]:.1f} % after fine-tuning. Among absent "
+    f"classes alone (Acc U/U) the classifier has {own[0]:.1f} % and {own[1]:.1f} %."
   ]
 
 
@@ -252,13 +259,18 @@ def figures(study: Study) -> list[html.Figure]:
 def _paper_figures(study: Study, seeds: str, dots: str) -> list[tuple]:
   """(name, title, figure or None, alt text, caption) of the paper's figures 2 to 7."""
   along = " and ".join(study.title(method).lower() for method in study.along())
+  means = ""
+  if study.num_seeds > 1:
+    means = (
+      " Thick: mean over seeds at the same gamma; thin: single seeds. Points: means over seeds, "
+      "each with its own gamma, which may lie a little off it."
+    )
   return [
     (
       "plane", "Seen against absent classes", holistic_plots.plane(study),
       "Curves of accuracy on absent classes against accuracy on seen classes over all gammas.",
       "Each curve is all that one model can reach by adding a gamma to the logits of absent "
-      "classes, exact, from the test logits. Thick: mean over seeds at the same gamma. Points: "
-      f"means over seeds, each with its own gamma, which may lie a little off it.{seeds}",
+      f"classes, exact, from the test logits.{means}",
     ),
     (
       "plane_methods", "Every method, as it is and with ALG", holistic_plots.plane_methods(study),
@@ -297,7 +309,7 @@ def _further_figures(study: Study, seeds: str, dots: str) -> list[tuple]:
   """Likewise of the paper's figures 8 to 11, and of the study per block."""
   return [
     (
-      "sizes", "Number and structure of the seen classes", holistic_studies.sizes(study),
+      "sizes", _TABLES["sizes"], holistic_studies.sizes(study),
       "Lines of accuracy on the shared absent classes against the number of seen classes.",
       "On test images of those classes alone that no size of a seed is fine-tuned on, so that all "
       "points of a seed are of the same images. Grey: the source model on them. Whole groups: "
@@ -310,10 +322,10 @@ def _further_figures(study: Study, seeds: str, dots: str) -> list[tuple]:
       "classes would choose.",
     ),
     (
-      "directions", "Directions of the classifier's updates", holistic_curves.directions(study),
+      "directions", _TABLES["directions"], holistic_curves.directions(study),
       "Heat map of the cosine between the updates of every two classes, seen and absent ones.",
-      "Weights after fine-tuning minus those of the source model, by class; the first seed. Classes "
-      "without images are pushed alike, which keeps their order among themselves.",
+      "Weights after fine-tuning minus those of the source model, by class; the first seed. "
+      "Classes without images are pushed alike, which keeps their order among themselves.",
     ),
     (
       "margins", "Margins along fine-tuning", holistic_curves.margins(study),
@@ -322,7 +334,7 @@ def _further_figures(study: Study, seeds: str, dots: str) -> list[tuple]:
       f"U/U needs; the seen classes' lead over the absent is what gamma has to exceed.{seeds}",
     ),
     (
-      "blocks", "SubTuning of each unit", holistic_studies.blocks(study),
+      "blocks", _TABLES["blocks"], holistic_studies.blocks(study),
       "Points of the logit gap, of AUSUC and of accuracy on absent classes by unit trained.",
       "One unit trained at a time. Lines across: fine-tuning and the source model, without "
       f"calibration in the lowest panel.{dots}",
@@ -347,7 +359,7 @@ def sizes_section(study: Study) -> str:
     return ""
   header = ["Fine-tuned on", "Acc S/Y, %", "Acc U/Y, %", "Acc U/Y + ALG, %", "Acc Y/Y + ALG, %"]
   note = "Each with its own absent classes, so that rows are not of the same images."
-  return html.grid(header + ["AUSUC"], rows, "results") + f'<p class="quiet">{note}</p>'
+  return html.grid([*header, "AUSUC"], rows, "results") + f'<p class="quiet">{note}</p>'
 
 
 def _over(values: Sequence[float]) -> Row:
@@ -392,7 +404,7 @@ def page(study: Study, drawn: Sequence[html.Figure]) -> str:
   """The whole page as text."""
   record = study.record
   data = record["data"]
-  after: Mapping[str, str] = {
+  tables = {  # below the figures of these names, or by themselves
     "directions": directions_section(study), "blocks": blocks_section(study),
     "sizes": sizes_section(study),
   }  # fmt: skip
@@ -405,7 +417,8 @@ def page(study: Study, drawn: Sequence[html.Figure]) -> str:
     f"{html.escape(source)}; fine-tuned on {seen} of {len(data['class_names'])} classes, tested on "
     f"{data['num_test']:,} images of all; {seeds}.</p>",
     results_section(study),
-    *(html.figure_section(figure) + after.get(figure.name, "") for figure in drawn),
+    *(html.figure_section(figure) + tables.pop(figure.name, "") for figure in drawn),
+    *(f"<h2>{_TABLES[name]}</h2>{text}" for name, text in tables.items() if text),
     run_section(study),
     html.settings(record["config"]),
     html.attribution(data.get("attribution")),

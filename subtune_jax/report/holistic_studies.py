@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from subtune_jax.report import holistic_records, holistic_plots, marks, plots, style, table
+from subtune_jax.report import holistic_plots, holistic_records, marks, plots, style, table
 
 Study = holistic_records.Study
 Row = holistic_records.Row
@@ -34,17 +34,19 @@ def sizes(study: Study):
   hows = [how for how in _HOWS if any(study.partition(n)["how"] == how for n in networks)]
   titles = {"Y": "among all classes", "own": "among these absent classes"}
   source = _source_common(study, networks)
+  numbers = sorted({study.partition(n)["num_seen"] for n in networks})
+  apart = 0.008 * (numbers[-1] - numbers[0])
   for axes, (space, title) in zip(panels, titles.items(), strict=True):
     for place, how in enumerate(hows):
       own = [n for n in networks if study.partition(n)["how"] == how]
       for kind in ("head", "ncm"):
-        _draw_sizes(study, axes, own, kind, space, 0.5 * (2 * place - len(hows) + 1))
+        _draw_sizes(study, axes, own, kind, space, apart * (2 * place - len(hows) + 1))
     for kind, dashes in (("head", "-"), ("ncm", DASHES)):
       axes.axhline(100 * source[kind][space], color=style.METHOD_COLORS["pretrained"],
                    linestyle=dashes, linewidth=1.3, zorder=1)  # fmt: skip
     axes.set_title(title, fontsize=plots.SIZE, loc="left")
     axes.set_xlabel("classes fine-tuned on", fontsize=plots.SIZE)
-    axes.set_xticks(sorted({study.partition(n)["num_seen"] for n in networks}))
+    axes.set_xticks(numbers)
     plots.clean(axes)
   holistic_plots.percent_axes(panels[0], "accuracy on the shared\nabsent classes, %")
   entries = [
@@ -62,7 +64,7 @@ def sizes(study: Study):
 def _draw_sizes(
   study: Study, axes, networks: Sequence[Row], kind: str, space: str, shift: float
 ) -> None:
-  """One line over the numbers of seen classes: dots for seeds, `shift` aside, thick their mean."""
+  """One line over the numbers of seen classes, `shift` aside; dots are seeds."""
   points: dict[int, list[float]] = {}
   for network in networks:
     place = study.partition(network)
@@ -71,14 +73,16 @@ def _draw_sizes(
   if not points:
     return
   _, color, marker = _HOWS[study.partition(networks[0])["how"]]
-  xs = sorted(points)
-  axes.plot(xs, [np.mean(points[x]) for x in xs], color=color, marker=marker, markersize=6,
+  places = [x + shift for x in sorted(points)]
+  values = [points[x] for x in sorted(points)]
+  face = color if kind == "head" else "white"
+  axes.plot(places, [np.mean(v) for v in values], color=color, marker=marker, markersize=6,
             linewidth=1.8, linestyle="-" if kind == "head" else DASHES, zorder=3,
-            markerfacecolor=color if kind == "head" else "white")  # fmt: skip
-  for x in xs:
-    if len(points[x]) > 1:
-      xs_seeds = [x + shift] * len(points[x])
-      axes.scatter(xs_seeds, points[x], s=10, color=color, alpha=0.6, linewidths=0)
+            markerfacecolor=face)  # fmt: skip
+  for place, seeds in zip(places, values, strict=True):
+    if len(seeds) > 1:
+      axes.scatter([place] * len(seeds), seeds, s=11, facecolors=face, edgecolors=color,
+                   linewidths=0.7, alpha=0.7)  # fmt: skip
 
 
 def _source_common(study: Study, networks: Sequence[Row]) -> dict[str, dict[str, float]]:

@@ -184,7 +184,7 @@ def backbone_rows(backbone: Mapping[str, Any]) -> list[tuple[str, str]]:
   ]
 
 
-def _run_facts(run: records.Run) -> str:
+def run_facts(run: records.Run) -> str:
   """How the run was made: command, versions, devices, backbone, sizes of the data."""
   data = run.record["data"]
   rows = [
@@ -204,7 +204,7 @@ def _run_facts(run: records.Run) -> str:
   return f"<h2>The run</h2>{fact_list(rows)}"
 
 
-def _stages(run: records.Run) -> str:
+def stages(run: records.Run) -> str:
   rows = []
   for method in run.record["methods"]:
     for number, stage in enumerate(method["stages"], start=1):
@@ -318,8 +318,8 @@ def page(run: records.Run, summary: table.Summary, drawn: Sequence[Figure]) -> s
     differences_section(summary),
     f"<h3>What the intervals mean</h3><p>{escape(table.interval_text(summary))}</p>",
     *(figure_section(figure) for figure in drawn),
-    _run_facts(run),
-    _stages(run),
+    run_facts(run),
+    stages(run),
     settings(record["config"]),
     attribution(record["data"].get("attribution")),
   ]

@@ -11,6 +11,7 @@ from subtune_jax.report import robustness_records as study_lib
 Row = study_lib.Row
 _THIN = {"linewidth": 0.7, "alpha": 0.4}
 _PER_ROW = 4
+_LEAST_SPAN = 5.0
 
 
 def _curves(trainings: Sequence[Row], value: Callable[[Row], float]) -> np.ndarray:
@@ -148,6 +149,9 @@ def interpolation(study: study_lib.Study):
     label = f"accuracy on {study.title_of(study.id)}, %" if study.ood else "alpha"
     axes.set_xlabel(label, fontsize=plots.SIZE)
     axes.margins(0.08)
+    axes.set_ylim(_at_least(*axes.get_ylim()))
+    if study.ood:
+      axes.set_xlim(_at_least(*axes.get_xlim()))
     plots.clean(axes, grid="both")
   side = study.ood_column or study.id
   for axes in panels[::_PER_ROW]:
@@ -158,6 +162,12 @@ def interpolation(study: study_lib.Study):
     (robustness_plots.ring_entry(), "highest on validation"),
   ])  # fmt: skip
   return figure
+
+
+def _at_least(low: float, high: float) -> tuple[float, float]:
+  """Limits that span `_LEAST_SPAN` points or more, lest an image or two look like much."""
+  more = max(_LEAST_SPAN - (high - low), 0.0) / 2
+  return low - more, high + more
 
 
 def _line_values(study: study_lib.Study, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:

@@ -278,9 +278,9 @@ def _drawn(study: Study) -> list[tuple[str, str, Any, str, str]]:
       "interpolation", "From the probe to the fine-tuned network",
       robustness_curves.interpolation(study),
       "Curves of accuracy along the line of weights from the probe to the fine-tuned network.",
-      "Weights (1 - alpha) probe + alpha fine-tuned, in equal steps of alpha, each panel on its own "
-      "scale. Ringed: the alpha of the highest validation accuracy, which is how one may choose "
-      "it. Fine-tuned: at the last epoch. Thin: single seeds.",
+      "Weights (1 - alpha) probe + alpha fine-tuned, in equal steps of alpha; scales differ. "
+      "Ringed: the alpha of the highest validation accuracy, which is how one may choose it. "
+      "Fine-tuned: at the last epoch. Thin: single seeds.",
     ),
     (
       "accuracy_epochs", "Accuracy along training", robustness_curves.accuracy_by_epoch(study),
@@ -330,8 +330,8 @@ def page(
     *(html.figure_section(figure) for figure in own),
     recommendation_section(run, summary, study),
     *sections.values(),
-    html._run_facts(run),
-    html._stages(run),
+    html.run_facts(run),
+    html.stages(run),
     html.settings(record["config"]),
     html.attribution(record["data"].get("attribution")),
   ]

@@ -25,10 +25,12 @@ class Epoch:
   Attributes:
     validation: accuracy on the validation split in distribution.
     tests: test set -> accuracy.
+    loss: cross-entropy on the validation split; breaks ties between rates.
   """
 
   validation: float
   tests: Mapping[str, float]
+  loss: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,8 @@ def choose(
   """Chooses the learning rate of a method, and an epoch of each of its trainings.
 
   Rates are compared on the seeds that all of them have, be it the first alone; the epochs chosen
-  are of all seeds of the rate. Ties go to the earlier epoch and to the lower rate.
+  are of all seeds of the rate. Ties go to the earlier epoch; to the rate of the
+  lower validation loss (the oracle: the lower rate), then to the lower rate.
 
   Args:
     trainings: of one method, without rates of which a training diverged.
@@ -98,10 +101,12 @@ def choose(
     scores = [
       _score(t.epochs[epochs[t.seed]], rule, oracle_sets) for t in found if t.seed in shared
     ]
-    picked[rate] = float(np.mean(scores)), epochs
-  rate = max(picked, key=lambda r: (picked[r][0], -r))
+    losses = [t.epochs[epochs[t.seed]].loss for t in found if t.seed in shared]
+    loss = 0.0 if rule == ORACLE else float(np.mean(losses))
+    picked[rate] = float(np.mean(scores)), -loss, epochs
+  rate = max(picked, key=lambda r: (*picked[r][:2], -r))
   edge = len(rates) > 1 and rate in (rates[0], rates[-1])
-  score, epochs = picked[rate]
+  score, _, epochs = picked[rate]
   return Choice(rule, rate, edge, epochs, score, rule == ORACLE)
 
 

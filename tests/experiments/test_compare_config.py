@@ -11,6 +11,7 @@ from subtune_jax.experiments import (
   compare_config,
   corruption,
   dataset_size,
+  holistic_config,
   robustness_config,
   search_config,
   vtab_config,
@@ -24,6 +25,7 @@ BLOCKS = ("stem", "block0", "top")
 DECLARED = {
   "compare": compare_config, "vtab": vtab_config, "search": search_config,
   "dataset_size": dataset_size, "corruption": corruption, "robustness": robustness_config,
+  "holistic": holistic_config,
 }  # fmt: skip
 
 
@@ -121,9 +123,10 @@ def test_every_config_file_loads_and_shows_its_command(path):
   assert set(records.flatten(workdir.as_json(config))) == set(
     records.flatten(workdir.as_json(declared))
   )
+  own = holistic_config if config.experiment == "holistic" else compare_config
   for name in config.methods:
-    for rate in compare_config.learning_rates(config, name):
-      compare_config.make_method(config, name, rate, BLOCKS)
+    for rate in own.learning_rates(config, name):
+      own.make_method(config, name, rate, BLOCKS)
 
 
 def test_finetune_arguments():

@@ -26,11 +26,11 @@ class World:
     self.means = rng.normal(size=(num_classes, width)) / np.sqrt(width)
     self.head = 5 * self.means.T + 0.2 * rng.normal(size=(width, num_classes))
     self.shift = rng.normal(size=width) / np.sqrt(width)
-    self.sets = {
-      name: (np.repeat(np.arange(num_classes), per_class * times),
-             rng.normal(size=(num_classes * per_class * times, width)))
-      for name, times in (("test", 1), ("train", 2))
-    }  # fmt: skip
+    self.sets = {}
+    for name, times in (("test", 1), ("train", 2)):
+      counts = per_class * times + np.arange(num_classes) % 3  # classes differ in size
+      labels = np.repeat(np.arange(num_classes), counts)
+      self.sets[name] = (labels, rng.normal(size=(len(labels), width)))
 
   def arrays(self, absent: np.ndarray, moves, *, features: bool = True) -> dict[str, np.ndarray]:
     """A network whose features lost part of the shift, and whose head learned the seen classes."""

@@ -77,6 +77,9 @@ def test_ties_and_rates_with_fewer_seeds():
   tied = [training(rate, 0, [0.5, 0.5], [0, 0]) for rate in (0.3, 0.1)]
   found = selection.choose(tied, "early_stopping")
   assert (found.learning_rate, found.epochs) == (0.1, {0: 0})
+  epochs = {0.3: selection.Epoch(0.5, {}, 1.0), 0.1: selection.Epoch(0.5, {}, 2.0)}
+  tied = [selection.Training(rate, 0, (epoch,)) for rate, epoch in epochs.items()]
+  assert selection.choose(tied).learning_rate == 0.3  # the lower loss
   on_first = [TRAININGS[0], *TRAININGS[2:]]  # seed 1 at the rate 0.2 only
   found = selection.choose(on_first, "early_stopping")  # 0.9 against 0.7 on seed 0
   assert (found.learning_rate, found.score, found.epochs) == (0.1, 0.9, {0: 1})

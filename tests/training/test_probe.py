@@ -199,17 +199,6 @@ def test_absent_class_never_wins(absent):
   assert choice.accuracy.max() <= 1 - np.isin(y_val, absent).mean()
 
 
-def test_an_absent_class_padded_with_zero_would_win():
-  """What LP-FT's code does: logit 0 beats the others where all of them are negative."""
-  x, y, x_val, _ = _digits(absent=(4,))
-  kernel, bias = _fit(x, y, [0.1])[:2]
-  logits = x_val @ kernel[0] + bias[0]
-  # The same probabilities: a number taken from the logits of the classes that were fitted.
-  logits[:, np.arange(10) != 4] -= 10
-  logits[:, 4] = 0
-  assert (logits.argmax(axis=1) == 4).mean() > 0.9
-
-
 @pytest.mark.parametrize("max_steps", [1, 3])
 def test_absent_class_never_wins_before_convergence_or_after_rescaling(max_steps):
   x, y, x_val, _ = _digits(absent=(4, 9))
