@@ -377,6 +377,7 @@ def _describe(
     "train": train.fingerprint(),
     "validation": validation.fingerprint() if validation else None,
     "weights": run.pretrained.sha256,
+    "head": "kept" if config.backbone.keep_head else heads.DRAW,
     "method": name,
     "stages": [ledger_lib.plain(stage) for stage in method],
     "seed": seed,
@@ -432,7 +433,7 @@ def _fit(run: Run, method, seed, saver, what, key, train, validation) -> Row:
   """The figures of one training; its tuned leaves go to WORKDIR/tasks/<key>."""
   variables = run.pretrained.variables
   if not run.config.backbone.keep_head:
-    variables = heads.init_head(run.engine.model, variables, seed)
+    variables = heads.init_head(run.engine.model, variables, seed, run.pretrained.sha256)
   steps = iter(range(1, 1 << 30))
 
   def on_epoch(row, logits):

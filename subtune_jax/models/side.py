@@ -33,7 +33,7 @@ class SideTuned(backbone.Backbone):
 
 
 class _Side(nn.Module):
-  """Features of the frozen copy plus those of the trained one; BatchNorm of the first never moves."""
+  """Features of the frozen copy, whose BatchNorm never moves, plus those of the trained one."""
 
   base: backbone.Backbone
   use_batch_statistics: bool

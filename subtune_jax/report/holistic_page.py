@@ -231,7 +231,8 @@ def blocks_section(study: Study) -> str:
     micro = numbers["accuracy"]["micro"]
     shown = calibrated["accuracy"]["micro"] if calibrated else None
     rows.append([
-      f'<span class="swatch" style="background:{color}"></span>{html.escape(title)}',
+      f'<span class="swatch" style="background:{color}"></span>'
+      + html.escape(units.get(title, title)),
       _number_cell(calibrated["gamma"]) if calibrated else "n/a",
       _number_cell(numbers["margins"]["seen_over_absent"]), _number_cell(numbers["ausuc"], 3),
       _percent_cell(micro["S/Y"]), _percent_cell(micro["U/Y"]),
@@ -336,8 +337,8 @@ def _further_figures(study: Study, seeds: str, dots: str) -> list[tuple]:
     (
       "blocks", _TABLES["blocks"], holistic_studies.blocks(study),
       "Points of the logit gap, of AUSUC and of accuracy on absent classes by unit trained.",
-      "One unit trained at a time. Lines across: fine-tuning and the source model, without "
-      f"calibration in the lowest panel.{dots}",
+      "One unit trained at a time. The gap is what ALG adds to the logits of absent classes. Lines "
+      f"across: fine-tuning and the source model.{dots}",
     ),
   ]  # fmt: skip
 
@@ -349,7 +350,9 @@ def sizes_section(study: Study) -> str:
     place = study.partition(network)
     groups.setdefault((place["how"], place["num_seen"]), []).append(network["epochs"][-1])
   rows = []
-  for (how, number), epochs in sorted(groups.items()):
+  hows = list(dict.fromkeys(how for how, _ in groups))
+  for how, number in sorted(groups, key=lambda group: (hows.index(group[0]), group[1])):
+    epochs = groups[how, number]
     cells = [html.escape(f"{number} classes, {how}")]
     for kind, pair in (("none", "S/Y"), ("none", "U/Y"), ("alg", "U/Y"), ("alg", "Y/Y")):
       cells.append(_percent_cell(_over([e["accuracy"][kind]["micro"][pair] for e in epochs])))

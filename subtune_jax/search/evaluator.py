@@ -159,6 +159,7 @@ class Evaluator:
     """Identity of a training: everything that its result depends on, and no option of speed."""
     rest, held = self.problem.folds[fold]
     engine, method = self.engines[0], self._method(units)
+    head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head
     return ledger_lib.key_of({
       "data": self._fingerprint,
       "rest": _digest(rest),
@@ -169,7 +170,7 @@ class Evaluator:
       "augmentation": ledger_lib.plain(engine.augmentation),
       "batch_size": engine.batch_size,
       "stages": [ledger_lib.plain(stage) for stage in method],
-      "head": [self.recipe.head, *map(ledger_lib.plain, self.recipe.probe)],
+      "head": [head, *map(ledger_lib.plain, self.recipe.probe)],
       "seed": seed,
     })
 
@@ -293,13 +294,13 @@ class Evaluator:
     variables = self.problem.variables
     model = self.engines[device].model
     if self.recipe.head == "random" or not job.units:
-      return heads.init_head(model, variables, job.seed)
+      return heads.init_head(model, variables, job.seed, self.problem.weights)
     if self.recipe.head == "pretrained":
       return variables
     place = device, job.fold
     if place not in self._heads:
       rest, _ = self.problem.folds[job.fold]
-      fresh = heads.init_head(model, variables, 0)
+      fresh = heads.init_head(model, variables, 0, self.problem.weights)
       probed = loop.fit(
         self.engines[device], fresh, self.recipe.probe, self._rows(rest, device), None
       )  # fmt: skip

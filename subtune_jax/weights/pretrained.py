@@ -79,7 +79,7 @@ def load_pretrained(
   seen = _preprocessing(preprocessing, path, entry, match.scheme)
   if not_loaded:
     loaded["params"]["head"] = _shapes(model)["params"]["head"]
-    loaded = heads.init_head(model, loaded, seed)
+    loaded = heads.init_head(model, loaded, seed, sha256)
   return Pretrained(loaded, seen, str(name_or_path), sha256, not_loaded)
 
 

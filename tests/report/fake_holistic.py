@@ -159,7 +159,7 @@ def write(
   for partition in study.partitions[len(seeds) :]:
     study.training("size", "ft", _MOVES["ft"], partition["seed"], partition["id"])
   _sweep(study, optimizers, seeds[0])
-  return _record(study, methods, names, num_classes)
+  return _record(study, methods, names, num_classes, pcv)
 
 
 def _table(networks, uses) -> list[dict]:
@@ -182,7 +182,7 @@ def _table(networks, uses) -> list[dict]:
   return rows
 
 
-def _record(study: Study, methods, units, num_classes: int) -> dict:
+def _record(study: Study, methods, units, num_classes: int, pcv: bool) -> dict:
   for number, network in enumerate(study.networks):
     network["id"] = number
   blocks = [
@@ -212,7 +212,13 @@ def _record(study: Study, methods, units, num_classes: int) -> dict:
          "learning_rate": 1e-2, "grid": grid, "grid_edge": name == "lp"}
         for name in (*methods, *units) if name != "wise_ft"
       ],
-      "pcv": [],
+      "pcv": [
+        {"method": "ft", "seed": seed, "gamma": 1.4, "splits": [
+          {"key": f"pseudo-{i}", "file": f"epochs/pseudo-{i}/0-1.npz", "pseudo_absent": [0]}
+          for i in range(3)
+        ]}
+        for seed in study.seeds if pcv
+      ],
       "table": _table(study.networks, ("pretrained", "main", "wise")),
       "blocks": blocks,
     },

@@ -89,6 +89,7 @@ def test_whole_page(whole):
   assert found[-3:] == ["The run", "Settings", "Data and licences"]
   for line in ("WiSE-FT, 0.5 + ALG", "Fine-tuning + PCV", "oracle: gamma by test labels",
                "oracle: trained on all classes", "SubTuning(3..5)", "! edge of grid",
+               "Fine-tuning, seed 1: gamma 1.40 from 3 pseudo splits",
                "Means over 2 seeds"):  # fmt: skip
     assert line in text_of(page)
 

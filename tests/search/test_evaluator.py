@@ -40,7 +40,7 @@ def test_a_score_is_the_accuracy_on_held_out_images(scored):
   for fold, (rest, held) in enumerate(problem.folds):
     parts = [problem.train.subset(rows) for rows in (rest, held)]
     method = methods.sub_tuning(("block2/unit1",), 1e-2, epochs=2)
-    start = heads.init_head(net, problem.variables, 0)
+    start = heads.init_head(net, problem.variables, 0, problem.weights)
     result = loop.fit(engine, start, method, parts[0], None, seed=0)
     right = np.argmax(engine.predict(result.variables, parts[1].images), -1) == parts[1].labels
     assert found["block2/unit1",].cells[fold].tolist() == right.tolist()
