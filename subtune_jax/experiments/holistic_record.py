@@ -16,7 +16,7 @@ from subtune_jax.experiments import (
   holistic_study,
 )
 from subtune_jax.experiments import workdir as workdir_lib
-from subtune_jax.report import holistic_text, records
+from subtune_jax.report import holistic_page, holistic_text, records
 from subtune_jax.robustness import interpolation
 from subtune_jax.training import export
 
@@ -43,9 +43,9 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   }  # fmt: skip
   workdir_lib.write_json(study.workdir / records.RESULTS, record)
   _clean(study, body)
+  page = holistic_page.write_page(record, study.workdir)
   study.run.progress.close()
-  path = study.workdir / records.RESULTS
-  study.run.progress.stream.write(f"{holistic_text.format_text(record)}\n\nrecord: {path}\n")
+  study.run.progress.stream.write(f"{holistic_text.format_text(record)}\n\nreport: {page}\n")
   return record
 
 

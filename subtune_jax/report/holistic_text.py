@@ -10,7 +10,7 @@ _CALIBRATIONS = {"none": "", "alg": "+ ALG", "pcv": "+ PCV", "star": "+ gamma*"}
 _PAIRS = ("Y/Y", "S/Y", "U/Y")
 
 
-def format_text(record: Row, *, width: int = 100) -> str:
+def format_text(record: Row, *, width: int = 110) -> str:
   """The paper's table over seeds, then SubTuning per unit, sizes and the sweep where there are any.
 
   Args:
@@ -23,8 +23,8 @@ def format_text(record: Row, *, width: int = 100) -> str:
     f"{record['data']['train']}: {seen} of {len(record['data']['class_names'])} classes seen, "
     f"{len(record['config']['seeds'])} seeds; % of {record['data']['num_test']} test images",
     _accuracies(body["table"], width),
-    "(oracle): reads what no method may: test labels, or images of absent classes. A class counts "
-    "the same in 'by class'.",
+    "*: every class counts the same; the others are over images. (oracle): reads what no method\n"
+    "may, test labels or training images of absent classes.",
   ]
   if body["blocks"]:
     parts += ["SubTuning of each unit", _accuracies(body["blocks"], width), _gaps(body, width)]
@@ -36,7 +36,7 @@ def format_text(record: Row, *, width: int = 100) -> str:
 
 
 def _accuracies(rows: Sequence[Row], width: int) -> str:
-  header = ["", *_PAIRS, "AUSUC", "U/U", *(f"{pair} by class" for pair in _PAIRS), "gamma"]
+  header = ["", *_PAIRS, "AUSUC", "U/U", *(f"{pair} *" for pair in _PAIRS), "gamma"]
   cells = []
   for row in rows:
     numbers, kind = row["numbers"], row["calibration"]

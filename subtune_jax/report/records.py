@@ -161,8 +161,11 @@ class Run:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-  """Last path components ("emoji_domains/noto" -> "noto"); whole names where those collide."""
-  last = [name.rsplit("/", 1)[-1] for name in names]
+  """Last path components ("emoji_domains/noto" -> "noto"); whole names where those collide.
+
+  Of a corrupted copy it is the corruption: "fashion_mnist+fog/5" -> "fog/5".
+  """
+  last = [name.split("+", 1)[1] if "+" in name else name.rsplit("/", 1)[-1] for name in names]
   return {n: s if last.count(s) == 1 else n for n, s in zip(names, last, strict=True)}
 
 

@@ -463,3 +463,9 @@ def test_matplotlib_and_pyplot_stay_out_of_an_import():
     "sys.exit(any(m in sys.modules for m in ('matplotlib', 'tensorflow', 'clu')))"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_short_names():
+  names = ["emoji_domains/noto", "fashion_mnist", "fashion_mnist+fog/5", "cifar10_c/fog/5"]
+  assert list(records.short_names(names).values()) == ["noto", "fashion_mnist", "fog/5", "5"]
+  assert list(records.short_names(["a/x", "b/x"]).values()) == ["a/x", "b/x"]
