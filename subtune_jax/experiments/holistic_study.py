@@ -303,7 +303,10 @@ def train_all(study: Study) -> Trained:
 
 
 def choose(study: Study, name: str) -> Row:
-  """Every learning rate on the seeds that try them, the best one by validation on all seeds."""
+  """Every learning rate on the seeds that try them, the best one by validation on all seeds.
+
+  A rate that diverges on a seed is no choice; the next best takes its place.
+  """
   config = study.config
   rates, seeds = holistic_config.learning_rates(config, name), tuple(config.seeds)
   tried = seeds if config.grid_seeds == "all" else seeds[:1]
@@ -311,26 +314,24 @@ def choose(study: Study, name: str) -> Row:
     rate: {seed: train(study, name, rate, seed, study.main(seed)) for seed in tried}
     for rate in rates
   }
+  keys = ("validation_accuracy", "validation_loss")
   grid = [
-    {"learning_rate": rate, **{
-      key: _mean([row[key] for row in rows.values()])
-      for key in ("validation_accuracy", "validation_loss")
-    }}
+    {"learning_rate": rate, **{key: _mean([row[key] for row in rows.values()]) for key in keys}}
     for rate, rows in found.items()
-  ]  # fmt: skip
+  ]
   finite = [row for row in grid if row["validation_accuracy"] is not None]
-  if not finite:
-    raise ValueError(f"{name}: every learning rate of {rates} diverged; lower them")
-  best = max(finite, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
-  rate = best["learning_rate"]
-  rows = found[rate]
-  for seed in seeds[len(tried) :]:
-    rows[seed] = train(study, name, rate, seed, study.main(seed))
-  bad = [seed for seed, row in rows.items() if not row["history"]]
-  if bad:
-    raise ValueError(f"{name}: learning rate {rate} diverged with seed {bad[0]}; lower the rates")
-  edge = len(rates) > 1 and rate in (rates[0], rates[-1])
-  return {"learning_rate": rate, "grid": grid, "grid_edge": edge, "rows": rows}
+  finite.sort(key=lambda row: (-row["validation_accuracy"], row["validation_loss"]))
+  for row in finite:
+    rate = row["learning_rate"]
+    rows = found[rate]
+    for seed in seeds[len(tried) :]:
+      rows[seed] = train(study, name, rate, seed, study.main(seed))
+    bad = [seed for seed, row in rows.items() if not row["history"]]
+    if not bad:
+      edge = len(rates) > 1 and rate in (rates[0], rates[-1])
+      return {"learning_rate": rate, "grid": grid, "grid_edge": edge, "rows": rows}
+    study.run.progress.line(f"{name}: learning rate {rate:g} diverged with seed {bad[0]}")
+  raise ValueError(f"{name}: every learning rate of {rates} diverged on a seed; lower them")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

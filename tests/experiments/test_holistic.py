@@ -76,6 +76,7 @@ def config(**fields):
   for name in (*holistic_config.TITLES, "subtuning"):
     if name in made:
       made[name].epochs, made[name].learning_rates = 2, (1e-2,)
+      made[name].norm_mode = "batch"
   made.swa.first_epoch = 1
   for name, value in fields.items():
     made.holistic[name] = value
@@ -309,6 +310,25 @@ def test_bad_configs_are_refused_before_anything_is_written(target, tmp_path, ch
   with pytest.raises(ValueError, match=text):
     run(made, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_rate_that_diverges_on_a_later_seed_is_no_choice(target, tmp_path):
+  made = config()
+  made.seeds, made.ft.learning_rates = (0, 1), (1e-3, 1e-2)
+  original, wanted = holistic_study.train, []
+
+  def train(study, name, rate, seed, partition):
+    row = original(study, name, rate, seed, partition)
+    wanted.append((rate, seed))
+    better = {"validation_accuracy": rate, "validation_loss": 0.0}
+    return row | ({"history": []} if (rate, seed) == (1e-2, 1) else better)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(holistic_study, "train", train)
+    record, text = run(made, tmp_path / "run")
+  assert wanted == [(1e-3, 0), (1e-2, 0), (1e-2, 1), (1e-3, 1)]
+  assert record["holistic"]["methods"][0]["learning_rate"] == 1e-3
+  assert "learning rate 0.01 diverged with seed 1" in text
 
 
 def test_given_classes_and_whole_super_classes():
