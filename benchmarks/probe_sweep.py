@@ -293,8 +293,8 @@ def main() -> None:
   facts = {
     "date": datetime.date.today().isoformat(), "device": jax.devices()[0].device_kind,
     "threads": threads, "load at start": round(load, 2), "forced": arguments.force,
-    "strengths": STRENGTHS, "tol": arguments.tol, "python": platform.python_version(), "jax": jax.__version__,
-    "scikit-learn": sklearn.__version__,
+    "strengths": STRENGTHS, "tol": arguments.tol, "python": platform.python_version(),
+    "jax": jax.__version__, "scikit-learn": sklearn.__version__,
   }  # fmt: skip
   print(", ".join(f"{k} {v}" for k, v in facts.items()), flush=True)
   print("| problem | classes (present) | images x features | right: ours / timed / converged | "
