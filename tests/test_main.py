@@ -118,6 +118,7 @@ def test_a_second_start_repeats_nothing_and_another_config_is_refused(whole):
   assert "batch_size: 64 -> 32" in error
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_run_ends_the_same(whole, tmp_path):
   workdir = tmp_path / "run"
   rng = np.random.default_rng(0)

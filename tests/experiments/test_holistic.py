@@ -233,6 +233,7 @@ def test_labels_of_absent_classes_and_of_the_test_reach_no_choice(target, tmp_pa
   assert a["table"] != b["table"]  # the poison was there
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(target, tmp_path, monkeypatch):
   made = config()
   made.methods = ("ft", "lp")

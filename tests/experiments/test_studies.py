@@ -37,6 +37,7 @@ def shrunk(study, **fields):
   return study
 
 
+@pytest.mark.slow
 def test_dataset_size(tmp_path):
   made = shrunk(dataset_size.default(), sizes=(12, 36))
   stream = io.StringIO()
@@ -84,6 +85,7 @@ def test_bad_sizes(tmp_path, sizes):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_corruption(tmp_path):
   made = shrunk(corruption.default(), corrupted="small+{}", shifts=("contrast/5", "flip_labels"))
   made.search.kinds = ("profile", "greedy")

@@ -444,6 +444,7 @@ class Stop(Exception):
   pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rgn", "rgn_released", "snr"])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, kind):
   first = methods.linear_probing(l2=(1.0, 0.1)) if kind == "rgn" else ()
@@ -463,6 +464,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, kind):
   assert_same(resumed.variables, whole.variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_four_devices_measure_what_one_does(kind):
   method = KINDS[kind](epochs=1)
@@ -470,6 +472,7 @@ def test_four_devices_measure_what_one_does(kind):
   assert four == pytest.approx(by_hand(kind, ROWS, True), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_scan_streaming_and_devices_change_no_result():
   method = KINDS["snr"](epochs=2)
   plain = fit(method)
@@ -493,6 +496,7 @@ def test_the_prefix_cache_is_read():
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_views_penalty_and_mixup():
   """The views are those of the epoch; penalty and mixup do not count."""
   model, variables = network()
@@ -520,6 +524,7 @@ def test_views_penalty_and_mixup():
   np.testing.assert_allclose(gradients_of(plain, mixed), shifted, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_epochs_and_rates_share_their_programs():
   def programs():
     return auto_rates._programs.cache_info().misses, step_lib._compiled.cache_info().misses
@@ -573,6 +578,7 @@ def test_chunks_change_no_result(monkeypatch):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["snr", "snr_released"])
 def test_measuring_lowers_for_accelerators(kind, monkeypatch):
   monkeypatch.setattr(auto_rates, "_most_examples", lambda mesh, one: 2)

@@ -68,6 +68,7 @@ def test_one_block_is_tuned_and_the_rest_stays(name, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, cached.variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _NAMES)
 def test_lp_ft_moves_everything(name):
   model, _ = FAMILIES[name]

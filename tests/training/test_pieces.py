@@ -71,6 +71,7 @@ def test_frozen_units_stay_bit_equal():
                    for v in (variables, result.variables))) > 0  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_ti16", "efficientnet_lite0"])
 def test_other_families(name):
   net = models.create(name, 3, image_size=32)
