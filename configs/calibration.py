@@ -46,7 +46,7 @@ Arguments, all optional: source, target, image_size, backbone, weights, preproce
 """
 
 from subtune_jax.data import choices
-from subtune_jax.experiments import compare_config, holistic, robustness_config
+from subtune_jax.experiments import compare_config, holistic_config
 
 _ARGUMENTS = (
   "source", "target", "image_size", "backbone", "weights", "preprocessing", "methods", "study"
@@ -55,11 +55,11 @@ _ARGUMENTS = (
 
 def get_config(arg: str = ""):
   """The study; its own fields are declared in subtune_jax/experiments/holistic_config.py."""
-  config = holistic.default()
+  config = holistic_config.default()
   given = compare_config.parse_argument(arg, _ARGUMENTS)
   config.source.data = given.get("source", config.source.data)
   config.data.train = given.get("target", config.data.train)
-  robustness_config.use_network(config, given)
+  compare_config.use_network(config, given)
   config.methods = tuple(given["methods"].split("+")) if "methods" in given else config.methods
   study = given.get("study", "all")
   choices.check("study", study, ("all", "main", "sweep"))

@@ -11,14 +11,14 @@ living17, entity30, imagenet (-> V2, R, A, Sketch), ... (configs/shift.py lists 
 all optional: dataset or shift, image_size, backbone, weights, preprocessing, methods (joined by +).
 """
 
-from subtune_jax.experiments import compare_config, robustness, robustness_config
+from subtune_jax.experiments import compare_config, robustness_config
 
 _ARGUMENTS = ("dataset", "shift", "image_size", "backbone", "weights", "preprocessing", "methods")
 
 
 def get_config(arg: str = ""):
   """The study; its own fields are declared in subtune_jax/experiments/robustness_config.py."""
-  config = robustness.default()
+  config = robustness_config.default()
   given = compare_config.parse_argument(arg, _ARGUMENTS)
   if "dataset" in given and "shift" in given:
     raise ValueError("config arguments 'dataset' and 'shift' exclude each other; give one")
@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
     compare_config.use_dataset(config, given["dataset"])
   if "shift" in given:
     compare_config.use_shift(config, given["shift"])
-  robustness_config.use_network(config, given)
+  compare_config.use_network(config, given)
   if "methods" in given:
     robustness_config.use_methods(config, tuple(given["methods"].split("+")))
   return config

@@ -53,12 +53,9 @@ def get_config(arg: str = ""):
     for name in chosen:
       choices.check(f"shifted set of {shift}", name, config.data.ood)
     config.data.ood = chosen
-  for field in ("weights", "preprocessing"):
-    config.backbone[field] = given.get(field, config.backbone[field])
-  config.backbone.name = given.get("backbone", config.backbone.name)
+  compare_config.use_network(config, {"image_size": "224"} | given)
   if "blocks" in given:
     config.subtuning.blocks = tuple(given["blocks"].split("+"))
-  config.data.image_size = compare_config.integer("image_size", given.get("image_size", "224"))
   if "epochs" in given and method != "lp":
     config[method].epochs = compare_config.integer("epochs", given["epochs"])
   config.name = f"shift-{shift}-{method}"

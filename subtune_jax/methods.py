@@ -270,12 +270,29 @@ def _tune(
   stage: Mapping[str, Any],
 ) -> Stage:
   """A stage that trains the head and whatever `selector` picks."""
-  own = {f.name for f in dataclasses.fields(Stage)} & set(stage)
   head_rate = learning_rate if head_learning_rate is None else head_learning_rate
   rates = {masks.HEAD: head_rate, masks.TUNED: learning_rate}
-  solver = Gradient(rates, **{k: v for k, v in stage.items() if k not in own})
-  rules = {masks.HEAD: HEAD_RULE, masks.TUNED: selector}
-  return Stage(name=name, rules=rules, solver=solver, **{k: stage[k] for k in own})
+  return _gradient_stage(name, {masks.TUNED: selector}, rates, stage)
+
+
+def _gradient_stage(
+  name: str,
+  rules: Mapping[str, masks.Selector],
+  rates: Mapping[str, float],
+  fields: Mapping[str, Any],
+) -> Stage:
+  """A stage of gradient steps on the head and what the rules pick.
+
+  Args:
+    name: of the stage.
+    rules: of all labels but the head's.
+    rates: of all labels.
+    fields: further ones of `Gradient` and `Stage`.
+  """
+  own = {f.name for f in dataclasses.fields(Stage)} & set(fields)
+  solver = Gradient(rates, **{k: v for k, v in fields.items() if k not in own})
+  rules = {masks.HEAD: HEAD_RULE, **rules}
+  return Stage(name=name, rules=rules, solver=solver, **{k: fields[k] for k in own})
 
 
 def full_fine_tuning(
@@ -348,10 +365,7 @@ def gradual_unfreezing(
     **stage: further fields of `Gradient` and `Stage`; `epochs` is per stage.
   """
   head_rate = learning_rate if head_learning_rate is None else head_learning_rate
-  own = {f.name for f in dataclasses.fields(Stage)} & set(stage)
-  solver = Gradient({masks.HEAD: head_rate}, **{k: v for k, v in stage.items() if k not in own})
-  head = {k: stage[k] for k in own}
-  stages = [Stage(name="head", rules={masks.HEAD: HEAD_RULE}, solver=solver, **head)]
+  stages = [*head_only(head_rate, **stage)]
   for first in range(len(groups) - 1, -1, -1):
     blocks = [block for group in groups[first:] for block in group]
     stages += sub_tuning(blocks, learning_rate, head_learning_rate=head_rate, **stage)
@@ -422,13 +436,11 @@ def layerwise_decay(
     raise ValueError(f"decay is {decay}; it must lie in (0, 1]")
   if isinstance(blocks, str) or not blocks:
     raise ValueError(f"blocks is {blocks!r}; give all blocks of the network, model.block_names")
-  own = {f.name for f in dataclasses.fields(Stage)} & set(stage)
   head_rate = learning_rate if head_learning_rate is None else head_learning_rate
   rates = {masks.HEAD: head_rate}
   rates |= {b: learning_rate * decay**depth for depth, b in enumerate(reversed(blocks), start=1)}
-  rules = {masks.HEAD: HEAD_RULE} | {block: "/" + block for block in blocks}
-  solver = Gradient(rates, **{k: v for k, v in stage.items() if k not in own})
-  return (Stage(name="all", rules=rules, solver=solver, **{k: stage[k] for k in own}),)
+  rules = {block: "/" + block for block in blocks}
+  return (_gradient_stage("all", rules, rates, stage),)
 
 
 def head_only(learning_rate: float, **stage: Any) -> Method:
@@ -437,12 +449,9 @@ def head_only(learning_rate: float, **stage: Any) -> Method:
   A head that was just drawn is better solved for: `linear_probing`. `stage` holds further fields of
   `Gradient` and `Stage`; a `head_learning_rate` among them takes the place of `learning_rate`.
   """
-  own = {f.name for f in dataclasses.fields(Stage)} & set(stage)
   rate = stage.pop("head_learning_rate", None)
   rate = learning_rate if rate is None else rate
-  solver = Gradient({masks.HEAD: rate}, **{k: v for k, v in stage.items() if k not in own})
-  rules = {masks.HEAD: HEAD_RULE}
-  return (Stage(name="head", rules=rules, solver=solver, **{k: stage[k] for k in own}),)
+  return (_gradient_stage("head", {}, {masks.HEAD: rate}, stage),)
 
 
 def lolsgd(

@@ -155,17 +155,9 @@ def check(config: Any, num_classes: int = 2) -> None:
 
 
 def _check(config: Any) -> None:
-  seeds = tuple(config.seeds)
-  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-    raise ValueError(f"seeds is {seeds}; give at least one, all different, none negative")
+  compare_config.check_run(config)
   if not config.methods or len(set(config.methods)) != len(config.methods):
     raise ValueError(f"methods is {tuple(config.methods)}; give at least one, each once")
-  if config.grid_seeds not in ("first", "all"):
-    raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
-  if config.resume not in ("latest", "last_good"):
-    raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
-  if config.backbone.dtype not in ("float32", "bfloat16"):
-    raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
   if config.backbone.weights == "random" and not config.backbone.preprocessing:
     raise ValueError(
       "backbone.weights is 'random' and backbone.preprocessing is ''; give one of "
@@ -271,16 +263,21 @@ def _total_epochs(config: Any, grids: Mapping[str, tuple[float, ...]], blocks: A
   for name, rates in grids.items():
     method = compare_config.make_method(config, name, rates[0], blocks)
     seeds = 1 if _is_deterministic(method) else len(config.seeds)
-    tried = len(_grid_seeds(config, method))
+    tried = len(_seeds_tried(config, method))
     more = seeds if config.data.retrain else seeds - tried
     total += _epochs(method) * (len(rates) * tried + more)
   return total
 
 
-def _grid_seeds(config: Any, method: methods.Method) -> tuple[int, ...]:
+def grid_seeds(config: Any) -> tuple[int, ...]:
   """Seeds on which every learning rate is tried."""
   seeds = tuple(config.seeds)
-  return seeds if config.grid_seeds == "all" and not _is_deterministic(method) else seeds[:1]
+  return seeds if config.grid_seeds == "all" else seeds[:1]
+
+
+def _seeds_tried(config: Any, method: methods.Method) -> tuple[int, ...]:
+  """Of a method: one where all give the same."""
+  return grid_seeds(config)[:1] if _is_deterministic(method) else grid_seeds(config)
 
 
 def _first_line(config, grids, engine, workdir) -> str:
@@ -296,14 +293,13 @@ def _train_method(run: Run, name: str, rates: tuple[float, ...]) -> Row:
   """Grid, choice on validation, the seeds that are left at the choice."""
   seeds = tuple(run.config.seeds)
   method = _make(run, name, rates[0])
-  tried = _grid_seeds(run.config, method)
+  tried = _seeds_tried(run.config, method)
   trained = {rate: [train_once(run, name, rate, seed) for seed in tried] for rate in rates}
-  grid = [_grid_row(rows) for rows in trained.values()]
-  finite = [row for row in grid if row["validation_accuracy"] is not None]
-  if not finite:
+  grid = [grid_row(rows) for rows in trained.values()]
+  ranked = best_first(grid)
+  if not ranked:
     raise ValueError(f"{name}: every learning rate of {rates} diverged; lower them")
-  best = max(finite, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
-  rate = best["learning_rate"]
+  rate = ranked[0]
   rows = [_retrain(run, row, row["seed"]) if run.trainval else row for row in trained[rate]]
   if _is_deterministic(method):
     chosen = [rows[0] | {"seed": seed} for seed in seeds]
@@ -321,13 +317,25 @@ def _train_method(run: Run, name: str, rates: tuple[float, ...]) -> Row:
   }  # fmt: skip
 
 
-def _grid_row(rows: list[Row]) -> Row:
+def grid_row(rows: list[Row]) -> Row:
   """A learning rate's means over its seeds; None where a training diverged."""
   means = {
     key: None if any(row[key] is None for row in rows) else float(np.mean([r[key] for r in rows]))
     for key in ("validation_accuracy", "validation_loss")
   }
   return {"learning_rate": rows[0]["learning_rate"], **means}
+
+
+def best_first(grid: list[Row]) -> list[float]:
+  """The learning rates of a grid by validation accuracy, then loss; none that diverged."""
+  finite = [row for row in grid if row["validation_accuracy"] is not None]
+  finite.sort(key=lambda row: (-row["validation_accuracy"], row["validation_loss"]))
+  return [row["learning_rate"] for row in finite]
+
+
+def at_edge(grid: list[Row], rate: float) -> bool:
+  """Whether a rate is the first or last of several."""
+  return len(grid) > 1 and rate in (grid[0]["learning_rate"], grid[-1]["learning_rate"])
 
 
 def train_with_probe_steps(run: Run, result: Row, steps: int) -> Row:
@@ -557,16 +565,15 @@ def _method_row(name: str, result: Row) -> Row:
   best, grid = result["chosen"][0], result["grid"]
   stages = best.get("selection", best["stages"])
   setting, value = "learning_rate", result["learning_rate"]
-  rows = grid
-  edge = len(grid) > 1 and value in (grid[0]["learning_rate"], grid[-1]["learning_rate"])
+  edge = at_edge(grid, value)
   if "grid" in stages[-1]:  # the probe searched its strength itself
     setting, value = "l2", stages[-1]["l2"]
-    rows = stages[-1]["grid"]
+    grid = stages[-1]["grid"]
     edge = stages[-1]["grid_edge"]
   names = ("title", "blocks", "trained_params", "solver", "epochs")
   return {
     "name": name, "title": compare_config.TITLES[name], "setting": setting,
-    "learning_rate": value, "grid": rows, "grid_edge": edge,
+    "learning_rate": value, "grid": grid, "grid_edge": edge,
     "stages": [{k: stage[k] for k in names} for stage in stages],
     "trained_params": max(stage["trained_params"] for stage in stages),
   }  # fmt: skip

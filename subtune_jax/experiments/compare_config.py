@@ -4,7 +4,7 @@
 error.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -149,10 +149,28 @@ def learning_rates(config: ml_collections.ConfigDict, name: str) -> tuple[float,
     raise ValueError(f"unknown method {name!r}; allowed: {', '.join(TITLES)}")
   if name == "lp":
     return (0.0,)
-  rates = tuple(float(rate) for rate in config[name].learning_rates)
-  if not rates or list(rates) != sorted(set(rates)):
-    raise ValueError(f"{name}.learning_rates is {rates}; give at least one, rising")
-  return rates
+  return rising(f"{name}.learning_rates", config[name].learning_rates)
+
+
+def rising(field: str, values: Sequence[float]) -> tuple[float, ...]:
+  """The values of a field, or a ValueError unless there is one and they rise."""
+  found = tuple(float(value) for value in values)
+  if not found or list(found) != sorted(set(found)):
+    raise ValueError(f"{field} is {found}; give at least one, rising")
+  return found
+
+
+def check_run(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for fields of every run with trainings of its own that make no sense."""
+  seeds = tuple(config.seeds)
+  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+    raise ValueError(f"seeds is {seeds}; give at least one, all different, none negative")
+  if config.grid_seeds not in ("first", "all"):
+    raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
+  if config.resume not in ("latest", "last_good"):
+    raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
+  if config.backbone.dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
 
 
 def stage_options(
@@ -279,6 +297,15 @@ def use_dataset(config: ml_collections.ConfigDict, name: str) -> None:
   config.data.ood = tuple(
     x for x in data.names() if name.startswith(family) and x.startswith(family) and x != name
   )
+
+
+def use_network(config: ml_collections.ConfigDict, given: Mapping[str, str]) -> None:
+  """Backbone, weights, preprocessing and image size, where arguments give them."""
+  for field, key in (("name", "backbone"), ("weights", "weights"),
+                     ("preprocessing", "preprocessing")):  # fmt: skip
+    config.backbone[field] = given.get(key, config.backbone[field])
+  if "image_size" in given:
+    config.data.image_size = integer("image_size", given["image_size"])
 
 
 def use_shift(config: ml_collections.ConfigDict, name: str) -> None:

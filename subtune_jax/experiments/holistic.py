@@ -64,14 +64,9 @@ import os
 import sys
 from typing import Any, TextIO
 
-from subtune_jax.experiments import holistic_config, holistic_record, holistic_study
+from subtune_jax.experiments import holistic_record, holistic_study
 
 Row = dict[str, Any]
-
-
-def default() -> Any:
-  """See `holistic_config.default`."""
-  return holistic_config.default()
 
 
 def run(

@@ -146,10 +146,7 @@ def learning_rates(config: ml_collections.ConfigDict, name: str) -> tuple[float,
   if name.partition(_SEPARATOR)[0] not in (*TITLES, SUBTUNING, "sweep"):
     raise ValueError(f"unknown method {name!r}; allowed: {', '.join(TITLES)}")
   own = config.sweep if name.startswith("sweep") else config[section(_base(name))]
-  rates = tuple(float(rate) for rate in own.learning_rates)
-  if not rates or list(rates) != sorted(set(rates)):
-    raise ValueError(f"{section(_base(name))}.learning_rates is {rates}; give at least one, rising")
-  return rates
+  return compare_config.rising(f"{section(_base(name))}.learning_rates", own.learning_rates)
 
 
 def _base(name: str) -> str:
@@ -217,12 +214,8 @@ _BUILDERS: dict[str, Callable[[Any, Any], Callable[..., methods.Method]]] = {
 def check(config: Any) -> None:
   """Raises ValueError for fields that make no sense."""
   _check_names(config)
-  own, seeds = config.holistic, tuple(config.seeds)
-  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-    raise ValueError(f"seeds is {seeds}; give at least one, all different, none negative")
-  choices.check("grid_seeds", config.grid_seeds, ("first", "all"))
-  choices.check("resume", config.resume, ("latest", "last_good"))
-  choices.check("backbone.dtype", config.backbone.dtype, ("float32", "bfloat16"))
+  own = config.holistic
+  compare_config.check_run(config)
   choices.check("holistic.how", own.how, _HOW)
   choices.check("source.method", config.source.method, _SOURCE_METHODS)
   if (own.how == "given") != bool(own.given):

@@ -10,6 +10,7 @@ from subtune_jax import data
 from subtune_jax.calibration import class_splits
 from subtune_jax.experiments import (
   compare,
+  epoch_files,
   facts,
   holistic_config,
   holistic_numbers,
@@ -52,13 +53,14 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
 def _body(study: holistic_study.Study, trained: holistic_study.Trained) -> Row:
   gammas = {
     key: holistic_numbers.pcv_gamma(
-      [holistic_study.read_file(study.epoch_path(row)) for _, row in splits], [p for p, _ in splits]
+      [epoch_files.read(study.epoch_path(row)) for _, row in splits], [p for p, _ in splits]
     )
     for key, splits in trained.pcv.items()
   }
   networks = [*_networks(study, trained, gammas)]
   for number, network in enumerate(networks):
     network["id"] = number
+  per_block = table(networks, ("block",))
   return {
     "source": study.source.facts,
     "partitions": [
@@ -81,11 +83,11 @@ def _body(study: holistic_study.Study, trained: holistic_study.Trained) -> Row:
       ]}
       for (name, seed), splits in trained.pcv.items()
     ],
-    "table": _table(networks, ("pretrained", "main", "wise")),
+    "table": table(networks, ("pretrained", "main", "wise")),
     "blocks": [
       row | {"unit": unit.name, "blocks": list(unit.blocks)}
       for unit in holistic_config.units(study.config, study.source.engine.model.block_names)
-      for row in _table(networks, ("block",))
+      for row in per_block
       if row["method"] == holistic_config.unit_name(unit.name)
     ],
   }  # fmt: skip
@@ -143,7 +145,7 @@ def _on_common(study: holistic_study.Study, row: Row, seed: int) -> Row:
   common = _common(study, seed)
   if not common[study.target.test.labels].any():
     return {}
-  arrays = holistic_study.read_file(study.epoch_path(row))
+  arrays = epoch_files.read(study.epoch_path(row))
   return {"common": holistic_numbers.on_classes(arrays, common)}
 
 
@@ -174,7 +176,7 @@ def _training(
   epochs, arrays = [], None
   for past in history:
     path = study.epoch_path(row, past)
-    arrays = holistic_study.read_file(path)
+    arrays = epoch_files.read(path)
     found = holistic_numbers.numbers(arrays, partition.absent, pcv=pcv)
     place = {"stage": past["stage"], "epoch": past["epoch"], "file": _relative(study, path)}
     epochs.append(place | found)
@@ -195,13 +197,13 @@ def _wise(
 ) -> Row:
   """The source model and a fine-tuned one, interpolated."""
   own = study.config.holistic
-  path = study.workdir / holistic_study.EPOCHS / row["key"] / f"wise-{alpha:g}.npz"
+  path = study.workdir / epoch_files.FOLDER / row["key"] / f"wise-{alpha:g}.npz"
   if not path.exists():
     start = study.source.pretrained.variables
     end, _ = export.load_task(study.workdir / "tasks" / row["key"], start)
     between = interpolation.interpolate(start, end, alpha)
     records.write_npz(path, holistic_study.read_target(study, between))
-  arrays, absent = holistic_study.read_file(path), study.main(seed).absent
+  arrays, absent = epoch_files.read(path), study.main(seed).absent
   epoch = {"stage": None, "epoch": None, "file": _relative(study, path)}
   return {
     "use": "wise", "method": holistic_config.WISE_FT, "alpha": alpha, "seed": seed,
@@ -214,7 +216,7 @@ def _wise(
   }  # fmt: skip
 
 
-def _table(networks: Sequence[Row], uses: Sequence[str]) -> list[Row]:
+def table(networks: Sequence[Row], uses: Sequence[str]) -> list[Row]:
   """A row per network over its seeds and calibration."""
   groups: dict[tuple[str, str], list[Row]] = {}
   for network in networks:
@@ -243,7 +245,7 @@ def _clean(study: holistic_study.Study, body: Row) -> None:
     s["key"] for p in body["pcv"] for s in p["splits"]
   }
   weights = {n["key"] for n in body["networks"] if n["use"] == "main"}
-  for folder, keep in ((holistic_study.EPOCHS, named), ("tasks", weights)):
+  for folder, keep in ((epoch_files.FOLDER, named), ("tasks", weights)):
     for path in sorted((study.workdir / folder).iterdir()):
       if path.is_dir() and path.name not in keep:
         shutil.rmtree(path)

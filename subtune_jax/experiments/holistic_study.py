@@ -1,6 +1,6 @@
 """What a study of holistic transfer trains, and what it stores of it; see `holistic`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import pathlib
@@ -11,6 +11,7 @@ import numpy as np
 from subtune_jax.calibration import class_splits
 from subtune_jax.experiments import (
   compare,
+  epoch_files,
   holistic_config,
   holistic_data,
   holistic_source,
@@ -26,7 +27,6 @@ from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import prefix as prefix_lib
 
 Row = dict[str, Any]
-EPOCHS = "epochs"
 TAG = "@"  # "ft@pseudo 1": what comes behind it is for progress and the ledger
 
 
@@ -53,8 +53,7 @@ class Study:
 
   def epoch_path(self, row: Row, epoch: Row | None = None) -> pathlib.Path:
     """Where a training is stored after an epoch of its history, by default the last."""
-    epoch = epoch or row["history"][-1]
-    return self.workdir / EPOCHS / row["key"] / f"{epoch['stage']}-{epoch['epoch']}.npz"
+    return epoch_files.path(self.workdir, row["key"], epoch or row["history"][-1])
 
 
 def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Study:
@@ -135,7 +134,7 @@ def _names(config: Any, blocks: Sequence[str]) -> list[str]:
 def count_epochs(config: Any, partitions: Mapping[Any, Any], blocks: Sequence[str]) -> int:
   """Epochs of all trainings but the source's."""
   own, seeds, total = config.holistic, len(config.seeds), 0
-  tried = seeds if config.grid_seeds == "all" else 1
+  tried = len(compare.grid_seeds(config))
   for name in _names(config, blocks):
     rates = len(holistic_config.learning_rates(config, name))
     epochs = config[holistic_config.section(name)].epochs
@@ -172,20 +171,6 @@ def read_target(study: Study, variables: Any, *, features: bool = True) -> dict[
   return read(study, variables, sets, features=features)
 
 
-def _watch(study: Study, look: Callable[[Any], Mapping[str, np.ndarray]], every: bool, last: int):
-  """What stores a training: after every epoch or after the last."""
-
-  def watch(key: str):
-    def on_variables(row, variables):
-      if every or row["epoch"] == last:
-        path = study.workdir / EPOCHS / key / f"{row['stage']}-{row['epoch']}.npz"
-        records.write_npz(path, look(variables))
-
-    return on_variables
-
-  return watch
-
-
 def train(
   study: Study, name: str, rate: float, seed: int, partition: class_splits.Partition
 ) -> Row:
@@ -208,7 +193,7 @@ def train(
     study.run,
     train=holistic_data.select(study.prefix, target.train, seen, columns),
     validation=holistic_data.subset(target.validation, seen),
-    watch=_watch(study, look, every, last),
+    watch=epoch_files.watch(study.workdir, look, lambda epoch: every or epoch["epoch"] == last),
   )
   return compare.train_once(run_here, name, rate, seed)
 
@@ -221,7 +206,7 @@ def _source_logits(study: Study, partition: class_splits.Partition) -> np.ndarra
 
 def source_path(study: Study) -> pathlib.Path:
   """Where the source model's arrays are."""
-  return study.workdir / EPOCHS / "source.npz"
+  return study.workdir / epoch_files.FOLDER / "source.npz"
 
 
 def source_arrays(study: Study) -> dict[str, np.ndarray]:
@@ -229,16 +214,7 @@ def source_arrays(study: Study) -> dict[str, np.ndarray]:
   path = source_path(study)
   if not path.exists():
     records.write_npz(path, read_target(study, study.source.pretrained.variables))
-  return read_file(path)
-
-
-def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The arrays of a stored network."""
-  try:
-    with np.load(path) as file:
-      return dict(file)
-  except (OSError, ValueError) as e:
-    raise ValueError(f"{path} is missing or damaged; remove the workdir and run again") from e
+  return epoch_files.read(path)
 
 
 def held_out(
@@ -309,33 +285,22 @@ def choose(study: Study, name: str) -> Row:
   """
   config = study.config
   rates, seeds = holistic_config.learning_rates(config, name), tuple(config.seeds)
-  tried = seeds if config.grid_seeds == "all" else seeds[:1]
+  tried = compare.grid_seeds(config)
   found = {
     rate: {seed: train(study, name, rate, seed, study.main(seed)) for seed in tried}
     for rate in rates
   }
-  keys = ("validation_accuracy", "validation_loss")
-  grid = [
-    {"learning_rate": rate, **{key: _mean([row[key] for row in rows.values()]) for key in keys}}
-    for rate, rows in found.items()
-  ]
-  finite = [row for row in grid if row["validation_accuracy"] is not None]
-  finite.sort(key=lambda row: (-row["validation_accuracy"], row["validation_loss"]))
-  for row in finite:
-    rate = row["learning_rate"]
+  grid = [compare.grid_row(list(rows.values())) for rows in found.values()]
+  for rate in compare.best_first(grid):
     rows = found[rate]
     for seed in seeds[len(tried) :]:
       rows[seed] = train(study, name, rate, seed, study.main(seed))
     bad = [seed for seed, row in rows.items() if not row["history"]]
     if not bad:
-      edge = len(rates) > 1 and rate in (rates[0], rates[-1])
+      edge = compare.at_edge(grid, rate)
       return {"learning_rate": rate, "grid": grid, "grid_edge": edge, "rows": rows}
     study.run.progress.line(f"{name}: learning rate {rate:g} diverged with seed {bad[0]}")
   raise ValueError(f"{name}: every learning rate of {rates} diverged on a seed; lower them")
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-  return None if None in values else float(np.mean(values))
 
 
 def pseudo_trainings(

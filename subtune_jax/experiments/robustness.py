@@ -17,7 +17,7 @@ import numpy as np
 
 from subtune_jax import data
 from subtune_jax.data import splits
-from subtune_jax.experiments import compare, compare_config, robustness_config
+from subtune_jax.experiments import compare, compare_config, epoch_files, robustness_config
 from subtune_jax.report import intervals, records, robustness_page, table
 from subtune_jax.robustness import (
   distortion,
@@ -26,18 +26,12 @@ from subtune_jax.robustness import (
   recommend,
   selection,
 )
-from subtune_jax.training import evaluate, export
+from subtune_jax.training import export
 from subtune_jax.training import plan as plan_lib
 
 Row = dict[str, Any]
-EPOCHS = "epochs"
 VALIDATION = "validation"
 LEVELS = (0.90, 0.95)
-
-
-def default() -> Any:
-  """See `robustness_config.default`."""
-  return robustness_config.default()
 
 
 def run(
@@ -60,7 +54,7 @@ def run(
   robustness_config.check(config)
   state = compare.start(config, workdir, stream or sys.stdout)
   seen = _Seen(state)
-  state.watch = seen.watch
+  state.watch = epoch_files.watch(state.workdir, seen.look)
   chosen = compare.train_all(state)
   record = compare.finish(
     state, chosen, command, more=lambda: {"robustness": _study(state, seen, chosen)},
@@ -100,7 +94,7 @@ class _Seen:
     return distortion.unit_outputs(self.state.engine.model, variables, examples.images, **options)
 
   def look(self, variables: Any) -> dict[str, np.ndarray]:
-    """Arrays of one network: "logits/SET" [n, classes], "distance/SET", "relative/SET" and
+    """Arrays of one network: "logits/SET" [n, classes], "absolute/SET", "relative/SET" and
     "cosine/SET" [units, n], "cka/SET" [units]."""
     found = {}
     for own in self.sets:
@@ -117,27 +111,16 @@ class _Seen:
       )
     return found
 
-  def watch(self, key: str) -> Any:
-    """What `fit` calls after every epoch of the training `key`."""
-
-    def on_variables(row, variables):
-      path = self.state.workdir / EPOCHS / key / f"{row['stage']}-{row['epoch']}.npz"
-      records.write_npz(path, self.look(variables))
-
-    return on_variables
-
-  def labels(self, name: str) -> np.ndarray:
-    return next(own.examples.labels for own in self.sets if own.name == name)
-
-  def groups(self, name: str) -> np.ndarray:
-    return next(own.examples.groups for own in self.sets if own.name == name)
-
-  def accuracies(self, arrays: Mapping[str, np.ndarray]) -> Row:
-    """Accuracy on every set."""
+  def right(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Set -> whether each answer is right, [n] bool."""
     return {
-      own.name: evaluate.accuracy(arrays[f"logits/{own.name}"], own.examples.labels)
-      for own in self.sets
+      own.name: arrays[f"logits/{own.name}"].argmax(-1) == own.examples.labels for own in self.sets
     }
+
+
+def _accuracies(right: Mapping[str, np.ndarray]) -> Row:
+  """Set -> accuracy."""
+  return {name: float(np.mean(values)) for name, values in right.items()}
 
 
 def _drawn(test: data.Dataset, number: int) -> data.Dataset:
@@ -147,32 +130,25 @@ def _drawn(test: data.Dataset, number: int) -> data.Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class _Epoch:
-  """What was seen after one epoch of the last stage of a training."""
+  """What was seen of a training after one epoch."""
 
   path: pathlib.Path
   row: Row  # stage, epoch, accuracy by set, distortion by set
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    with np.load(path) as file:
-      return dict(file)
-  except (OSError, ValueError) as e:
-    raise ValueError(f"{path} is missing or damaged; remove the workdir and run again") from e
+  right: Mapping[str, np.ndarray]  # set -> [n] bool
 
 
 def _epochs(state: compare.Run, seen: _Seen, row: Row) -> list[_Epoch]:
   """Every epoch of a training, in order."""
   found = []
   for past in row["history"]:
-    path = state.workdir / EPOCHS / row["key"] / f"{past['stage']}-{past['epoch']}.npz"
-    arrays = _read(path)
+    path = epoch_files.path(state.workdir, row["key"], past)
+    arrays = epoch_files.read(path)
     moved = {own.name: _distortion(arrays, own.name, -1) for own in seen.sets}
-    accuracy = seen.accuracies(arrays)
+    right = seen.right(arrays)
     found.append(_Epoch(path, {
-      "stage": past["stage"], "epoch": past["epoch"], "accuracy": accuracy, "distortion": moved,
-      "validation_loss": past["validation_loss"],
-    }))  # fmt: skip
+      "stage": past["stage"], "epoch": past["epoch"], "accuracy": _accuracies(right),
+      "distortion": moved, "validation_loss": past["validation_loss"],
+    }, right))  # fmt: skip
   return found
 
 
@@ -276,10 +252,9 @@ def _selections(trained, choices, seen: _Seen) -> list[Row]:
   return rows
 
 
-def _correct(epochs: Sequence[_Epoch], seen: _Seen, name: str) -> np.ndarray:
+def _correct(epochs: Sequence[_Epoch], name: str) -> np.ndarray:
   """Right answers [seeds, n] on a set."""
-  logits = [_read(epoch.path)[f"logits/{name}"] for epoch in epochs]
-  return np.stack([x.argmax(-1) == seen.labels(name) for x in logits])
+  return np.stack([epoch.right[name] for epoch in epochs])
 
 
 def _scores(epochs: Mapping[str, Sequence[_Epoch]], seen: _Seen) -> dict[str, Row]:
@@ -288,19 +263,15 @@ def _scores(epochs: Mapping[str, Sequence[_Epoch]], seen: _Seen) -> dict[str, Ro
   Columns are the sets, and the mean over the shifted ones, every set with the same weight.
   """
   correct = {
-    own.name: {name: _correct(found, seen, own.name) for name, found in epochs.items()}
+    own.name: {name: _correct(found, own.name) for name, found in epochs.items()}
     for own in seen.sets
   }
   groups = {own.name: own.examples.groups for own in seen.sets}
   ood = [own.name for own in seen.sets[2:]]
   if len(ood) > 1:
-    total = sum(len(groups[name]) for name in ood)
-    weights = {name: total / (len(ood) * len(groups[name])) for name in ood}
-    correct[table.MEAN_OOD] = {
-      method: np.concatenate([weights[name] * correct[name][method] for name in ood], axis=1)
-      for method in epochs
-    }
-    groups[table.MEAN_OOD] = np.concatenate([groups[name] for name in ood])
+    correct[table.MEAN_OOD], groups[table.MEAN_OOD] = table.equal_weights(
+      [correct[name] for name in ood], [groups[name] for name in ood]
+    )
   scores = {method: {} for method in epochs}
   for column, by_method in correct.items():
     found = {
@@ -316,7 +287,7 @@ def _scores(epochs: Mapping[str, Sequence[_Epoch]], seen: _Seen) -> dict[str, Ro
 
 def _by_block(epochs: Sequence[_Epoch], seen: _Seen) -> Row:
   """Set -> unit -> distortion of each seed."""
-  arrays = [_read(epoch.path) for epoch in epochs]
+  arrays = [epoch_files.read(epoch.path) for epoch in epochs]
   return {
     own.name: {
       unit: [_distortion(a, own.name, index) for a in arrays]
@@ -342,9 +313,8 @@ def _interpolation(state: compare.Run, seen: _Seen, probe: Row, result: Row) -> 
         )
         for own in seen.sets
       }
-      rows.append(
-        {"seed": row["seed"], "alpha": float(alpha), "accuracy": seen.accuracies(outputs)}
-      )
+      accuracy = _accuracies(seen.right(outputs))
+      rows.append({"seed": row["seed"], "alpha": float(alpha), "accuracy": accuracy})
   return rows
 
 
@@ -369,14 +339,14 @@ def _shift(seen: _Seen) -> Row:
 
 
 def _recommendation(seen: _Seen, final: Mapping[str, Sequence[_Epoch]], shift: Row) -> Row:
-  correct = {name: _correct(epochs, seen, VALIDATION) for name, epochs in final.items()}
+  correct = {name: _correct(epochs, VALIDATION) for name, epochs in final.items()}
   moved = {
     name: float(np.mean([e.row["distortion"][VALIDATION]["relative"] for e in epochs]))
     for name, epochs in final.items()
   }
   short = records.short_names(list(shift))
   found = recommend.recommend(
-    correct, seen.groups(VALIDATION), moved, {short[k]: v for k, v in shift.items()},
+    correct, seen.sets[0].examples.groups, moved, {short[k]: v for k, v in shift.items()},
     compare_config.TITLES,
   )  # fmt: skip
   return dataclasses.asdict(found)

@@ -56,15 +56,6 @@ def check(config: Any) -> None:
                      "False")  # fmt: skip
 
 
-def use_network(config: Any, given: dict[str, str]) -> None:
-  """Backbone, weights, preprocessing and image size of the command line's arguments."""
-  for field, name in (("name", "backbone"), ("weights", "weights"),
-                      ("preprocessing", "preprocessing")):  # fmt: skip
-    config.backbone[field] = given.get(name, config.backbone[field])
-  size = given.get("image_size", str(config.data.image_size))
-  config.data.image_size = compare_config.integer("image_size", size)
-
-
 def use_methods(config: Any, names: tuple[str, ...]) -> None:
   """Runs these methods, each with its full grid of learning rates."""
   for name in names:

@@ -9,8 +9,6 @@ import functools
 import os
 import pathlib
 from typing import Any, NamedTuple
-import zipfile
-import zlib
 
 import numpy as np
 
@@ -155,17 +153,7 @@ class Study:
     path = self.workdir / file
     if not path.resolve().is_relative_to(self.workdir.resolve()):
       raise ValueError(f"the record names a file {file!r}, outside of {self.workdir}.")
-    if not path.is_file():
-      raise FileNotFoundError(
-        f"{path} is missing, which the record names. Copy the whole workdir, or run again."
-      )
-    try:
-      with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in names}
-    except KeyError as error:
-      raise ValueError(f"{path} lacks {error}; it is not of this study. Run again.") from error
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
-      raise ValueError(f"{path} is damaged ({error}). Run again to write it.") from error
+    return records.read_npz(path, "which the record names", names)
 
   def curves(self, method: str) -> list[Curve]:
     """The exact seen-unseen curve of the last epoch, per seed."""

@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import Any
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -288,14 +289,30 @@ def read_record(path: pathlib.Path) -> Any:
     raise ValueError(f"{path} is damaged, not JSON: {error}. Run again to write it.") from error
 
 
-def _read_npz(path: pathlib.Path, wanted: str) -> dict[str, np.ndarray]:
-  """All arrays of an .npz; `wanted` says in an error what it was needed for."""
+def read_npz(
+  path: pathlib.Path, wanted: str, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+  """Arrays of an .npz.
+
+  Args:
+    path: of the file.
+    wanted: says in an error what it was needed for.
+    names: of the arrays; None reads all.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is damaged, or lacks one of `names`.
+  """
   if not path.is_file():
     raise FileNotFoundError(f"{path} is missing, {wanted}. Copy the whole workdir, or run again.")
   try:
     with np.load(path, allow_pickle=False) as arrays:
-      return {key: arrays[key] for key in arrays.files}
-  except (zipfile.BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
+      return {key: arrays[key] for key in (arrays.files if names is None else names)}
+  except KeyError as error:
+    raise ValueError(f"{path} lacks {error}; it is not of this study. Run again.") from error
+  except (
+    zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, AttributeError
+  ) as error:  # fmt: skip
     raise ValueError(f"{path} is damaged ({error}), {wanted}. Run again to write it.") from error
 
 
@@ -304,7 +321,7 @@ def _read_logits(workdir: pathlib.Path, entry: Mapping[str, Any], num_classes: i
   path = (workdir / entry["logits"]).resolve()
   if not path.is_relative_to(workdir.resolve()):
     raise ValueError(f"{where}: logits lie at {entry['logits']!r}, outside of {workdir}.")
-  arrays = _read_npz(path, f"the logits of {where}")
+  arrays = read_npz(path, f"the logits of {where}")
   missing = sorted(set(_ARRAYS) - set(arrays))
   if missing:
     raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(sorted(arrays))}.")
@@ -444,7 +461,7 @@ def load_images(workdir: str | os.PathLike) -> dict[str, TestImages]:
   path = pathlib.Path(workdir) / IMAGES
   if not path.is_file():
     return {}
-  arrays = _read_npz(path, "test images for the report")
+  arrays = read_npz(path, "test images for the report")
   names = [key.removeprefix("images/") for key in arrays if key.startswith("images/")]
   if sorted(arrays) != sorted([f"images/{n}" for n in names] + [f"ids/{n}" for n in names]):
     raise ValueError(f"{path} holds {sorted(arrays)}, not images/NAME and ids/NAME in pairs.")

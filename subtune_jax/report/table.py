@@ -132,19 +132,36 @@ def columns(run: records.Run) -> tuple[Column, ...]:
 def _scores(run: records.Run, column: Column) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Per method scores [num_seeds, num_examples] whose mean is the column's accuracy; groups.
 
-  A mean over domains gives every domain the same weight, however many images it has. A concept
-  that several domains show is one group, drawn in all of them together.
+  A mean over domains is `equal_weights`.
   """
   tests = [run.tests[name] for name in column.tests]
-  total = sum(len(test.labels) for test in tests)
-  weights = [total / (len(tests) * len(test.labels)) for test in tests]
+  correct = [{method: test.correct(method) for method in run.methods} for test in tests]
+  return equal_weights(correct, [test.groups for test in tests])
+
+
+def equal_weights(
+  correct: Sequence[Mapping[str, np.ndarray]], groups: Sequence[np.ndarray]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Scores whose mean gives every test set the same weight, however many images it has.
+
+  A concept that several sets show is one group, drawn in all of them together.
+
+  Args:
+    correct: of each set, method -> [num_seeds, n] right answers.
+    groups: of each set, [n] concepts.
+
+  Returns:
+    (method -> [num_seeds, images of all sets], their concepts).
+  """
+  total = sum(map(len, groups))
+  weights = [total / (len(groups) * len(own)) for own in groups]
   scores = {
     method: np.concatenate(
-      [w * test.correct(method) for w, test in zip(weights, tests, strict=True)], axis=1
+      [w * own[method] for w, own in zip(weights, correct, strict=True)], axis=1
     )
-    for method in run.methods
+    for method in correct[0]
   }
-  return scores, np.concatenate([test.groups for test in tests])
+  return scores, np.concatenate(groups)
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from subtune_jax.experiments import holistic_config, holistic_numbers
+from subtune_jax.experiments import holistic_config, holistic_numbers, holistic_record
 from subtune_jax.report import records
 
 ALL_METHODS = tuple(holistic_config.TITLES)
@@ -162,33 +162,13 @@ def write(
   return _record(study, methods, names, num_classes, pcv)
 
 
-def _table(networks, uses) -> list[dict]:
-  """A row per network over its seeds and calibration."""
-  groups = {}
-  for network in networks:
-    if network["use"] in uses:
-      groups.setdefault((network["method"], network["title"]), []).append(network["epochs"][-1])
-  rows = []
-  for (method, title), epochs in groups.items():
-    shared = holistic_numbers.summarize([
-      {k: v for k, v in epoch.items() if k not in ("stage", "epoch", "file")} for epoch in epochs
-    ])  # fmt: skip
-    for kind in shared["accuracy"]:
-      rows.append({
-        "method": method, "title": title, "calibration": kind,
-        "oracle": method == "oracle" or kind == "star",
-        "numbers": shared | {"gamma": shared["gamma"][kind], "accuracy": shared["accuracy"][kind]},
-      })  # fmt: skip
-  return rows
-
-
 def _record(study: Study, methods, units, num_classes: int, pcv: bool) -> dict:
   for number, network in enumerate(study.networks):
     network["id"] = number
   blocks = [
     row | {"unit": name.partition(":")[2], "blocks": [f"block{i}"]}
     for i, name in enumerate(units)
-    for row in _table(study.networks, ("block",))
+    for row in holistic_record.table(study.networks, ("block",))
     if row["method"] == name
   ]
   grid = [{"learning_rate": 1e-2, "validation_accuracy": 0.7, "validation_loss": 1.0}]
@@ -219,7 +199,7 @@ def _record(study: Study, methods, units, num_classes: int, pcv: bool) -> dict:
         ]}
         for seed in study.seeds if pcv
       ],
-      "table": _table(study.networks, ("pretrained", "main", "wise")),
+      "table": holistic_record.table(study.networks, ("pretrained", "main", "wise")),
       "blocks": blocks,
     },
   }  # fmt: skip
