@@ -107,7 +107,7 @@ class _Seen:
       for key in ("absolute", "relative", "cosine"):
         found[f"{key}/{own.name}"] = np.stack([getattr(r, key) for r in rows]).astype(np.float32)
       found[f"cka/{own.name}"] = np.array(
-        [distortion.linear_cka(own.before[unit], after[unit]) for unit in self.units]
+        [_cka(own.before[unit], after[unit]) for unit in self.units]
       )
     return found
 
@@ -116,6 +116,13 @@ class _Seen:
     return {
       own.name: arrays[f"logits/{own.name}"].argmax(-1) == own.examples.labels for own in self.sets
     }
+
+
+def _cka(before: np.ndarray, after: np.ndarray) -> float:
+  """Linear CKA; NaN where a network has collapsed, so that all features of a side are equal."""
+  if any(np.ptp(x, axis=0).max() == 0 for x in (before, after)):
+    return float("nan")
+  return distortion.linear_cka(before, after)
 
 
 def _accuracies(right: Mapping[str, np.ndarray]) -> Row:
@@ -156,7 +163,8 @@ def _distortion(arrays: Mapping[str, np.ndarray], name: str, unit: int) -> Row:
   """Means over the images of a set of how far one unit's feature moved."""
   kinds = ("absolute", "relative", "cosine")
   means = {kind: float(np.mean(arrays[f"{kind}/{name}"][unit], dtype=np.float64)) for kind in kinds}
-  return means | {"cka": float(arrays[f"cka/{name}"][unit])}
+  cka = float(arrays[f"cka/{name}"][unit])
+  return means | {"cka": None if np.isnan(cka) else cka}
 
 
 def _study(state: compare.Run, seen: _Seen, chosen: Mapping[str, Row]) -> Row:

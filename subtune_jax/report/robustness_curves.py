@@ -60,7 +60,7 @@ def distortion_by_epoch(study: study_lib.Study):
     panels[0, column].set_title(title, fontsize=plots.SIZE, loc="left", pad=4)
     panels[1, column].set_xlabel("epoch, over all stages", fontsize=plots.SIZE)
   robustness_plots.from_zero(panels[0, 0], np.concatenate(shown))
-  least = min(float(np.nanmin(values)) for values in alike)
+  least = float(np.nanmin(np.concatenate(alike)))
   room = max(1 - least, 0.01)
   panels[1, 0].set_ylim(max(1 - 1.05 * room, 0), 1 + 0.02 * room)
   panels[0, 0].set_ylabel(robustness_plots.MOVED, fontsize=plots.SIZE)

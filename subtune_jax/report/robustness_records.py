@@ -154,8 +154,8 @@ class Study:
     return self.out(epoch["accuracy"]) if ood else epoch["accuracy"][self.id]
 
   def distortion(self, by_set: Mapping[str, Row], kind: str, *, ood: bool) -> float:
-    """One kind of distortion, on the test images of one side."""
-    values = {name: by_set[name][kind] for name in (self.id, *self.ood)}
+    """One kind of distortion, on the test images of one side; nan where it is not defined."""
+    values = {name: records.number(by_set[name][kind]) for name in (self.id, *self.ood)}
     return self.out(values) if ood else values[self.id]
 
   def block_distortion(self, method: str, kind: str, *, ood: bool) -> np.ndarray:

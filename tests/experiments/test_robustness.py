@@ -2,13 +2,16 @@
 
 import io
 import json
+import math
 
+import jax
 import numpy as np
 import pytest
 
 from subtune_jax import data
 from subtune_jax.data import registry
-from subtune_jax.experiments import robustness, robustness_config
+from subtune_jax.experiments import compare, robustness, robustness_config
+from subtune_jax.report import robustness_records
 from tests.search import small
 
 SIZES = {"train": 24, "validation": 12, "test": 15}
@@ -184,3 +187,19 @@ def test_bad_fields(tmp_path, fields, text):
   with pytest.raises(ValueError, match=text):
     robustness.run(config(**fields), tmp_path / "run", stream=io.StringIO())
   assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_has_collapsed_is_read_and_has_no_cka(done, tmp_path):
+  """All its features are equal, for which CKA is not defined; the study goes on."""
+  record = json.loads(json.dumps(done[1]))
+  state = compare.start(config(), tmp_path / "run", io.StringIO())
+  seen = robustness._Seen(state)
+  variables = jax.tree.map(np.zeros_like, state.pretrained.variables)
+  arrays = seen.look(variables)
+  row = robustness._distortion(arrays, NAMES[0], -1)
+  assert row["cka"] is None
+  assert row["absolute"] > 0
+  for training in record["robustness"]["trainings"]:
+    for epoch in training["epochs"]:
+      epoch["distortion"][NAMES[0]]["cka"] = None
+  assert math.isnan(robustness_records.of(record).distortion(epoch["distortion"], "cka", ood=False))
