@@ -1,5 +1,6 @@
 """Reads the command line: every mistake in it is one line that names the fix, and exit code 2."""
 
+import ast
 import difflib
 import importlib.util
 import pathlib
@@ -25,6 +26,25 @@ def _nearest(name: str, known: list[str]) -> str:
   return f"; the nearest is {near[0]}" if near else ""
 
 
+def help_text(usage: str) -> str:
+  """What --help prints: `usage`, the configs with a line each, the options.
+
+  Args:
+    usage: the first lines; the docstring of the program.
+  """
+  lines = [usage.strip(), "", "configs:"]
+  for path in sorted(CONFIGS.glob("*.py")):
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    lines.append(f"  {path!s:34}{doc.partition(chr(10))[0]}")
+  if len(lines) == 3:
+    lines.append(f"  none below {CONFIGS.absolute()}: start in the project's folder")
+  lines += ["", "options:"]
+  for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
+    lines.append(f"  --{flag.name:32}{flag.help}")
+  lines += [f"  {'--config.FIELD=VALUE':34}Any field of the config.", ""]
+  return "\n".join(lines)
+
+
 def _load_config(argument: str) -> Any:
   """The config of "file.py" or "file.py:argument"."""
   file, _, given = argument.partition(":")
@@ -41,6 +61,9 @@ def _load_config(argument: str) -> Any:
 def parse(argv: list[str]) -> list[str]:
   """Parses absl flags; for `app.run(..., flags_parser=parse)`."""
   given = [a.lstrip("-") for a in argv[1:] if a.startswith("-")]
+  if {"help", "h", "?"} & set(given):
+    sys.stdout.write(help_text(sys.modules["__main__"].__doc__ or ""))
+    sys.exit(0)
   files = [a.removeprefix("config=") for a in given if a.startswith("config=")]
   try:
     if files:

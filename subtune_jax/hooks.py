@@ -131,7 +131,7 @@ class FeatureRank:
     # |K|_F from the smaller of the two products, K = scores' scores / n.
     n, d = scores.shape
     product = scores @ scores.T if n < d else scores.T @ scores
-    return self.weight * jnp.sum(jnp.square(product)) / (n * d) ** 2
+    return self.weight * jnp.sum(jnp.square(product / (n * d)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ TUNED = "tuned"
 HEAD = "head"
 
 Tree = Any
-Selector = str | Callable[[str, Any], bool] | Sequence["Selector"]
+Selector = str | Callable[[str, Any], bool] | Sequence[Any]  # a sequence of selectors
 
 _BOXES = (nnx.Variable, meta.AxisMetadata)  # containers of one leaf, not shown in paths
 

@@ -1,10 +1,12 @@
 """Strictness for the whole suite: four simulated devices, and no silent broadcasting of ranks.
 
 Programs are compiled with little optimisation: most of the suite's time is compiling, and this
-makes it up to three times as fast. `SUBTUNE_JAX_OPTIMIZE=1 pytest` compiles them as users do.
+makes it up to three times as fast. `SUBTUNE_JAX_OPTIMIZE=1 pytest` compiles them as users do. All
+workers of a run share compiled programs in a folder that goes with it.
 """
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
@@ -14,6 +16,12 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the variable
+  _programs = tempfile.TemporaryDirectory(prefix="subtune_jax_programs_")
+  os.environ["SUBTUNE_JAX_COMPILE_CACHE"] = _programs.name
+
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", os.environ["SUBTUNE_JAX_COMPILE_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -175,6 +175,14 @@ def test_distillation_by_hand():
     hooks.Distillation(1.0)(None, None, logits, {})
 
 
+def test_feature_rank_of_many_features_does_not_overflow():
+  """A batch of 64 and 1,280 features: (n d)^2 is no int32."""
+  features = jax.random.normal(jax.random.key(0), (64, 1280))
+  penalty = float(hooks.FeatureRank(1.0)(None, None, None, {"features": features}))
+  correlation = np.corrcoef(np.asarray(features, np.float64).T)
+  assert penalty == pytest.approx(np.sum(correlation**2) / 1280**2, rel=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(6, 3), (3, 6)])
 def test_feature_rank_is_the_norm_of_the_correlations(shape):
   features = np.random.default_rng(0).normal(size=shape)

@@ -157,3 +157,12 @@ def test_start_up_is_light():
     [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
   )
   assert done.stdout.strip() == "[]"
+
+
+def test_help_lists_every_config_with_a_line_of_its_own():
+  code, out, error = run("--help")
+  assert (code, error) == (0, "")
+  for path in (ROOT / "configs").glob("*.py"):
+    (line,) = [line for line in out.splitlines() if f"configs/{path.name} " in line + " "][-1:]
+    assert len(line.split()) > 4, line
+  assert "--workdir" in out

@@ -23,7 +23,7 @@ from subtune_jax.data import choices, dataset, preprocess, shifts, splits
 from subtune_jax.experiments import compare_config, facts, writers
 from subtune_jax.experiments import progress as progress_lib
 from subtune_jax.experiments import workdir as workdir_lib
-from subtune_jax.models import heads
+from subtune_jax.models import compile_cache, heads
 from subtune_jax.report import html, records, table
 from subtune_jax.training import checkpoint, evaluate, export, loop, resume
 from subtune_jax.training import ledger as ledger_lib
@@ -201,7 +201,8 @@ def train_indices(config: Any, train: data.Dataset) -> np.ndarray | None:
 
 
 def load_network(config: Any, num_classes: int):
-  """(engine, pretrained weights with a fresh head)."""
+  """(engine, pretrained weights with a fresh head); keeps compiled programs from here on."""
+  compile_cache.enable()
   model = models.create(
     config.backbone.name,
     num_classes=num_classes,

@@ -19,7 +19,6 @@ from subtune_jax.experiments import (
 )
 from subtune_jax.experiments import progress as progress_lib
 from subtune_jax.experiments import workdir as workdir_lib
-from subtune_jax.models import compile_cache
 from subtune_jax.report import records
 from subtune_jax.training import batches, evaluate
 from subtune_jax.training import ledger as ledger_lib
@@ -59,7 +58,6 @@ class Study:
 def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Study:
   """Checks everything, enters the workdir and makes the source model. Errors: `holistic.run`."""
   holistic_config.check(config)
-  compile_cache.enable()
   target = holistic_data.load_target(config)
   partitions = draw_all(config, target.train.class_names)
   workdir, entered = workdir_lib.enter(workdir, config)

@@ -19,7 +19,6 @@ from subtune_jax.data import dataset, splits
 from subtune_jax.experiments import compare, facts, search_config
 from subtune_jax.experiments import progress as progress_lib
 from subtune_jax.experiments import workdir as workdir_lib
-from subtune_jax.models import compile_cache
 from subtune_jax.report import records, search_page
 from subtune_jax.search import certificate, cost, evaluator, greedy, racing, scores, significance
 from subtune_jax.search import store as store_lib
@@ -75,7 +74,6 @@ def run(
     names = problem.network.blocks(problem.network.names[:1])
     compare.check(search_config.final_config(config, names), len(train.class_names))
   workdir, entered = workdir_lib.enter(workdir, config)
-  compile_cache.enable()
   store = store_lib.Store(config.search.store or workdir / "search")
   search = _make_search(config, problem, engine, store, stream)
   search.progress.line(_first_line(config, problem, engine, workdir))

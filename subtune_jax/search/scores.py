@@ -8,8 +8,6 @@ import numpy as np
 
 # Names of the units that are trained beside the head, in the order of the network.
 Units = tuple[str, ...]
-# Scores of the sets asked for; a dict by set, every fold of each.
-Evaluate = Callable[[Sequence[Units]], Mapping[Units, "Score"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +37,10 @@ class Score:
   def complete(self) -> bool:
     """Whether every fold was trained."""
     return all(cell is not None for cell in self.cells)
+
+
+# Scores of the sets asked for; a dict by set, every fold of each.
+Evaluate = Callable[[Sequence[Units]], Mapping[Units, Score]]
 
 
 def from_accuracies(units: Units, by_fold: Sequence[float]) -> Score:

@@ -1,0 +1,21 @@
+"""The API reference is built from the docstrings without a warning."""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_the_reference_is_built_without_a_warning(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-m", "pdoc", "--docformat", "google", "--output-dir", str(tmp_path),
+     "subtune_jax"],
+    cwd=ROOT, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.strip() == ""
+  pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}
+  modules = list((ROOT / "subtune_jax").rglob("*.py"))
+  assert len(pages) > 0.6 * len(modules)
+  assert "subtune_jax/masks.html" in pages
