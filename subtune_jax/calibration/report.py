@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 import zipfile
 
 import numpy as np
@@ -11,6 +11,9 @@ import numpy as np
 from subtune_jax.calibration import accuracy, checks
 from subtune_jax.calibration import curve as curve_lib
 from subtune_jax.calibration import gamma as gamma_lib
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 COLUMNS = ("Y/Y", "S/Y", "U/Y", "S/S", "U/U", "AUSUC")
 
@@ -221,7 +224,7 @@ def _cells(row: Mapping[str, float]) -> str:
   return "".join(f"{100 * row[c]:>8.1f}" for c in COLUMNS)
 
 
-def draw(report: Report):
+def draw(report: Report) -> "Figure":
   """The seen-unseen curve with the three points of the table, as a matplotlib Figure."""
   from matplotlib import figure
   from matplotlib.backends import backend_agg

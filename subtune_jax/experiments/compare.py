@@ -200,7 +200,7 @@ def train_indices(config: Any, train: data.Dataset) -> np.ndarray | None:
   return splits.nested_subsets(train.labels, [number], config.data.subset_seed, train.groups)[0]
 
 
-def load_network(config: Any, num_classes: int):
+def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pretrained]:
   """(engine, pretrained weights with a fresh head); keeps compiled programs from here on."""
   compile_cache.enable()
   model = models.create(

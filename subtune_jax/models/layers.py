@@ -78,7 +78,7 @@ class BatchNorm(nn.Module):
   momentum: float = MOMENTUM
   epsilon: float = 1e-3
 
-  def setup(self):
+  def setup(self) -> None:
     shape = (self.features,)
     self.scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
     self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)

@@ -1,11 +1,15 @@
 """The figures of a study of corruptions, drawn from its record."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subtune_jax.report import marks, plots, search_plots, style, table
 from subtune_jax.report import search_records as search_lib
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 Row = search_lib.Row
 MOST_PANELS = 16
@@ -48,7 +52,7 @@ def gains(record: Row) -> tuple[np.ndarray, np.ndarray]:
   return values, near
 
 
-def gain_map(record: Row):
+def gain_map(record: Row) -> "Figure | None":
   """Heat map of the gain of each unit over the head alone, a row per corruption."""
   values, near = gains(record)
   if not np.isfinite(values).any():
@@ -66,7 +70,7 @@ def gain_map(record: Row):
   return figure
 
 
-def greedy_order(record: Row):
+def greedy_order(record: Row) -> "Figure | None":
   """The units in the order in which the greedy search took them, a row per corruption."""
   rows = [row for row in record["rows"] if row["order"]]
   if not rows:
@@ -126,7 +130,7 @@ def _draw_step(axes, row: int, column: int, place: int, taken: bool) -> None:
   )
 
 
-def profiles(record: Row):
+def profiles(record: Row) -> "Figure | None":
   """The finetuning profile of each corruption, small, all on one scale; None if there are many."""
   rows = [(title, row) for title, row in zip(labels(record), record["rows"], strict=True)
           if row["profile"]]  # fmt: skip
@@ -211,7 +215,7 @@ def method_titles(record: Row) -> dict[str, str]:
   return {name: found[name] for name in [*usual, *sorted(set(found) - set(usual))]}
 
 
-def test_accuracy(record: Row):
+def test_accuracy(record: Row) -> "Figure | None":
   """Test accuracy of every method under every corruption, with intervals."""
   titles = method_titles(record)
   methods = list(titles)

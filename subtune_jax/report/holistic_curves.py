@@ -1,10 +1,14 @@
 """The figures of a study of holistic transfer along a training, and of the classifier's weights."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subtune_jax.report import holistic_records, marks, plots, style
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 Study = holistic_records.Study
 Row = holistic_records.Row
@@ -55,7 +59,7 @@ def _method_entries(study: Study, found: Mapping[str, object]):
   ]
 
 
-def absent_accuracy(study: Study):
+def absent_accuracy(study: Study) -> "Figure | None":
   """Accuracy on absent classes along training, by the head and by nearest means (figure 4)."""
   found = study.along()
   if not found:
@@ -84,7 +88,7 @@ def _nearest(epoch: Row, pair: str) -> float | None:
   return epoch["ncm"]["cosine"]["micro"][pair] if epoch.get("ncm") else None
 
 
-def absent_probability(study: Study):
+def absent_probability(study: Study) -> "Figure | None":
   """P(U|x) and the share answered with an absent class along training (figures 5 and 6)."""
   found = study.along()
   if not found:
@@ -123,7 +127,7 @@ _GAPS = {
 }
 
 
-def margins(study: Study):
+def margins(study: Study) -> "Figure | None":
   """Mean logits of absent test images along fine-tuning, and their differences (figure 11)."""
   found = study.along()
   if "ft" not in found:
@@ -156,7 +160,7 @@ def _own_legend(axes, kinds) -> None:
   )  # fmt: skip
 
 
-def directions(study: Study):
+def directions(study: Study) -> "Figure | None":
   """Cosines between the updates of the classes' weights, seen then absent (figure 10)."""
   networks = study.networks("main", "ft")
   if not networks:

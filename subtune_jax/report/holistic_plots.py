@@ -5,10 +5,16 @@ optimisers and units in `holistic_studies`.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subtune_jax.report import holistic_records, marks, plots, style
+
+if TYPE_CHECKING:
+  from matplotlib.artist import Artist
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 Study = holistic_records.Study
 Estimate = holistic_records.Estimate
@@ -21,19 +27,21 @@ _SIZES = {"none": 9, "alg": 8.5, "pcv": 11, "star": 15}
 _THIN = {"linewidth": 0.7, "alpha": 0.45}
 
 
-def swatch_entries(study: Study, titles: Sequence[str]):
+def swatch_entries(study: Study, titles: Sequence[str]) -> list[tuple["Artist", str]]:
   """Legend entries: a line of each method's colour."""
   return [(marks.level_entry(study.colors[t], "-"), plots.shorten(t, 28)) for t in titles]
 
 
-def percent_axes(axes, label: str) -> None:
+def percent_axes(axes: "Axes", label: str) -> None:
   """A label, and an axis of per cent from 0 with some room above the data."""
   axes.set_ylabel(label, fontsize=plots.SIZE)
   axes.set_ylim(bottom=0)
   plots.clean(axes)
 
 
-def seed_dots(axes, x: float, seeds: Sequence[float], width: float, *, flat: bool = False) -> None:
+def seed_dots(
+  axes: "Axes", x: float, seeds: Sequence[float], width: float, *, flat: bool = False
+) -> None:
   """A dot per seed across a bar; none for a single seed."""
   if len(seeds) < 2:
     return
@@ -52,7 +60,7 @@ def bar_look(color: str, *, pale: bool = False) -> dict[str, object]:
   return {"facecolor": light, "edgecolor": color, "linewidth": 0.8, "hatch": "////"}
 
 
-def plane(study: Study):
+def plane(study: Study) -> "Figure":
   """Acc_S/Y against Acc_U/Y: the curves of the source model and of fine-tuning (figure 2)."""
   figure = plots.new_figure(8.6, 6.2)
   axes = figure.add_subplot()
@@ -83,7 +91,7 @@ def plane(study: Study):
   return figure
 
 
-def calibration_entries(kinds: Sequence[str]):
+def calibration_entries(kinds: Sequence[str]) -> list[tuple["Artist", str]]:
   """Legend entries: the marker of each calibration."""
   return [
     (
@@ -102,7 +110,7 @@ def _point(study: Study, title: str, kind: str) -> tuple[list[float], list[float
   return [100 * micro["S/Y"]["mean"]], [100 * micro["U/Y"]["mean"]]
 
 
-def plane_methods(study: Study):
+def plane_methods(study: Study) -> "Figure":
   """Every method in the plane of Acc_S/Y and Acc_U/Y, a line from gamma = 0 to ALG."""
   titles = [title for title in study.names if study.numbers(title, "alg")]
   figure = plots.new_figure(8.6, 6.4)
@@ -130,7 +138,7 @@ def plane_methods(study: Study):
   return figure
 
 
-def nearest_means(study: Study):
+def nearest_means(study: Study) -> "Figure | None":
   """The head against nearest class means, before and after fine-tuning (figure 3)."""
   numbers = {title: study.numbers(title) for title in study.compared}
   if any(found is None or "ncm" not in found for found in numbers.values()):
@@ -157,7 +165,7 @@ def nearest_means(study: Study):
   return figure
 
 
-def classifier_entries():
+def classifier_entries() -> list[tuple["Artist", str]]:
   """Legend entries of bars: the head, and nearest class means."""
   from matplotlib import patches
 
@@ -176,7 +184,7 @@ def _bar(axes, x: float, width: float, value: Estimate, look) -> None:
   )  # fmt: skip
 
 
-def ausuc_bars(study: Study):
+def ausuc_bars(study: Study) -> "Figure":
   """AUSUC of every method of the table (figure 7)."""
   titles = list(study.names)
   figure = plots.new_figure(9.5, 1.3 + 0.36 * len(titles))

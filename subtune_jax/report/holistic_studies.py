@@ -1,10 +1,14 @@
 """The figures of the further studies: seen classes, optimisers, SubTuning of each unit."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subtune_jax.report import holistic_plots, holistic_records, marks, plots, style, table
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 Study = holistic_records.Study
 Row = holistic_records.Row
@@ -24,7 +28,7 @@ def size_networks(study: Study) -> list[Row]:
   return [*study.networks("main", "ft"), *sizes] if sizes else []
 
 
-def sizes(study: Study):
+def sizes(study: Study) -> "Figure | None":
   """Number and structure of the seen classes, on the classes absent from all (figure 8)."""
   networks = [n for n in size_networks(study) if n.get("common")]
   if not networks:
@@ -110,7 +114,7 @@ def _source_common(study: Study, networks: Sequence[Row]) -> dict[str, dict[str,
   return {k: {s: float(np.mean(v)) for s, v in by.items()} for k, by in found.items()}
 
 
-def sweep(study: Study):
+def sweep(study: Study) -> "Figure | None":
   """AUSUC of fine-tuning by optimiser, learning rate and weight decay (figure 9)."""
   rows = [n for n in study.body["networks"] if n["use"] == "sweep"]
   if not rows:
@@ -189,7 +193,7 @@ def block_titles(study: Study) -> dict[str, str]:
   return {row["title"]: row["unit"] for row in study.body["blocks"]}
 
 
-def blocks(study: Study):
+def blocks(study: Study) -> "Figure | None":
   """SubTuning of each unit beside fine-tuning: the gap of the logits, AUSUC, Acc_U/Y."""
   units = block_titles(study)
   if not units:

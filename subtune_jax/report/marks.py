@@ -6,10 +6,18 @@ in per cent.
 
 from collections.abc import Sequence
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subtune_jax.report import plots, style, table
+
+if TYPE_CHECKING:
+  from matplotlib.artist import Artist
+  from matplotlib.axes import Axes
+  from matplotlib.colors import Colormap, Normalize
+  from matplotlib.figure import Figure
+  from matplotlib.image import AxesImage
 
 ACCURACY = "held-out accuracy, %"
 QUIET = "#BDBDBD"  # what is there to compare with
@@ -36,7 +44,7 @@ def label_room(names: Sequence[str]) -> float:
 
 
 def interval(
-  axes,
+  axes: "Axes",
   at: float,
   value: table.Estimate,
   color: str,
@@ -59,7 +67,7 @@ def interval(
     axes.hlines([low, high], at - cap, at + cap, **look)
 
 
-def fold_dots(axes, at: float, by_fold: np.ndarray) -> None:
+def fold_dots(axes: "Axes", at: float, by_fold: np.ndarray) -> None:
   """The accuracy of each fold as a small dot beside the point; NaN is left out."""
   if len(by_fold) < 2:
     return
@@ -68,8 +76,16 @@ def fold_dots(axes, at: float, by_fold: np.ndarray) -> None:
 
 
 def point(
-  axes, x: float, y: float, *, color: str, marker: str, filled: bool, size: float = 7.5, zorder=4
-):
+  axes: "Axes",
+  x: float,
+  y: float,
+  *,
+  color: str,
+  marker: str,
+  filled: bool,
+  size: float = 7.5,
+  zorder: float = 4,
+) -> "Artist":
   """A mean: filled, or hollow."""
   return axes.plot(
     [x],
@@ -85,21 +101,21 @@ def point(
   )[0]
 
 
-def level_line(axes, value: table.Estimate, color: str, dashes) -> None:
+def level_line(axes: "Axes", value: table.Estimate, color: str, dashes: Any) -> None:
   """A horizontal line at an accuracy, with its interval as a band."""
   if not (math.isnan(value.low) or math.isnan(value.high)):
     axes.axhspan(100 * value.low, 100 * value.high, color=color, alpha=0.09, linewidth=0, zorder=0)
   axes.axhline(100 * value.mean, color=color, linewidth=1.5, linestyle=dashes, zorder=1)
 
 
-def level_entry(color: str, dashes):
+def level_entry(color: str, dashes: Any) -> "Artist":
   """Legend handle of `level_line`."""
   from matplotlib import lines
 
   return lines.Line2D([], [], color=color, linestyle=dashes, linewidth=1.5)
 
 
-def point_entry(color: str, marker: str, *, filled: bool, size: float = 7.5):
+def point_entry(color: str, marker: str, *, filled: bool, size: float = 7.5) -> "Artist":
   """Legend handle of `point`."""
   from matplotlib import lines
 
@@ -115,14 +131,14 @@ def point_entry(color: str, marker: str, *, filled: bool, size: float = 7.5):
   )
 
 
-def dots_entry():
+def dots_entry() -> "Artist":
   """Legend handle of `fold_dots`."""
   from matplotlib import lines
 
   return lines.Line2D([], [], marker="o", markersize=3.2, color=FOLD, linestyle="none")
 
 
-def legend(figure, entries: Sequence[tuple[object, str]]) -> None:
+def legend(figure: "Figure", entries: Sequence[tuple[object, str]]) -> None:
   """A legend above all axes, in as many columns as the figure is wide."""
   figure.legend(
     [handle for handle, _ in entries],
@@ -145,7 +161,7 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
   return 1
 
 
-def accuracy_axis(axes, values: Sequence[float], label: str = ACCURACY) -> None:
+def accuracy_axis(axes: "Axes", values: Sequence[float], label: str = ACCURACY) -> None:
   """Limits around the values (fractions), and a label that says where the axis starts."""
   from matplotlib import ticker
 
@@ -159,7 +175,9 @@ def accuracy_axis(axes, values: Sequence[float], label: str = ACCURACY) -> None:
   axes.set_ylabel(label + note, fontsize=plots.SIZE)
 
 
-def unit_ticks(axes, names: Sequence[str], width: float, *, bold: Sequence[str] = ()) -> None:
+def unit_ticks(
+  axes: "Axes", names: Sequence[str], width: float, *, bold: Sequence[str] = ()
+) -> None:
   """Names of units at x = 0, 1, ...: slanted where they would touch, upright where even that is
   too wide; `width` is the axis in inches."""
   short = [plots.shorten(name, _LONGEST) for name in names]
@@ -174,7 +192,7 @@ def unit_ticks(axes, names: Sequence[str], width: float, *, bold: Sequence[str] 
   _embolden(labels, names, bold)
 
 
-def row_ticks(axes, names: Sequence[str], *, bold: Sequence[str] = ()) -> None:
+def row_ticks(axes: "Axes", names: Sequence[str], *, bold: Sequence[str] = ()) -> None:
   """Names at y = 0, 1, ..."""
   short = ["\n".join(plots.shorten(line, _LONGEST) for line in n.split("\n")) for n in names]
   axes.set_yticks(range(len(names)), [plots.plain(name) for name in short], fontsize=plots.SMALL)
@@ -187,7 +205,9 @@ def _embolden(labels, names: Sequence[str], bold: Sequence[str]) -> None:
       text.set_fontweight("bold")
 
 
-def heat_map(axes, values: np.ndarray, colors, norm, *, aspect: str = "equal"):
+def heat_map(
+  axes: "Axes", values: np.ndarray, colors: "Colormap", norm: "Normalize", *, aspect: str = "equal"
+) -> "AxesImage":
   """[rows, columns] as coloured cells with white gaps; NaN stays empty."""
   image = axes.imshow(
     np.ma.masked_invalid(values), cmap=colors, norm=norm, aspect=aspect, interpolation="nearest"
@@ -201,14 +221,16 @@ def heat_map(axes, values: np.ndarray, colors, norm, *, aspect: str = "equal"):
   return image
 
 
-def ink_on(image, value: float) -> str:
+def ink_on(image: "AxesImage", value: float) -> str:
   """Black or white, whichever reads better on the cell of a heat map."""
   from matplotlib import colors
 
   return style.text_color(colors.to_hex(image.cmap(image.norm(value))))
 
 
-def in_cell(axes, image, row: int, column: int, value: float, text: str, **how) -> None:
+def in_cell(
+  axes: "Axes", image: "AxesImage", row: int, column: int, value: float, text: str, **how
+) -> None:
   """A text in the middle of a cell whose colour is that of `value`."""
   axes.text(
     column,
@@ -221,7 +243,7 @@ def in_cell(axes, image, row: int, column: int, value: float, text: str, **how) 
   )
 
 
-def outline(axes, row: int, column: int, *, dashed: bool = False) -> None:
+def outline(axes: "Axes", row: int, column: int, *, dashed: bool = False) -> None:
   """A dark frame on white around a cell."""
   from matplotlib import patches
 
@@ -241,14 +263,14 @@ def outline(axes, row: int, column: int, *, dashed: bool = False) -> None:
     )
 
 
-def outline_entry():
+def outline_entry() -> "Artist":
   """Legend handle of `outline`."""
   from matplotlib import patches
 
   return patches.Patch(facecolor="white", edgecolor=style.INK, linewidth=2.0)
 
 
-def color_bar(figure, image, axes, label: str) -> None:
+def color_bar(figure: "Figure", image: "AxesImage", axes: "Axes", label: str) -> None:
   """A colour bar as high as the cells, at their right."""
   inches = max(axes.get_window_extent().width / figure.dpi, 1.0)
   bar = figure.colorbar(image, cax=axes.inset_axes([1 + 0.15 / inches, 0, 0.2 / inches, 1]))
@@ -257,7 +279,7 @@ def color_bar(figure, image, axes, label: str) -> None:
   bar.outline.set_visible(False)
 
 
-def accuracy_colors(values: np.ndarray):
+def accuracy_colors(values: np.ndarray) -> tuple["Colormap", "Normalize"]:
   """A perceptually uniform map for accuracies in per cent, and its range."""
   import matplotlib
   from matplotlib import colors
@@ -268,7 +290,7 @@ def accuracy_colors(values: np.ndarray):
   return matplotlib.colormaps["viridis"], colors.Normalize(low, high)
 
 
-def gain_colors(values: np.ndarray):
+def gain_colors(values: np.ndarray) -> tuple["Colormap", "Normalize"]:
   """A map with white at no gain, orange below and purple above, cut to the range of the data."""
   import matplotlib
   from matplotlib import colors
@@ -282,8 +304,8 @@ def gain_colors(values: np.ndarray):
 
 
 def gain_map(
-  figure,
-  axes,
+  figure: "Figure",
+  axes: "Axes",
   values: np.ndarray,
   near: np.ndarray,
   width: float,

@@ -8,24 +8,28 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subtune_jax.report import records, style, table
 
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
 DPI = 160
 SIZE, SMALL = 10, 8.5
 
 
-def png(figure) -> bytes:
+def png(figure: "Figure") -> bytes:
   """A figure as the bytes of a PNG."""
   stream = io.BytesIO()
   figure.savefig(stream, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
   return stream.getvalue()
 
 
-def new_figure(width: float, height: float, layout: str = "constrained"):
+def new_figure(width: float, height: float, layout: str = "constrained") -> "Figure":
   """An empty figure of `width` x `height` inches that draws by Agg."""
   from matplotlib import figure
   from matplotlib.backends import backend_agg
@@ -44,7 +48,7 @@ def shorten(text: str, length: int) -> str:
   return text if len(text) <= length else text[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def clean(axes, grid: str = "y") -> None:
+def clean(axes: "Axes", grid: str = "y") -> None:
   """Takes the box off and puts a quiet grid behind the data."""
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["left", "bottom"]].set_color(style.MUTED)
@@ -53,7 +57,7 @@ def clean(axes, grid: str = "y") -> None:
   axes.grid(True, axis=grid, color=style.GRID, linewidth=0.8)
 
 
-def method_legend(figure, methods: Sequence[str], titles: Mapping[str, str]) -> None:
+def method_legend(figure: "Figure", methods: Sequence[str], titles: Mapping[str, str]) -> None:
   """One legend above the axes: the colour of each method."""
   from matplotlib import patches
 
@@ -68,7 +72,7 @@ def method_legend(figure, methods: Sequence[str], titles: Mapping[str, str]) -> 
   )
 
 
-def accuracy_bars(run: records.Run, summary: table.Summary):
+def accuracy_bars(run: records.Run, summary: table.Summary) -> "Figure":
   """Test accuracy of every method on every domain: bars, 95 % intervals, one dot per seed."""
   methods, count = run.methods, len(run.methods)
   colors, upright = style.colors(methods), count <= 5
@@ -143,7 +147,7 @@ def _curve(history, offsets, stage: int, key: str) -> dict[float, float]:
   return {offsets[stage] + row["epoch"]: records.number(row[key]) for row in rows}
 
 
-def learning_curves(run: records.Run):
+def learning_curves(run: records.Run) -> "Figure | None":
   """Validation accuracy and training loss by epoch: a column per method, its stages marked."""
   methods = [m for m in run.methods if any(t["history"] for t in run.chosen(m))]
   if not methods:
@@ -235,7 +239,7 @@ def _mark_stages(run: records.Run, method: str, *panels) -> None:
     )
 
 
-def setting_grids(run: records.Run):
+def setting_grids(run: records.Run) -> "Figure | None":
   """Validation accuracy at every learning rate (or strength) tried, per method."""
   methods = [m for m in run.methods if run.method(m)["grid"]]
   if not methods:
@@ -311,7 +315,7 @@ class BlockRow:
   gap: bool = False
 
 
-def trained_blocks(run: records.Run):
+def trained_blocks(run: records.Run) -> "Figure":
   """The network from input to head as a row of boxes per method and stage, coloured if trained."""
   backbone, colors, rows = run.record["backbone"], style.colors(run.methods), []
   for method in run.record["methods"]:
@@ -328,7 +332,7 @@ def trained_blocks(run: records.Run):
   return network(backbone, rows)
 
 
-def network(backbone: Mapping[str, Any], rows: Sequence[BlockRow]):
+def network(backbone: Mapping[str, Any], rows: Sequence[BlockRow]) -> "Figure":
   """The network from input to head as rows of boxes.
 
   A box is as wide as the square root of its parameters (within limits); the numbers stand above.
@@ -429,7 +433,9 @@ def _label_boxes(axes, blocks, params, edges) -> None:
     )
 
 
-def example_images(run: records.Run, name: str, stored: records.TestImages, *, count: int = 12):
+def example_images(
+  run: records.Run, name: str, stored: records.TestImages, *, count: int = 12
+) -> "Figure":
   """Images of the test set `name` with their class and what each method's first seed said.
 
   Args:

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Sequence
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subtune_jax.report import marks, plots, robustness_plots, style
 from subtune_jax.report import robustness_records as study_lib
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 Row = study_lib.Row
 _THIN = {"linewidth": 0.7, "alpha": 0.4}
@@ -33,7 +37,7 @@ def _draw(
   axes.plot(xs, curves.mean(axis=0), linewidth=1.9, zorder=3, **look, **mark)
 
 
-def distortion_by_epoch(study: study_lib.Study):
+def distortion_by_epoch(study: study_lib.Study) -> "Figure | None":
   """Distortion of the last block's features along training, and their CKA with the pretrained."""
   if not study.tuned:
     return None
@@ -73,7 +77,7 @@ def distortion_by_epoch(study: study_lib.Study):
   return figure
 
 
-def accuracy_by_epoch(study: study_lib.Study):
+def accuracy_by_epoch(study: study_lib.Study) -> "Figure":
   """Test accuracy along training, in and out of distribution: a panel per method."""
   figure, panels = _method_panels(study.methods, 3.3)
   values = []
@@ -137,7 +141,7 @@ def _mark_stages(study: study_lib.Study, axes, method: str, training: Row, lengt
     )  # fmt: skip
 
 
-def interpolation(study: study_lib.Study):
+def interpolation(study: study_lib.Study) -> "Figure | None":
   """Accuracy along the line of weights from the probe to the fine-tuned network."""
   curves = {name: rows for name, rows in study.entry["interpolation"].items() if rows}
   if not curves:
@@ -210,7 +214,7 @@ def _draw_line(study: study_lib.Study, axes, name: str, rows: Sequence[Row]) -> 
   )  # fmt: skip
 
 
-def probe_steps(study: study_lib.Study):
+def probe_steps(study: study_lib.Study) -> "Figure | None":
   """LP-FT from probes stopped early: accuracy of the probe and after fine-tuning."""
   rows = study.entry["probe_steps"]
   if not rows:

@@ -5,11 +5,17 @@ Those along a training or a line of weights are in `robustness_curves`.
 
 from collections.abc import Iterable, Sequence
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subtune_jax.report import marks, plots, records, style
 from subtune_jax.report import robustness_records as study_lib
+
+if TYPE_CHECKING:
+  from matplotlib.artist import Artist
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 DASHES = (0, (4, 2))
 _WIDE_RANGE = 30.0  # largest over smallest positive value from which an axis is logarithmic
@@ -18,7 +24,9 @@ _APART = 0.04  # decades between the methods at one learning rate, so that none 
 MOVED = "features moved,\n% of their norm"
 
 
-def method_entries(study: study_lib.Study, methods: Iterable[str], *, line: bool = False):
+def method_entries(
+  study: study_lib.Study, methods: Iterable[str], *, line: bool = False
+) -> list[tuple["Artist", str]]:
   """Legend entries: colour and marker of each method."""
   from matplotlib import lines
 
@@ -35,7 +43,7 @@ def method_entries(study: study_lib.Study, methods: Iterable[str], *, line: bool
   ]  # fmt: skip
 
 
-def side_entries(study: study_lib.Study):
+def side_entries(study: study_lib.Study) -> list[tuple["Artist", str]]:
   """Legend entries of solid and dashed lines."""
   entries = [(marks.level_entry(style.INK, "-"), study.title_of(study.id))]
   if study.ood:
@@ -49,7 +57,7 @@ def sides(study: study_lib.Study) -> dict[bool, str]:
   return found | ({True: study.title_of(study.ood_column)} if study.ood else {})
 
 
-def from_zero(axes, values: Iterable[float], *, which: str = "y") -> None:
+def from_zero(axes: "Axes", values: Iterable[float], *, which: str = "y") -> None:
   """An axis from 0; logarithmic above the smallest value where they span decades."""
   from matplotlib import ticker
 
@@ -74,7 +82,7 @@ def from_zero(axes, values: Iterable[float], *, which: str = "y") -> None:
   (axes.set_ylim if which == "y" else axes.set_xlim)(0, top)
 
 
-def ring(axes, x: float, y: float, color: str) -> None:
+def ring(axes: "Axes", x: float, y: float, color: str) -> None:
   """A ring around a point: it was chosen."""
   axes.plot(
     [x], [y], marker="o", markersize=14, markerfacecolor="none", markeredgecolor=color,
@@ -82,7 +90,7 @@ def ring(axes, x: float, y: float, color: str) -> None:
   )  # fmt: skip
 
 
-def ring_entry():
+def ring_entry() -> "Artist":
   """Legend handle of `ring`."""
   from matplotlib import lines
 
@@ -92,14 +100,14 @@ def ring_entry():
   )  # fmt: skip
 
 
-def integer_epochs(axes) -> None:
+def integer_epochs(axes: "Axes") -> None:
   """Ticks at whole epochs, one at least."""
   from matplotlib import ticker
 
   axes.xaxis.set_major_locator(ticker.MaxNLocator(7, integer=True, min_n_ticks=1))
 
 
-def id_against_ood(study: study_lib.Study):
+def id_against_ood(study: study_lib.Study) -> "Figure | None":
   """Accuracy in and out of distribution: every training faint, the chosen settings large."""
   if not study.ood:
     return None
@@ -168,7 +176,7 @@ def _frame(axes, left: float, bottom: float, right: float, top: float) -> None:
   )
 
 
-def distortion_bars(study: study_lib.Study):
+def distortion_bars(study: study_lib.Study) -> "Figure | None":
   """Relative distortion of the last block's features at the chosen setting, ID beside OOD."""
   if not study.tuned:
     return None
@@ -234,7 +242,7 @@ def _bar_entries(found: dict[bool, str]):
   return [(patches.Patch(**_bar_look(style.MUTED, ood)), title) for ood, title in found.items()]
 
 
-def distortion_by_block(study: study_lib.Study):
+def distortion_by_block(study: study_lib.Study) -> "Figure | None":
   """Relative distortion of every block's features, input to head, a panel for ID and OOD."""
   if not study.tuned:
     return None
@@ -262,7 +270,7 @@ def distortion_by_block(study: study_lib.Study):
   return figure
 
 
-def learning_rates(study: study_lib.Study):
+def learning_rates(study: study_lib.Study) -> "Figure | None":
   """Learning rate against the distance that the weights moved, and against accuracy."""
   methods = [m for m in study.methods if len(_rates(study, m)) > 1]
   if not methods:

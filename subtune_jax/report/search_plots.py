@@ -6,11 +6,15 @@ colour has one meaning: black the head alone, orange all units (full fine-tuning
 
 from collections.abc import Sequence
 import textwrap
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subtune_jax.report import marks, plots, records, style, table
 from subtune_jax.report import search_records as search_lib
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 Row = search_lib.Row
 HEAD_COLOR = style.METHOD_COLORS["lp"]
@@ -59,7 +63,7 @@ def _look(tried: Row, chosen: bool) -> dict:
   return {"color": color, "marker": MARKER if tried["complete"] else "x", "filled": chosen}
 
 
-def profile(record: Row):
+def profile(record: Row) -> "Figure | None":
   """Accuracy of each unit trained alone (with the head), and its parameters below."""
   sets, names = search_lib.by_units(record), search_lib.unit_names(record)
   alone = {name: sets[name,] for name in names if (name,) in sets}
@@ -130,7 +134,7 @@ def _draw_params(axes, record: Row, counts: dict[str, int], chosen: Sequence[str
   axes.tick_params(axis="x", length=0)
 
 
-def windows(record: Row):
+def windows(record: Row) -> "Figure | None":
   """Accuracy of units in a row, a series per width, each at the middle of its window."""
   sets, names = search_lib.by_units(record), search_lib.unit_names(record)
   widths = sorted({search["width"] for search in search_lib.searches(record, search_lib.WINDOWS)})
@@ -183,7 +187,7 @@ def ranked_pairs(record: Row) -> list[Row]:
   return sorted(found, key=lambda tried: -tried["mean"])
 
 
-def pairs(record: Row):
+def pairs(record: Row) -> "Figure | None":
   """Heat map of all pairs, single units on the diagonal; beside it the best pairs in full."""
   ranked = ranked_pairs(record)
   if not search_lib.searches(record, search_lib.PAIRS) or not ranked:
@@ -275,7 +279,7 @@ def _draw_ranking(axes, record: Row, shown: Sequence[Row], labels: Sequence[str]
   axes.tick_params(axis="y", length=0)
 
 
-def greedy(record: Row):
+def greedy(record: Row) -> "Figure | None":
   """The paths of the greedy searches: accuracy against step, trained parameters below."""
   paths = [path for path in search_lib.searches(record, search_lib.GREEDY) if path["steps"]]
   if not paths:
@@ -409,7 +413,7 @@ def _label_path(record: Row, path: Row, top, below, width: float) -> None:
   top.set_title(plots.plain(title), fontsize=plots.SIZE - 0.5, loc="left", linespacing=1.35)
 
 
-def network(record: Row, *, most: int = 6):
+def network(record: Row, *, most: int = 6) -> "Figure":
   """The blocks of the network, those of the chosen set coloured; below, sets it may not beat."""
   sets, certificate = search_lib.by_units(record), record["certificate"]
   label = "chosen"
@@ -429,7 +433,7 @@ def _block_row(record: Row, sets, units: Sequence[str], label: str, color: str) 
   return plots.BlockRow(label, search_lib.blocks(record, units) | {records.HEAD}, color, note)
 
 
-def cost(record: Row):
+def cost(record: Row) -> "Figure":
   """Trainings, seconds and operations of the search, beside those of the plain one."""
   spent = record["cost"]
   figure = plots.new_figure(11, 1.9)

@@ -1,11 +1,15 @@
 """The figures of a study of the number of training images, drawn from its record."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subtune_jax.report import marks, plots, style, table
 from subtune_jax.report import search_records as search_lib
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 Row = search_lib.Row
 REFERENCE = "ft"
@@ -36,7 +40,7 @@ def _dodge(record: Row, index: int, count: int) -> float:
   return whole ** (0.012 * (index - (count - 1) / 2))
 
 
-def curves(record: Row):
+def curves(record: Row) -> "Figure":
   """Test accuracy of every method against the number of training images."""
   titles = methods(record)
   figure = plots.new_figure(9.5, 5.0)
@@ -69,7 +73,7 @@ def _accuracy(method: Row) -> table.Estimate:
   return search_lib.estimate(method, "accuracy")
 
 
-def differences(record: Row):
+def differences(record: Row) -> "Figure | None":
   """Test accuracy minus that of full fine-tuning, against the number of training images."""
   titles = methods(record)
   found = {n: {s["size"]: s["against_ft"][n] for s in record["sizes"] if n in s["against_ft"]}
@@ -129,7 +133,7 @@ def gains(record: Row) -> tuple[np.ndarray, np.ndarray, list[Row]]:
   return values, near, heads
 
 
-def unit_map(record: Row):
+def unit_map(record: Row) -> "Figure | None":
   """Heat map of the gain of each unit over the head alone, a row per number of images."""
   if record["map"] is None or not record["map"]["rows"] or not record["map"]["head"]:
     return None

@@ -1,11 +1,14 @@
 """The picture of the two-dimensional linear model: features, models and errors."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subtune_jax.report import marks, plots, style
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 _COLORS = style.colors(["lp", "ft", "lp_ft"])
 _MARKERS = style.markers(list(style.METHOD_COLORS))
@@ -15,7 +18,7 @@ _POINTS = ("inputs", "target", "pretrained", "lp", "lp_ft", "ft", "ft_features")
 _HEAD_DASHES = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 2, 1, 2)))
 
 
-def toy(picture: Mapping[str, Any]):
+def toy(picture: Mapping[str, Any]) -> "Figure":
   """Three panels: what B becomes, what v B becomes, and the OOD error against time.
 
   Args:

@@ -133,7 +133,9 @@ def _activation_bytes(training: Any, x: Any, stop: str) -> int:
   return len(x) * out.size * out.dtype.itemsize
 
 
-def probe_stage(training, index, stage, plan, found) -> PyTree:
+def probe_stage(
+  training: Any, index: int, stage: methods.Stage, plan: plan_lib.Plan, found: Any
+) -> PyTree:
   """The convex stage: L-BFGS on cached features, strength chosen on validation."""
   del found  # solved anew: it takes seconds
   watch = timing.Watch()
@@ -198,7 +200,9 @@ def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
   }
 
 
-def gradient_stage(training, index, stage, plan, found) -> PyTree:
+def gradient_stage(
+  training: Any, index: int, stage: methods.Stage, plan: plan_lib.Plan, found: Any
+) -> PyTree:
   """Mini-batch steps; evaluates on validation and may write a checkpoint after every epoch."""
   engine, mesh = training.engine, training.engine.mesh
   watch = timing.Watch()
@@ -245,19 +249,21 @@ def gradient_stage(training, index, stage, plan, found) -> PyTree:
       options = engine.options() | {"start": validation.start, "rows": validation.rows}
       logits = evaluate.predict(engine.model, _current(state, fixed), validation.x, **options)
     watch.add_to(training)
-    row = {
-      "stage": index,
-      "epoch": epoch + 1,
-      "train_loss": float(np.mean(metrics["loss"])),
-      "train_accuracy": float(np.sum(metrics["correct"]) / order.size),
-      "gradient_norm": float(np.mean(metrics["gradient_norm"])),
-    }
-    if source.streamed:
-      row["data_wait"] = float(metrics["data_wait"])
-    training.record(row | rates, logits, functools.partial(_current, state, fixed))
+    row = {"stage": index, "epoch": epoch + 1} | _measured(metrics, order.size) | rates
+    training.record(row, logits, functools.partial(_current, state, fixed))
     training.save(index, epoch + 1, state)
     watch.lap()  # hooks and checkpoints are not training
   return _current(state, fixed)
+
+
+def _measured(metrics: Any, num_seen: int) -> dict[str, float]:
+  """What an epoch says of itself; the share of time spent waiting for data where it streams."""
+  row = {
+    "train_loss": float(np.mean(metrics["loss"])),
+    "train_accuracy": float(np.sum(metrics["correct"]) / num_seen),
+    "gradient_norm": float(np.mean(metrics["gradient_norm"])),
+  }
+  return row | {k: float(metrics[k]) for k in ("data_wait",) if k in metrics}
 
 
 def _assembled(engine: Any, spec: step_lib.StepSpec) -> pieces.Step | None:

@@ -156,7 +156,9 @@ def prepare(
   return preprocess.normalize(x, preprocessing)
 
 
-def loss_of(moving: PyTree, fixed: PyTree, initial: PyTree | None, batch: Any, spec: StepSpec):
+def loss_of(
+  moving: PyTree, fixed: PyTree, initial: PyTree | None, batch: Any, spec: StepSpec
+) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
   """Mean cross-entropy plus the stage's penalty; and (running statistics, correct predictions)."""
   variables = plan_lib.join_variables(moving, fixed)
   mutable = ["batch_stats"] if spec.plan.train_blocks else False

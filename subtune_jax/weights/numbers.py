@@ -26,7 +26,11 @@ def empty(what: str, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
 
 
 def array(
-  what: str, data: bytes | bytearray | memoryview, dtype: np.dtype, shape: Sequence[Any], order="C"
+  what: str,
+  data: bytes | bytearray | memoryview,
+  dtype: np.dtype,
+  shape: Sequence[Any],
+  order: str = "C",
 ) -> np.ndarray:
   """Returns a read-only view of bytes that are as many as the shape says.
 
