@@ -6,6 +6,10 @@ import subprocess
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subtune_jax import calibration
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,6 +36,20 @@ def test_training_in_python():
   space = {}
   exec(BLOCKS[1].replace("epochs=8", "epochs=1").replace(", 64)", ", 32)"), space)
   assert space["result"].history[-1]["validation_accuracy"] > 0
+
+
+def test_every_function_of_calibration_on_a_plain_flax_model():
+  (block,) = [block for block in BLOCKS if "from subtune_jax import calibration" in block]
+  space = {}
+  exec(block, space)
+  functions = {n for n in calibration.__all__ if n[0].islower()}
+  assert {name for name in functions if f"calibration.{name}" not in block} == set()
+  assert float(space["area"]) == pytest.approx(float(space["curve"].ausuc))
+  assert float(space["star"]) == pytest.approx(float(space["curve"].best_gamma))
+  plain, cooler = (calibration.nll(space[k], space["labels"]) for k in ("logits", "cooler"))
+  assert float(cooler) < float(plain)
+  for name in ("gamma", "matrix", "by_means", "scaled", "margins"):
+    assert np.all(np.isfinite(space[name])), name
 
 
 def test_files_that_the_readme_names_exist():
