@@ -44,8 +44,8 @@ def test_every_function_of_calibration_on_a_plain_flax_model():
   exec(block, space)
   functions = {n for n in calibration.__all__ if n[0].islower()}
   assert {name for name in functions if f"calibration.{name}" not in block} == set()
-  assert float(space["area"]) == pytest.approx(float(space["curve"].ausuc))
-  assert float(space["star"]) == pytest.approx(float(space["curve"].best_gamma))
+  assert float(space["area"]) == pytest.approx(float(space["curve"].ausuc()))
+  assert float(space["star"]) == pytest.approx(float(space["curve"].best_gamma()))
   plain, cooler = (calibration.nll(space[k], space["labels"]) for k in ("logits", "cooler"))
   assert float(cooler) < float(plain)
   for name in ("gamma", "matrix", "by_means", "scaled", "margins"):

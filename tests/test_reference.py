@@ -16,6 +16,5 @@ def test_the_reference_is_built_without_a_warning(tmp_path):
   assert done.returncode == 0, done.stderr
   assert done.stderr.strip() == ""
   pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}
-  modules = list((ROOT / "subtune_jax").rglob("*.py"))
-  assert len(pages) > 0.6 * len(modules)
+  assert len(pages) > 100
   assert "subtune_jax/masks.html" in pages
