@@ -42,6 +42,7 @@ TAU_SCALE = 0.05  # of the candidates' true accuracies, a priori
 TRAINING_SCALE = 0.005  # of the noise of training beyond that of the images, a priori
 SMALLEST, LARGEST = 1e-6, 0.5  # standard deviations of accuracies; above zero for equal scores
 GRID = 33  # points per axis
+LONGEST = 6  # units of a set that are all named
 SHOWN = 5  # sets that `describe` names
 
 
@@ -135,7 +136,9 @@ def describe(certificate: Certificate) -> str:
 
 
 def label(units: scores_lib.Units) -> str:
-  """A set of units as text."""
+  """A set of units as text; of a long one the ends and the number."""
+  if len(units) > LONGEST:
+    return f"{units[0]}+...+{units[-1]} ({len(units)} units)"
   return "+".join(units) or "the head alone"
 
 

@@ -333,3 +333,10 @@ def test_describe():
   assert text(((("block13",), 0.97),), 0.01).endswith("block13 is the best with probability 0.97")
   many = tuple(((f"block{i}",), 0.1) for i in range(10))
   assert text(many).endswith("between block0, block1, block2, block3, block4 and 5 more")
+
+
+def test_a_long_set_is_named_by_its_ends():
+  units = tuple(f"block{i}" for i in range(7))
+  assert certificate.label(units[:6]) == "+".join(units[:6])
+  assert certificate.label(units) == "block0+...+block6 (7 units)"
+  assert certificate.label(()) == "the head alone"
