@@ -10,7 +10,15 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "colabs").glob("*.ipynb")), ids=lambda p: p.stem)
+LONG = {"quickstart", "robustness"}  # two to three minutes each
+
+
+def notebooks():
+  for path in sorted((ROOT / "colabs").glob("*.ipynb")):
+    yield pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG))
+
+
+@pytest.mark.parametrize("path", notebooks())
 def test_runs(path, monkeypatch):
   monkeypatch.setitem(os.environ, "XLA_FLAGS", "")  # programs and devices as a reader has them
   notebook = nbformat.read(path, as_version=4)
