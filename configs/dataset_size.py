@@ -3,8 +3,22 @@ r"""How many images? The four methods and the profile at growing sizes of the tr
   python -m subtune_jax.main --config=configs/dataset_size.py
   python -m subtune_jax.main --config=configs/dataset_size.py --config.sizes="(50,100,500)"
 
-At each size, SubTuning trains the group of blocks that the profile on those images chose. It has
-been run on small made-up data by the tests only: no result is claimed here.
+At each size, SubTuning trains the group of blocks that the profile on those images chose.
+
+Result of 2026-11-26 on one CPU core, at 32 px (cut for time; image_size=32, folds=3,
+search.learning_rate=3e-4). Test accuracy in %, 261 images of noto, 3 seeds, half 95 % intervals of
+3 to 6 points:
+
+  images            100    292    652
+  Linear probing   13.8   22.6   25.7
+  Full fine-tuning  5.7   24.8   31.8
+  LP-FT            17.5   23.2   33.2
+  SubTuning        12.6   16.3   19.0   (of 5..7, stem..1, stem..1)
+
+SubTuning is above full fine-tuning at 100 images and below it from 292 on, as the paper says of few
+images; but it is nowhere above the probe; LP-FT's mean is, at every size. The profile could not tell
+the groups from the head alone (probability 0.10 to 0.35 that the chosen one is best), and the group
+that it then took did harm: this rate does not suit the stem.
 """
 
 from subtune_jax.experiments import dataset_size, search_config

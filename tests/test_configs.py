@@ -37,7 +37,7 @@ OVERRIDES = {
     "shifts": ("contrast/5", "flip_labels"),
   },
   "dataset_size": SEARCH | {"sizes": (60, 90), "data.num_train": 0},
-  "fashion_mnist": COMPARE,
+  "fashion_mnist": COMPARE | {"data.interpolation": "bicubic"},
   "finetune": NETWORK | SETS | SHORT,
   "greedy": SEARCH,
   "pretrain_cifar10": FULL,
