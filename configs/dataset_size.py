@@ -16,9 +16,9 @@ search.learning_rate=3e-4). Test accuracy in %, 261 images of noto, 3 seeds, hal
   SubTuning        12.6   16.3   19.0   (of 5..7, stem..1, stem..1)
 
 SubTuning is above full fine-tuning at 100 images and below it from 292 on, as the paper says of few
-images; but it is nowhere above the probe, while LP-FT's mean is at every size. The profile could
-not tell the groups from the head alone (probability 0.10 to 0.35 that the chosen one is best), and
-the group that it then took did harm: this rate does not suit the stem.
+images; but it is nowhere above the probe, while LP-FT's mean is at every size. On held-out images
+no group is above the head alone (-1 to -19 points; the best one is the best set with probability
+0.10 to 0.35), and the group that was then taken, for want of a better, did harm.
 """
 
 from subtune_jax.experiments import dataset_size, search_config
