@@ -21,8 +21,7 @@ def get_config(arg: str = ""):
   compare_config.use_dataset(config, given.get("dataset", "emoji_domains/noto"))
   if "blocks" in given:
     config.subtuning.blocks = tuple(given["blocks"].split("+"))
-  if "image_size" in given:
-    config.data.image_size = compare_config.integer("image_size", given["image_size"])
+  compare_config.use_network(config, given)
   if "epochs" in given and method != "lp":
     config[method].epochs = compare_config.integer("epochs", given["epochs"])
   config.name = f"finetune-{method}-{config.data.train.replace('/', '-')}"

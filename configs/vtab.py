@@ -33,12 +33,9 @@ def get_config(arg: str = ""):
   given = compare_config.parse_argument(
     arg, ("backbone", "weights", "blocks", "tasks", "image_size", "epochs")
   )
-  if ("backbone" in given) != ("weights" in given):
-    raise ValueError(
-      "give backbone and weights together, such as backbone=vit_b16,weights=vit_b16/augreg-in21k"
-    )
+  compare_config.check_weights(given)
+  compare_config.use_network(config, given)
   if "backbone" in given:
-    config.backbone.name, config.backbone.weights = given["backbone"], given["weights"]
     config.name = f"vtab-{given['backbone']}"
   config.choose_blocks = "blocks" not in given
   if "blocks" in given:
@@ -46,8 +43,6 @@ def get_config(arg: str = ""):
   if "tasks" in given:
     config.tasks = tuple(given["tasks"].split("+"))
     vtab_config.task_names(config)
-  if "image_size" in given:
-    config.data.image_size = compare_config.integer("image_size", given["image_size"])
   if "epochs" in given:
     for name in ("ft", "lp_ft", "subtuning", "search"):
       config[name].epochs = compare_config.integer("epochs", given["epochs"])

@@ -35,7 +35,8 @@ def help_text(usage: str) -> str:
   lines = [usage.strip(), "", "configs:"]
   for path in sorted(CONFIGS.glob("*.py")):
     doc = ast.get_docstring(ast.parse(path.read_text())) or ""
-    lines.append(f"  {path!s:34}{doc.partition(chr(10))[0]}")
+    first, _, _ = doc.partition("\n")
+    lines.append(f"  {path!s:34}{first}")
   if len(lines) == 3:
     lines.append(f"  none below {CONFIGS.absolute()}: start in the project's folder")
   lines += ["", "options:"]

@@ -23,9 +23,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the variable
 
 import jax
 
+from subtune_jax.models import compile_cache
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", os.environ["SUBTUNE_JAX_COMPILE_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+compile_cache.enable()
 
 _connect = socket.socket.connect
 

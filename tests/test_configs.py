@@ -1,14 +1,12 @@
 """Every config runs through the real command line, with a small network and shrunken settings."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import command
+
+ROOT = command.ROOT
 NOTO, FLUENT = "emoji_domains/noto", "emoji_domains/fluent"
 
 NETWORK = {
@@ -59,12 +57,8 @@ def test_every_config_is_tested():
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_a_config_runs(name, tmp_path):
   fields = [f"--config.{field}={value}" for field, value in OVERRIDES[name].items()]
-  command = [sys.executable, "-m", "subtune_jax.main", f"--config=configs/{name}.py", *fields]
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  done = subprocess.run(
-    [*command, f"--workdir={tmp_path / 'run'}"], cwd=ROOT, env=environment, text=True,
-    capture_output=True, check=False,
-  )  # fmt: skip
+  arguments = (f"--config=configs/{name}.py", *fields, f"--workdir={tmp_path / 'run'}")
+  done = command.run(*arguments, timeout=None)
   assert done.returncode == 0, done.stderr
   assert "Traceback" not in done.stderr
   assert "tensorflow" not in done.stderr.lower()

@@ -1,11 +1,9 @@
 """configs/vtab.py: its arguments, the comparison of each task, and what the command line says."""
 
 import importlib.util
-import os
 import pathlib
 import re
 import subprocess
-import sys
 import time
 
 import pytest
@@ -13,8 +11,9 @@ import pytest
 from subtune_jax.data import vtab
 from subtune_jax.experiments import compare_config, vtab_config, workdir
 from subtune_jax.report import records
+from tests import command
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = command.ROOT
 
 
 def module(name: str):
@@ -26,12 +25,9 @@ def module(name: str):
 
 def start(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
   """The command line with `folder`/tfds as TFDS's folder, which is not there."""
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  command = [sys.executable, "-m", "subtune_jax.main", *arguments, f"--workdir={folder / 'run'}"]
-  return subprocess.run(
-    command, cwd=ROOT, env=environment | {"TFDS_DATA_DIR": str(folder / "tfds")}, text=True,
-    capture_output=True, timeout=100, check=False,
-  )  # fmt: skip
+  return command.run(
+    *arguments, f"--workdir={folder / 'run'}", timeout=100, TFDS_DATA_DIR=str(folder / "tfds")
+  )
 
 
 def test_all_missing_data_in_one_error_before_anything_is_written(tmp_path):

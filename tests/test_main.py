@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import command
+
+ROOT = command.ROOT
 CONFIG = "--config=configs/quickstart.py"
 SMALL = [
   CONFIG, "--config.data.image_size=32", "--config.seeds=(0,1)",
@@ -21,19 +23,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(*arguments: str, **options) -> subprocess.Popen:
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  command = [sys.executable, "-m", "subtune_jax.main", *arguments]
-  return subprocess.Popen(
-    command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    **options,
-  )  # fmt: skip
-
-
 def run(*arguments: str) -> tuple[int, str, str]:
-  with start(*arguments) as process:
-    out, error = process.communicate(timeout=300)
-  return process.returncode, out, error
+  done = command.run(*arguments)
+  return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -124,7 +116,7 @@ def test_killed_at_any_moment_the_run_ends_the_same(whole, tmp_path):
   rng = np.random.default_rng(0)
   kills, wait = 0, 4.0
   for _ in range(12):
-    with start(*SMALL, f"--workdir={workdir}", start_new_session=True) as process:
+    with command.start(*SMALL, f"--workdir={workdir}", start_new_session=True) as process:
       try:
         process.wait(wait + 4 * rng.random())
       except subprocess.TimeoutExpired:

@@ -160,11 +160,16 @@ def rising(field: str, values: Sequence[float]) -> tuple[float, ...]:
   return found
 
 
+def check_seeds(field: str, values: Sequence[int]) -> None:
+  """Raises ValueError unless there is a seed, none comes twice and none is negative."""
+  seeds = tuple(values)
+  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+    raise ValueError(f"{field} is {seeds}; give at least one, all different, none negative")
+
+
 def check_run(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for fields of every run with trainings of its own that make no sense."""
-  seeds = tuple(config.seeds)
-  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-    raise ValueError(f"seeds is {seeds}; give at least one, all different, none negative")
+  check_seeds("seeds", config.seeds)
   if config.grid_seeds not in ("first", "all"):
     raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
   if config.resume not in ("latest", "last_good"):
@@ -297,6 +302,14 @@ def use_dataset(config: ml_collections.ConfigDict, name: str) -> None:
   config.data.ood = tuple(
     x for x in data.names() if name.startswith(family) and x.startswith(family) and x != name
   )
+
+
+def check_weights(given: Mapping[str, str]) -> None:
+  """Raises ValueError where arguments give one of backbone and weights alone."""
+  if ("backbone" in given) != ("weights" in given):
+    raise ValueError(
+      "give backbone and weights together, such as backbone=vit_b16,weights=vit_b16/augreg-in21k"
+    )
 
 
 def use_network(config: ml_collections.ConfigDict, given: Mapping[str, str]) -> None:

@@ -3,6 +3,8 @@
 import time
 from typing import Any, TextIO
 
+from subtune_jax.search import certificate
+
 
 class Shown:
   """A bar on a terminal, and lines above it; lines alone anywhere else."""
@@ -83,8 +85,7 @@ class SearchProgress(Shown):
     units = tuple(row["units"])
     cells = self._cells.setdefault(units, [])
     cells.append(row["accuracy"] or 0.0)
-    name = "+".join(units) if len(units) < 6 else f"{len(units)} units"
-    name = name or "head alone"
+    name = certificate.label(units, "head alone")
     mean = sum(cells) / len(cells)
     whole = len(cells) == self.num_cells
     if whole and self.what != REFERENCES and mean > self.best[1]:

@@ -120,7 +120,7 @@ class _Seen:
 
 def _cka(before: np.ndarray, after: np.ndarray) -> float:
   """Linear CKA; NaN where a network has collapsed, so that all features of a side are equal."""
-  if any(np.ptp(x, axis=0).max() == 0 for x in (before, after)):
+  if distortion.is_constant(before) or distortion.is_constant(after):
     return float("nan")
   return distortion.linear_cka(before, after)
 

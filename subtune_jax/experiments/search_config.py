@@ -73,9 +73,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   choices.check("search.start", search.start, STARTS)
   choices.check("search.baseline", search.baseline, ("none", "head"))
   choices.check("search.head", search.head, HEADS)
-  seeds = tuple(search.seeds)
-  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-    raise ValueError(f"search.seeds is {seeds}; give at least one, all different, none negative")
+  compare_config.check_seeds("search.seeds", search.seeds)
   if search.folds < 1 or (search.folds == 1 and search.split != "train"):
     raise ValueError(
       f"search.folds is {search.folds} on the split {search.split!r}; give 2 or more, or 1 with "
@@ -164,16 +162,10 @@ def use_arguments(
   """
   allowed = ("dataset", "kinds", "units", "backbone", "weights", "image_size", "epochs", "folds")
   given = compare_config.parse_argument(argument, (*allowed, *more))
-  if ("backbone" in given) != ("weights" in given):
-    raise ValueError(
-      "give backbone and weights together, such as backbone=vit_b16,weights=vit_b16/augreg-in21k"
-    )
-  if "backbone" in given:
-    config.backbone.name, config.backbone.weights = given["backbone"], given["weights"]
+  compare_config.check_weights(given)
   if "dataset" in given:
     compare_config.use_dataset(config, given["dataset"])
-  if "image_size" in given:
-    config.data.image_size = compare_config.integer("image_size", given["image_size"])
+  compare_config.use_network(config, given)
   search = config.search
   if "kinds" in given:
     search.kinds = tuple(given["kinds"].split("+"))

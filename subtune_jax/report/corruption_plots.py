@@ -9,6 +9,7 @@ from subtune_jax.report import marks, plots, search_plots, style, table
 from subtune_jax.report import search_records as search_lib
 
 if TYPE_CHECKING:
+  from matplotlib.artist import Artist
   from matplotlib.figure import Figure
 
 Row = search_lib.Row
@@ -192,7 +193,7 @@ def _draw_profile(axes, names, row: Row) -> list[float]:
   return shown
 
 
-def _profile_entries(rows) -> list[tuple[object, str]]:
+def _profile_entries(rows) -> list[tuple["Artist", str]]:
   color, marker = search_plots.COLOR, search_plots.MARKER
   entries = []
   if any(row["head"] is not None for row in rows):

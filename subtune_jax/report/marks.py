@@ -138,7 +138,7 @@ def dots_entry() -> "Artist":
   return lines.Line2D([], [], marker="o", markersize=3.2, color=FOLD, linestyle="none")
 
 
-def legend(figure: "Figure", entries: Sequence[tuple[object, str]]) -> None:
+def legend(figure: "Figure", entries: Sequence[tuple["Artist", str]]) -> None:
   """A legend above all axes, in as many columns as the figure is wide."""
   figure.legend(
     [handle for handle, _ in entries],
@@ -339,7 +339,7 @@ def gain_map(
   color_bar(figure, image, axes, "gain over the\nhead alone, points")
 
 
-def gain_map_entries(near: np.ndarray) -> list[tuple[object, str]]:
+def gain_map_entries(near: np.ndarray) -> list[tuple["Artist", str]]:
   """Legend of `gain_map`."""
   entries = [(outline_entry(), "best unit of the row")]
   if near.any():

@@ -14,6 +14,7 @@ from subtune_jax.report import marks, plots, records, style, table
 from subtune_jax.report import search_records as search_lib
 
 if TYPE_CHECKING:
+  from matplotlib.artist import Artist
   from matplotlib.figure import Figure
 
 Row = search_lib.Row
@@ -33,7 +34,7 @@ def _percent(value: table.Estimate) -> str:
   return f"{table.percent(value.mean)} %"
 
 
-def _references(axes, sets, names) -> list[tuple[object, str]]:
+def _references(axes, sets, names) -> list[tuple["Artist", str]]:
   """Lines of the head alone and of all units where they were tried; their legend entries."""
   entries = []
   for units, color, dashes, title in (
@@ -94,7 +95,7 @@ def profile(record: Row) -> "Figure | None":
   return figure
 
 
-def _profile_entries(record: Row, alone) -> list[tuple[object, str]]:
+def _profile_entries(record: Row, alone) -> list[tuple["Artist", str]]:
   entries = []
   if any(name in record["chosen"] for name in alone):
     entries.append((marks.point_entry(COLOR, MARKER, filled=True), "unit of the chosen set"))

@@ -58,6 +58,11 @@ def distances(before: np.ndarray, after: np.ndarray) -> Distances:
   return Distances(absolute, relative, chord**2 / 2)
 
 
+def is_constant(features: np.ndarray) -> bool:
+  """Whether all images have the same feature; features: [n, width]."""
+  return not np.ptp(features, axis=0).any()
+
+
 def linear_cka(before: np.ndarray, after: np.ndarray) -> float:
   """Linear centred kernel alignment, in [0, 1]; 1 for equal features up to rotation and scale.
 
@@ -83,7 +88,7 @@ def linear_cka(before: np.ndarray, after: np.ndarray) -> float:
   else:
     cross = np.linalg.norm(y.T @ x) ** 2
     own = [np.linalg.norm(x.T @ x), np.linalg.norm(y.T @ y)]
-  if not min(own):
+  if is_constant(before) or is_constant(after) or not min(own):
     raise ValueError("all features of one side are equal; CKA is not defined there")
   return float(cross / (own[0] * own[1]))
 

@@ -135,11 +135,11 @@ def describe(certificate: Certificate) -> str:
   return f"{first};\nundecided between {', '.join(names[:SHOWN])}{more}"
 
 
-def label(units: scores_lib.Units) -> str:
-  """A set of units as text; of a long one the ends and the number."""
+def label(units: scores_lib.Units, empty: str = "the head alone") -> str:
+  """A set of units as text: of a long one the ends and the number, of an empty one `empty`."""
   if len(units) > LONGEST:
     return f"{units[0]}+...+{units[-1]} ({len(units)} units)"
-  return "+".join(units) or "the head alone"
+  return "+".join(units) or empty
 
 
 def draw_means(

@@ -263,7 +263,9 @@ def _measured(metrics: Any, num_seen: int) -> dict[str, float]:
     "train_accuracy": float(np.sum(metrics["correct"]) / num_seen),
     "gradient_norm": float(np.mean(metrics["gradient_norm"])),
   }
-  return row | {k: float(metrics[k]) for k in ("data_wait",) if k in metrics}
+  if "data_wait" in metrics:
+    row["data_wait"] = float(metrics["data_wait"])
+  return row
 
 
 def _assembled(engine: Any, spec: step_lib.StepSpec) -> pieces.Step | None:
