@@ -1,7 +1,9 @@
 """Calibrates stored logits: `python -m subtune_jax.calibrate --logits=train.npz --test=test.npz`.
 
 The files hold `logits` [examples, classes] and `labels` [examples], and perhaps `absent` (a boolean
-mask over classes) and `class_names`. Exit code 0, or 2 and one line where the input is wrong.
+mask over classes), `class_names` and `groups` [examples] (rows of one group are not independent, as
+views of one object are not: the intervals draw them together). Exit code 0, or 2 and one line where
+the input is wrong.
 """
 
 import argparse
@@ -30,6 +32,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--gamma", default="alg", help="alg (the default), or a number")
   parser.add_argument("--absent", help="names or indices, with commas; by default the mask of the "
                       "files, else the classes without a training label")  # fmt: skip
+  parser.add_argument("--resamples", type=int, default=2000, help="of the test data, for the 95 %% "
+                      "intervals (2000); 0 for none")  # fmt: skip
   parser.add_argument("--out", type=pathlib.Path, help="folder for curve.png and results.json")
   arguments = parser.parse_args(argv)
   arguments.error = parser.error
@@ -63,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
       raise ValueError("--gamma=alg needs --logits=FILE, or give --gamma=NUMBER")
     train = report_lib.load(arguments.logits) if arguments.logits else None
     absent = None if arguments.absent is None else [w.strip() for w in arguments.absent.split(",")]
-    report = report_lib.summarize(train, report_lib.load(arguments.test), gamma, absent)
+    test = report_lib.load(arguments.test)
+    report = report_lib.summarize(train, test, gamma, absent, arguments.resamples)
     if arguments.out is not None:
       _write(report, arguments.out)
   except (ValueError, OSError, ImportError) as e:

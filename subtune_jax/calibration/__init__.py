@@ -11,6 +11,7 @@ from subtune_jax.calibration.gamma import (
   pseudo_splits,
 )
 from subtune_jax.calibration.nearest_mean import class_means, ncm_logits
+from subtune_jax.calibration.resampling import Interval, bootstrap
 from subtune_jax.calibration.scaling import (
   VectorScaling,
   apply_temperature,
@@ -22,6 +23,7 @@ from subtune_jax.calibration.scaling import (
 __all__ = [
   "Curve",
   "Decomposition",
+  "Interval",
   "Reliability",
   "VectorScaling",
   "accuracy_matrix",
@@ -31,6 +33,7 @@ __all__ = [
   "ausuc",
   "average_logit_gap",
   "best_gamma",
+  "bootstrap",
   "brier",
   "calibrate",
   "class_means",

@@ -186,13 +186,24 @@ def seen_unseen_curve(logits: Any, labels: Any, absent: Any, third: Any = None) 
   xp = arrays.namespace(logits, labels, absent, third)
   absent, third, labels = xp.asarray(absent), xp.asarray(third), xp.asarray(labels)
   checks.occur(labels, ~(absent | third), "a seen class")
-  found = arrays.map_rows(_best, (logits,), (absent,))
-  seen_side, s, absent_side, u = map(arrays.host, found)
-  labels, unseen, of_third = map(arrays.host, (labels, absent[labels], third[labels]))
-  xp = arrays.namespace(seen_side, labels, unseen, of_third)
+  margin, right, unseen = right_in_own_group(logits, labels, absent)
+  of_third = arrays.host(third[labels])
+  return _count(arrays.namespace(margin, unseen, of_third), margin, right, unseen, of_third)
+
+
+def right_in_own_group(logits: Array, labels: Array, absent: Array) -> tuple[Array, Array, Array]:
+  """What decides each example under every gamma; arguments as of `seen_unseen_curve`, checked.
+
+  Returns:
+    [N] each: the margin; whether the label wins on its own side of it; whether that is the absent
+    side.
+  """
+  seen_side, s, absent_side, u = map(arrays.host, arrays.map_rows(_best, (logits,), (absent,)))
+  labels, unseen = arrays.host(labels), arrays.host(absent[labels])
+  xp = arrays.namespace(seen_side, labels, unseen)
   right = xp.where(unseen, (u == labels) & (absent_side > -np.inf),
                    (s == labels) & (seen_side > -np.inf))  # fmt: skip
-  return _count(xp, seen_side - absent_side, right, unseen, of_third)
+  return seen_side - absent_side, right, unseen
 
 
 def _count(xp: ModuleType, margin: Array, right: Array, unseen: Array, third: Array) -> Curve:

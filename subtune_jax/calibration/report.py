@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 
-from subtune_jax.calibration import accuracy, checks
+from subtune_jax.calibration import accuracy, checks, resampling
 from subtune_jax.calibration import curve as curve_lib
 from subtune_jax.calibration import gamma as gamma_lib
 
@@ -27,12 +27,14 @@ class Outputs:
     labels: [N].
     absent: [C], boolean, or None where the file has none.
     class_names: C names, or None.
+    groups: [N] examples with the same one are not independent, or None.
   """
 
   logits: np.ndarray
   labels: np.ndarray
   absent: np.ndarray | None = None
   class_names: tuple[str, ...] | None = None
+  groups: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Report:
     source: where it comes from: "alg" or "given".
     gamma_star: the best one on the test data: an oracle.
     rows: name -> accuracies and AUSUC under `COLUMNS`; "before", "after" and "oracle".
+    intervals: name -> "Y/Y", "S/Y", "U/Y", "AUSUC" -> (low, high): 95 % intervals by a bootstrap
+      over test examples or their groups, every gamma held. Empty where it was not asked for.
     harmonic_mean: the best harmonic mean of Acc_S/Y and Acc_U/Y over all gamma: an oracle.
     absent: indices of the absent classes.
     absent_names: their names, or None.
@@ -56,6 +60,7 @@ class Report:
   source: str
   gamma_star: float
   rows: dict[str, dict[str, float]]
+  intervals: dict[str, dict[str, tuple[float, float]]]
   harmonic_mean: float
   absent: tuple[int, ...]
   absent_names: tuple[str, ...] | None
@@ -70,7 +75,7 @@ class Report:
 
 
 def load(path: str | os.PathLike) -> Outputs:
-  """Reads an npz with `logits` and `labels`, and perhaps `absent` and `class_names`.
+  """Reads an npz with `logits` and `labels`, and perhaps `absent`, `class_names` and `groups`.
 
   Raises:
     ValueError: no npz, fields missing or of the wrong shape; see `checks`.
@@ -95,7 +100,10 @@ def load(path: str | os.PathLike) -> Outputs:
   names = None if names is None else tuple(map(str, names.reshape(-1)))
   if names is not None and len(names) != logits.shape[1]:
     raise ValueError(f"{path}: {len(names)} class_names for {logits.shape[1]} classes")
-  return Outputs(logits, labels, absent, names)
+  groups = fields.get("groups")
+  if groups is not None and groups.shape != labels.shape:
+    raise ValueError(f"{path}: groups has the shape {groups.shape}, labels {labels.shape}")
+  return Outputs(logits, labels, absent, names, groups)
 
 
 def absent_mask(given: Sequence[str], num_classes: int, names: Sequence[str] | None) -> np.ndarray:
@@ -165,6 +173,7 @@ def summarize(
   test: Outputs,
   gamma: float | None = None,
   absent: Sequence[str] | None = None,
+  num_resamples: int = 2000,
 ) -> Report:
   """Chooses gamma and measures it on test data.
 
@@ -173,6 +182,7 @@ def summarize(
     test: on test data.
     gamma: in logits; None for ALG.
     absent: names or indices of the absent classes; None to find them by `find_absent`.
+    num_resamples: of the test examples, for the intervals; 0 for none.
 
   Raises:
     ValueError: as of `average_logit_gap` and `seen_unseen_curve`; ALG without training data.
@@ -186,8 +196,8 @@ def summarize(
   curve = curve_lib.seen_unseen_curve(test.logits, test.labels, mask)
   star = float(curve.best_gamma())
   area = float(curve.ausuc())  # gamma moves along the curve and leaves it as it is
-  rows = {}
-  for name, value in (("before", 0.0), ("after", gamma), ("oracle", star)):
+  rows, gammas = {}, {"before": 0.0, "after": gamma, "oracle": star}
+  for name, value in gammas.items():
     logits = gamma_lib.calibrate(test.logits, mask, value)
     rows[name] = accuracy.accuracy_table(logits, test.labels, mask) | {"AUSUC": area}
   names = test.class_names or (train.class_names if train else None)
@@ -197,6 +207,7 @@ def summarize(
     source=source,
     gamma_star=star,
     rows=rows,
+    intervals=_intervals(test, mask, gammas, num_resamples) if num_resamples else {},
     harmonic_mean=float(curve.best_harmonic_mean()[0]),
     absent=indices,
     absent_names=tuple(names[i] for i in indices) if names else None,
@@ -206,8 +217,19 @@ def summarize(
   )
 
 
+def _intervals(
+  test: Outputs, mask: np.ndarray, gammas: Mapping[str, float], num_resamples: int
+) -> dict[str, dict[str, tuple[float, float]]]:
+  judged = resampling.judge(test.logits, test.labels, mask, tuple(gammas.values()))
+  found = resampling.intervals(judged, groups=test.groups, num_resamples=num_resamples)
+  return {
+    row: {name: (each.low, each.high) for name, each in numbers.items()}
+    for row, numbers in zip(gammas, found, strict=True)
+  }
+
+
 def format_table(report: Report) -> str:
-  """The report as a table of percentages."""
+  """The report as a table of percentages; under each row its intervals."""
   titles = {
     "before": "before (gamma 0)",
     "after": f"after (gamma {report.gamma:.4g}, {report.source})",
@@ -215,13 +237,19 @@ def format_table(report: Report) -> str:
   }
   width = max(map(len, titles.values()))
   head = f"{len(report.absent)} absent classes, {report.num_test} test examples, accuracies in %"
-  lines = [head, " " * width + "".join(f"{c:>8}" for c in COLUMNS)]
-  lines += [f"{titles[name]:<{width}}" + _cells(row) for name, row in report.rows.items()]
+  lines = [head, " " * width + _line(COLUMNS)]
+  for name, row in report.rows.items():
+    lines.append(f"{titles[name]:<{width}}" + _line([f"{100 * row[c]:.1f}" for c in COLUMNS]))
+    ends = report.intervals.get(name, {})
+    if ends:
+      texts = [f"{100 * ends[c][0]:.1f}-{100 * ends[c][1]:.1f}" if c in ends else ""
+               for c in COLUMNS]  # fmt: skip
+      lines.append(f"{'  95 % interval':<{width}}" + _line(texts).rstrip())
   return "\n".join(lines)
 
 
-def _cells(row: Mapping[str, float]) -> str:
-  return "".join(f"{100 * row[c]:>8.1f}" for c in COLUMNS)
+def _line(cells: Sequence[str]) -> str:
+  return "".join(f"{cell:>12}" for cell in cells)
 
 
 def draw(report: Report) -> "Figure":

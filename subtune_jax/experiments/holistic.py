@@ -40,7 +40,10 @@ comparison has, data {"train": target, "source", "class_names", "num_train", "nu
                in holistic.along, else the last. The source model is their epoch 0.
   pcv         [{"method", "seed", "gamma", "splits": [{"key", "file", "pseudo_absent": [class]}]}]
   table       [{"method", "title", "calibration", "oracle", "numbers"}]: the last epoch of "main",
-              "wise" and "pretrained" networks over seeds, each number {"mean", "by_seed"}
+              "wise" and "pretrained" networks over seeds, each number {"mean", "by_seed"}; Y/Y,
+              S/Y, U/Y and ausuc have their 95 % interval over test concepts and seeds too, "95":
+              [low, high], and the row {"against": {"pretrained", "ft"} -> {"Y/Y", "S/Y", "U/Y",
+              "AUSUC"} -> [difference, low, high]}, paired, over images
   blocks      the same for SubTuning of each unit, with "unit" and "blocks"
 
 numbers, of one network on the test images (fractions, logits in nats):

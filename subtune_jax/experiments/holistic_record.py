@@ -13,6 +13,7 @@ from subtune_jax.experiments import (
   epoch_files,
   facts,
   holistic_config,
+  holistic_intervals,
   holistic_numbers,
   holistic_study,
 )
@@ -60,7 +61,10 @@ def _body(study: holistic_study.Study, trained: holistic_study.Trained) -> Row:
   networks = [*_networks(study, trained, gammas)]
   for number, network in enumerate(networks):
     network["id"] = number
-  per_block = table(networks, ("block",))
+  per_block, main = table(networks, ("block",)), table(networks, ("pretrained", "main", "wise"))
+  absent = {i: p.absent for i, p in enumerate(study.partitions.values())}
+  test = study.target.test
+  holistic_intervals.add([*main, *per_block], networks, absent, study.workdir, test.groups)
   return {
     "source": study.source.facts,
     "partitions": [
@@ -83,7 +87,7 @@ def _body(study: holistic_study.Study, trained: holistic_study.Trained) -> Row:
       ]}
       for (name, seed), splits in trained.pcv.items()
     ],
-    "table": table(networks, ("pretrained", "main", "wise")),
+    "table": main,
     "blocks": [
       row | {"unit": unit.name, "blocks": list(unit.blocks)}
       for unit in holistic_config.units(study.config, study.source.engine.model.block_names)

@@ -9,7 +9,7 @@ import os
 import pathlib
 import textwrap
 
-from subtune_jax.report import corruption_plots, html, plots, search_page, style, table
+from subtune_jax.report import corruption_plots, html, plots, search_page, table
 from subtune_jax.report import search_records as search_lib
 
 Row = search_lib.Row
@@ -87,19 +87,10 @@ def _test_text(record: Row, width: int) -> str:
   rows = []
   for title, row in zip(corruption_plots.labels(record), record["rows"], strict=True):
     if row["test"]:
-      rows.append([title, *(_test_cell(row["test"].get(name)) for name in methods)])
+      rows.append([title, *(search_page.test_text(row["test"].get(name)) for name in methods)])
   means = corruption_plots.mean_test(record)
   rows.append(["mean", *(table.percent(means[n].mean) if n in means else "" for n in methods)])
   return table.grid(header, rows, width)
-
-
-def _test_cell(entry: Row | None) -> str:
-  if entry is None:
-    return ""
-  value = search_lib.estimate(entry, "accuracy")
-  if not search_lib.has_interval(value):
-    return table.percent(value.mean)
-  return f"{table.percent(value.mean)} [{table.percent(value.low)}, {table.percent(value.high)}]"
 
 
 def figures(record: Row) -> dict[str, html.Figure]:
@@ -215,12 +206,7 @@ def _tests(record: Row, links: Sequence[str]) -> str:
   means = corruption_plots.mean_test(record)
   cells = [search_page.interval_cell(means[name]) if name in means else "" for name in methods]
   rows.append(["Mean", *cells])
-  colors = style.colors(list(methods))
-  heads = [
-    f'<span class="swatch" style="background:{colors[name]}"></span>{html.escape(title)}'
-    for name, title in methods.items()
-  ]
-  grid = html.grid(["Test accuracy, %", *heads], rows, "results")
+  grid = html.grid(["Test accuracy, %", *html.swatched(methods)], rows, "results")
   return f"<h2>Test accuracies</h2>{grid}<p>{html.escape(_TEST_NOTE)}</p>"
 
 

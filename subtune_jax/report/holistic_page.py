@@ -25,6 +25,14 @@ Row = holistic_records.Row
 PAIRS = ("Y/Y", "S/Y", "U/Y")
 _JOINED = "\N{NO-BREAK SPACE}%"
 _MINUS = "\N{MINUS SIGN}"
+_INTERVAL_NOTE = (
+  "Small: 95 % intervals by a bootstrap over {}; every gamma is held. Intervals of rows overlap "
+  "more than their differences do: those are below."
+)
+_DIFFERENCE_NOTE = (
+  "In points, over images, 95 % intervals, paired: both rows are read on the same drawn test "
+  "images{}. In bold where the interval excludes 0; with as many rows as here some do so by chance."
+)
 _ORACLES = {
   "star": "oracle: gamma by test labels",
   "method": "oracle: trained on all classes",
@@ -69,13 +77,19 @@ def table_rows(study: Study) -> Iterator[tuple[Row, str]]:
 
 
 def _percent_cell(number: Row) -> str:
-  """A mean in per cent, the range over seeds in small."""
+  """A mean in per cent, in small its interval, or the range over seeds where it has none."""
   value = holistic_records.estimate(number)
   text = table.percent(value.mean)
-  if len(value.by_seed) > 1 and not math.isnan(value.mean):
-    low, high = map(table.percent, value.range)
+  if _ends(value):
+    low, high = map(table.percent, _ends(value))
     text += f"<small>{low}\N{EN DASH}{high}</small>"
   return text
+
+
+def _ends(value: holistic_records.Estimate) -> tuple[float, float] | None:
+  if value.interval:
+    return value.interval
+  return value.range if len(value.by_seed) > 1 and not math.isnan(value.mean) else None
 
 
 def _number_cell(number: Row, digits: int = 2) -> str:
@@ -84,8 +98,8 @@ def _number_cell(number: Row, digits: int = 2) -> str:
   if math.isnan(value.mean):
     return "n/a"
   text = f"{value.mean:.{digits}f}"
-  if len(value.by_seed) > 1:
-    low, high = value.range
+  if _ends(value):
+    low, high = _ends(value)
     text += f"<small>{low:.{digits}f} to {high:.{digits}f}</small>"
   return text.replace("-", _MINUS)
 
@@ -95,8 +109,8 @@ def _name_cell(study: Study, row: Row, oracle: str) -> str:
   text = html.escape(row["title"])
   if kind != holistic_records.NONE:
     text += f" {html.escape(holistic_records.CALIBRATIONS[kind])}"
-  cell = f'<span class="swatch" style="background:{color}"></span>{text}'
-  return cell + (f'<small class="edge">{html.escape(oracle)}</small>' if oracle else "")
+  edge = f'<small class="edge">{html.escape(oracle)}</small>' if oracle else ""
+  return html.swatch(color) + text + edge
 
 
 def results_section(study: Study) -> str:
@@ -112,14 +126,54 @@ def results_section(study: Study) -> str:
       _number_cell(numbers["ausuc"], 3), *(_percent_cell(balanced[p]) for p in PAIRS),
       "0" if row["calibration"] == "none" else _number_cell(numbers["gamma"]),
     ])  # fmt: skip
-  notes = [_TABLE_NOTE, _CALIBRATION_NOTE]
-  if study.num_seeds > 1:
-    notes.insert(0, f"Means over {study.num_seeds} seeds; small: the lowest and highest of them.")
-  else:
-    notes.insert(0, "One seed: how far another training would be from it is not known.")
+  notes = [_spread_note(study), _TABLE_NOTE, _CALIBRATION_NOTE]
   said = "".join(f"<p>{html.escape(line)}</p>" for line in headline(study))
   quiet = "".join(f'<p class="quiet">{html.escape(line)}</p>' for line in notes)
   return f"<h2>Results</h2>{html.grid(header, rows, 'results')}{said}{quiet}"
+
+
+def _spread_note(study: Study) -> str:
+  """What the means are over, and what stands in small."""
+  several, known = study.num_seeds > 1, study.body["table"][0].get("against") is not None
+  drawn = "test concepts and seeds, each of which has classes of its own"
+  spread = _INTERVAL_NOTE.format(drawn if several else "test concepts")
+  if several:
+    of_gamma = " Of gamma: the lowest and highest seed."
+    spread = spread + of_gamma if known else "Small: the lowest and highest of them."
+    return f"Means over {study.num_seeds} seeds. {spread}"
+  spread = f" {spread}" if known else ""
+  return f"One seed: how far another training would be from it is not known.{spread}"
+
+
+def differences_section(study: Study) -> str:
+  """Every row against the source model and against fine-tuning, with intervals."""
+  columns = [(ref, name) for ref in (holistic_records.PRETRAINED, holistic_records.FT)
+             for name in (*PAIRS, "AUSUC")]  # fmt: skip
+  rows = []
+  for row, oracle in table_rows(study):
+    found = [study.against(row, reference, name) for reference, name in columns]
+    if any(found):
+      rows.append([_name_cell(study, row, oracle), *map(_difference_cell, found)])
+  if not rows:
+    return ""
+  header = [
+    f"{'AUSUC, hundredths' if name == 'AUSUC' else f'Acc {name}'}"
+    f"<small>against {html.escape(study.title(reference).lower())}</small>"
+    for reference, name in columns
+  ]
+  note = _DIFFERENCE_NOTE.format(" and seeds" if study.num_seeds > 1 else "")
+  grid = html.grid(["Difference", *header], rows, "results")
+  return f'<h2>Differences</h2>{grid}<p class="quiet">{html.escape(note)}</p>'
+
+
+def _difference_cell(value: table.Estimate | None) -> str:
+  if value is None:
+    return ""
+  if value.low == value.mean == value.high == 0:
+    return "0"  # calibration leaves AUSUC as it is
+  low, high = _signed(100 * value.low), _signed(100 * value.high)
+  css = "undecided" if value.verdict == table.UNDECIDED else "best"
+  return f'<span class="{css}">{_signed(100 * value.mean)}</span><small>{low} to {high}</small>'
 
 
 def _mean(study: Study, title: str, kind: str, pair: str) -> float | None:
@@ -136,7 +190,8 @@ def headline(study: Study) -> list[str]:
   did = "lost" if after < before else "gained"
   lines = [
     f"Accuracy on absent classes (Acc U/Y): {before:.1f} % of the source model, {after:.1f} % "
-    f"after fine-tuning, which {did} {abs(after - before):.1f} points; on seen classes (Acc S/Y) "
+    f"after fine-tuning, which {did} {abs(after - before):.1f} points"
+    f"{_interval(study, ft, 'none', 'U/Y', after < before)}; on seen classes (Acc S/Y) "
     f"{_mean(study, source, 'none', 'S/Y'):.1f} % and {_mean(study, ft, 'none', 'S/Y'):.1f} %."
   ]
   lines += [_given_back(study, kind, before) for kind in ("alg", "pcv") if study.numbers(ft, kind)]
@@ -144,6 +199,16 @@ def headline(study: Study) -> list[str]:
   if best is not None:
     lines[-1] += f" The best gamma on the test labels (an oracle) would reach {best:.1f} % there."
   return [line.replace(" %", _JOINED) for line in (*lines, *_features_said(study))]
+
+
+def _interval(study: Study, title: str, kind: str, pair: str, lost: bool = False) -> str:
+  """ " (95 % interval 1.2 to 3.4)" of the difference from the source model; "" without one."""
+  value = study.against(study.row(title, kind), holistic_records.PRETRAINED, pair)
+  if value is None:
+    return ""
+  ends = (-value.high, -value.low) if lost else (value.low, value.high)
+  low, high = (f"{100 * end:.1f}".replace("-", _MINUS) for end in ends)
+  return f" (95 % interval {low} to {high})"
 
 
 def _given_back(study: Study, kind: str, before: float) -> str:
@@ -161,7 +226,12 @@ def _given_back(study: Study, kind: str, before: float) -> str:
   moved = seen[1] - seen[0]
   change = f"changes Acc S/Y by {_signed(moved)} points to" if abs(moved) >= 0.05 else ""
   text += f", and {change or 'leaves Acc S/Y at'} {seen[1]:.1f} %"
-  return f"{text}; over all classes (Acc Y/Y) {every[0]:.1f} % becomes {every[1]:.1f} %."
+  text += f"; over all classes (Acc Y/Y) {every[0]:.1f} % becomes {every[1]:.1f} %"
+  against = study.against(study.row(ft, kind), holistic_records.FT, "Y/Y")
+  if against is not None:
+    low, high = _signed(100 * against.low), _signed(100 * against.high)
+    text += f", a difference of {low} to {high} points (95 % interval)"
+  return f"{text}."
 
 
 def _signed(value: float) -> str:
@@ -193,8 +263,7 @@ def directions_section(study: Study) -> str:
   for title, entries in found.items():
     if not any(entry["update_length"][group] for entry in entries for group in ("seen", "absent")):
       continue  # a frozen classifier
-    cells = [f'<span class="swatch" style="background:{study.colors[title]}"></span>']
-    cells[0] += html.escape(title)
+    cells = [html.swatch(study.colors[title]) + html.escape(title)]
     for group in ("seen", "absent", "between"):
       cells.append(_mean_text([entry["similarity"][group] for entry in entries]))
     for group in ("seen", "absent"):
@@ -231,8 +300,7 @@ def blocks_section(study: Study) -> str:
     micro = numbers["accuracy"]["micro"]
     shown = calibrated["accuracy"]["micro"] if calibrated else None
     rows.append([
-      f'<span class="swatch" style="background:{color}"></span>'
-      + html.escape(units.get(title, title)),
+      html.swatch(color) + html.escape(units.get(title, title)),
       _number_cell(calibrated["gamma"]) if calibrated else "n/a",
       _number_cell(numbers["margins"]["seen_over_absent"]), _number_cell(numbers["ausuc"], 3),
       _percent_cell(micro["S/Y"]), _percent_cell(micro["U/Y"]),
@@ -249,7 +317,9 @@ def figures(study: Study) -> list[html.Figure]:
   """The figures of the study, rendered; those that its record has nothing for are left out."""
   seeds = " Thin: single seeds." if study.num_seeds > 1 else ""
   dots = " Dots: single seeds." if study.num_seeds > 1 else ""
-  drawn = [*_paper_figures(study, seeds, dots), *_further_figures(study, seeds, dots)]
+  known = holistic_records.estimate(study.numbers(study.compared[0])["ausuc"]).interval
+  lines = " Lines: 95 % intervals of the mean." if known else ""
+  drawn = [*_paper_figures(study, seeds, dots, lines), *_further_figures(study, seeds, dots, lines)]
   return [
     html.Figure(name, title, alt, caption, plots.png(figure))
     for name, title, figure, alt, caption in drawn
@@ -257,7 +327,7 @@ def figures(study: Study) -> list[html.Figure]:
   ]
 
 
-def _paper_figures(study: Study, seeds: str, dots: str) -> list[tuple]:
+def _paper_figures(study: Study, seeds: str, dots: str, lines: str) -> list[tuple]:
   """(name, title, figure or None, alt text, caption) of the paper's figures 2 to 7."""
   along = " and ".join(study.title(method).lower() for method in study.along())
   means = ""
@@ -301,12 +371,12 @@ def _paper_figures(study: Study, seeds: str, dots: str) -> list[tuple]:
       "ausuc", "AUSUC of every method", holistic_plots.ausuc_bars(study),
       "Bars of the area under the seen-unseen curve of every method.",
       "The same with every gamma: how good a model is once calibrated in whatever way. Diamond: "
-      f"the same features answered by nearest class means.{dots}",
+      f"the same features answered by nearest class means.{dots}{lines}",
     ),
   ]  # fmt: skip
 
 
-def _further_figures(study: Study, seeds: str, dots: str) -> list[tuple]:
+def _further_figures(study: Study, seeds: str, dots: str, lines: str) -> list[tuple]:
   """Likewise of the paper's figures 8 to 11, and of the study per block."""
   return [
     (
@@ -337,8 +407,8 @@ def _further_figures(study: Study, seeds: str, dots: str) -> list[tuple]:
     (
       "blocks", _TABLES["blocks"], holistic_studies.blocks(study),
       "Points of the logit gap, of AUSUC and of accuracy on absent classes by unit trained.",
-      "One unit trained at a time. The gap is what ALG adds to the logits of absent classes. Lines "
-      f"across: fine-tuning and the source model.{dots}",
+      "One unit trained at a time. The gap is what ALG adds to the logits of absent classes. "
+      f"Levels across: fine-tuning and the source model.{dots}{lines}",
     ),
   ]  # fmt: skip
 
@@ -362,6 +432,7 @@ def sizes_section(study: Study) -> str:
     return ""
   header = ["Fine-tuned on", "Acc S/Y, %", "Acc U/Y, %", "Acc U/Y + ALG, %", "Acc Y/Y + ALG, %"]
   note = "Each with its own absent classes, so that rows are not of the same images."
+  note += " Small: the lowest and highest seed." if study.num_seeds > 1 else ""
   return html.grid([*header, "AUSUC"], rows, "results") + f'<p class="quiet">{note}</p>'
 
 
@@ -420,6 +491,7 @@ def page(study: Study, drawn: Sequence[html.Figure]) -> str:
     f"{html.escape(source)}; fine-tuned on {seen} of {len(data['class_names'])} classes, tested on "
     f"{data['num_test']:,} images of all; {seeds}.</p>",
     results_section(study),
+    differences_section(study),
     *(html.figure_section(figure) + tables.pop(figure.name, "") for figure in drawn),
     *(f"<h2>{_TABLES[name]}</h2>{text}" for name, text in tables.items() if text),
     run_section(study),

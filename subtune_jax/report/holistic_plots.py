@@ -195,6 +195,9 @@ def ausuc_bars(study: Study) -> "Figure":
     look = bar_look(study.colors[title], pale=study.is_oracle(title))
     axes.barh(place, value.mean, 0.7, zorder=2, **look)
     seed_dots(axes, place, value.by_seed, 0.7, flat=True)
+    if value.interval:
+      for color, width in (("white", 3.5), (style.INK, 1.5)):  # to be seen on any bar
+        axes.plot(value.interval, [place] * 2, color=color, linewidth=width, zorder=4)
     if "ncm" in numbers:
       mean = numbers["ncm"]["cosine"]["ausuc"]["mean"]
       axes.plot([mean], [place], "D", color=style.INK, markerfacecolor="white", markersize=5.5,

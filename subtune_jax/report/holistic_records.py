@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subtune_jax.report import records, style
+from subtune_jax.report import records, style, table
 
 Row = Mapping[str, Any]
 PRETRAINED, FT = "pretrained", "ft"
@@ -27,10 +27,17 @@ _RECORD = {"name": str, "title": str, "config": dict, "backbone": dict, "data": 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A number of each seed: fractions or nats; the mean is nan where a seed has none."""
+  """A number of each seed: fractions or nats; the mean is nan where a seed has none.
+
+  Attributes:
+    mean: over seeds.
+    by_seed: the number of each.
+    interval: 95 % interval of the mean over test concepts and seeds, or None.
+  """
 
   mean: float
   by_seed: tuple[float, ...]
+  interval: tuple[float, float] | None = None
 
   @property
   def range(self) -> tuple[float, float]:
@@ -41,7 +48,8 @@ class Estimate:
 def estimate(number: Row) -> Estimate:
   """A number of the record's table."""
   seeds = tuple(records.number(value) for value in number["by_seed"])
-  return Estimate(records.number(number["mean"]), seeds)
+  interval = tuple(map(float, number["95"])) if "95" in number else None
+  return Estimate(records.number(number["mean"]), seeds, interval)
 
 
 class Curve(NamedTuple):
@@ -110,10 +118,29 @@ class Study:
 
   def numbers(self, title: str, calibration: str = NONE) -> Row | None:
     """The numbers of a row of the table or of the study per block; None where there is none."""
+    row = self.row(title, calibration)
+    return None if row is None else row["numbers"]
+
+  def row(self, title: str, calibration: str = NONE) -> Row | None:
+    """A row of the table or of the study per block; None where there is none."""
     for row in (*self.body["table"], *self.body["blocks"]):
       if row["title"] == title and row["calibration"] == calibration:
-        return row["numbers"]
+        return row
     return None
+
+  def against(self, row: Row, reference: str, name: str) -> table.Estimate | None:
+    """The difference of a row of the tables from the source model or from fine-tuning as it is.
+
+    Args:
+      row: of the table or of the study per block.
+      reference: "pretrained" or "ft".
+      name: "Y/Y", "S/Y", "U/Y" or "AUSUC".
+
+    Returns:
+      With its 95 % interval; None where the record has none.
+    """
+    found = row.get("against", {}).get(reference)
+    return table.Estimate(*found[name]) if found else None
 
   def is_oracle(self, title: str) -> bool:
     """Whether a method of the table saw absent classes in its training."""

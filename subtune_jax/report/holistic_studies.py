@@ -253,6 +253,10 @@ def _draw_units(axes, study: Study, titles, read, kind, scale, color, *, filled:
             linestyle="-" if filled else DASHES)  # fmt: skip
   for x, value in enumerate(found):
     marks.point(axes, x, means[x], color=color, marker="^", filled=filled)
+    if value.interval:
+      ends = scale * np.array(value.interval)
+      place = x if filled else x - 0.05  # beside the interval of the filled point
+      axes.plot([place] * 2, ends, color=color, linewidth=1.5 if filled else 0.9, zorder=2)
     if len(value.by_seed) > 1:
       seeds = scale * np.array(value.by_seed)
       face = color if filled else "white"

@@ -8,6 +8,8 @@ from subtune_jax.report import table
 Row = Mapping[str, Any]
 _CALIBRATIONS = {"none": "", "alg": "+ ALG", "pcv": "+ PCV", "star": "+ gamma*"}
 _PAIRS = ("Y/Y", "S/Y", "U/Y")
+_REFERENCES = {"pretrained": "source model", "ft": "fine-tuning"}
+_DIFFERENCES = "Differences in points, paired 95 % intervals over test concepts and seeds"
 
 
 def format_text(record: Row, *, width: int = 110) -> str:
@@ -26,6 +28,8 @@ def format_text(record: Row, *, width: int = 110) -> str:
     "*: every class counts the same; the others are over images. (oracle): reads what no method\n"
     "may, test labels or training images of absent classes.",
   ]
+  if any(row.get("against") for row in body["table"]):
+    parts += [_DIFFERENCES, _differences(body["table"], width)]
   if body["blocks"]:
     parts += ["SubTuning of each unit", _accuracies(body["blocks"], width), _gaps(body, width)]
   for use, title in (("size", "Number of seen classes"), ("sweep", "Optimisers")):
@@ -39,14 +43,30 @@ def _accuracies(rows: Sequence[Row], width: int) -> str:
   header = ["", *_PAIRS, "AUSUC", "U/U", *(f"{pair} *" for pair in _PAIRS), "gamma"]
   cells = []
   for row in rows:
-    numbers, kind = row["numbers"], row["calibration"]
+    numbers = row["numbers"]
     micro, balanced = (numbers["accuracy"][name] for name in ("micro", "balanced"))
-    title = f"{row['title']} {_CALIBRATIONS[kind]}".strip() + " (oracle)" * row["oracle"]
     values = [micro[p] for p in _PAIRS] + [numbers["ausuc"], micro["U/U"]]
     values += [balanced[p] for p in _PAIRS]
-    cells.append([title, *(table.percent(v["mean"]) for v in values),
+    cells.append([_title(row), *(table.percent(v["mean"]) for v in values),
                   f"{numbers['gamma']['mean']:.2f}"])  # fmt: skip
   return table.grid(header, cells, width)
+
+
+def _differences(rows: Sequence[Row], width: int) -> str:
+  """Every row but the oracles' against the source model and against fine-tuning, over images."""
+  columns = [(reference, name) for reference in _REFERENCES for name in ("U/Y", "Y/Y")]
+  header = ["", *(f"{name} minus\n{_REFERENCES[reference]}" for reference, name in columns)]
+  cells = []
+  for row in (row for row in rows if not row["oracle"]):
+    found = [row["against"].get(reference, {}).get(name) for reference, name in columns]
+    texts = [table.difference_text(table.Estimate(*f)) if f else "" for f in found]
+    cells.append([_title(row), *texts])
+  return table.grid(header, cells, width)
+
+
+def _title(row: Row) -> str:
+  text = f"{row['title']} {_CALIBRATIONS[row['calibration']]}".strip()
+  return text + " (oracle)" * row["oracle"]
 
 
 def _gaps(body: Row, width: int) -> str:

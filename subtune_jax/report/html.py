@@ -7,7 +7,7 @@ to WORKDIR/figures/.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import html
 import os
@@ -88,9 +88,20 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], css: str) -> str:
   return f'<div class="scroll"><table class="{css}">{head}<tbody>{body}</tbody></table></div>'
 
 
+def swatch(color: str) -> str:
+  """A small square of a colour, before a name."""
+  return f'<span class="swatch" style="background:{color}"></span>'
+
+
+def swatched(titles: Mapping[str, str], names: Iterable[str] | None = None) -> list[str]:
+  """Titles of methods behind their colours; of `names`, by default of all."""
+  colors = style.colors(list(titles))
+  return [swatch(colors[n]) + escape(titles[n]) for n in (titles if names is None else names)]
+
+
 def _method_cell(summary: table.Summary, name: str) -> str:
   color = style.colors([row.name for row in summary.rows])[name]
-  return f'<span class="swatch" style="background:{color}"></span>{escape(summary.titles[name])}'
+  return swatch(color) + escape(summary.titles[name])
 
 
 def _accuracy_cell(summary: table.Summary, row: table.Row, column: str) -> str:

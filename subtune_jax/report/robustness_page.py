@@ -88,9 +88,7 @@ def _features_moved(study: Study, rule: str, method: str, *, ood: bool) -> str:
 
 
 def _swatch(study: Study, method: str) -> str:
-  color = style.colors(study.methods)[method]
-  title = html.escape(study.titles[method])
-  return f'<span class="swatch" style="background:{color}"></span>{title}'
+  return html.swatch(style.colors(study.methods)[method]) + html.escape(study.titles[method])
 
 
 def _accuracy_cell(score: study_lib.Row) -> str:

@@ -112,6 +112,16 @@ def accuracy_text(value: table.Estimate) -> str:
   return text
 
 
+def test_text(entry: Row | None) -> str:
+  """ "52.2 [48.3, 56.0]" of the entry "accuracy"; empty for None."""
+  if entry is None:
+    return ""
+  value = search_lib.estimate(entry, "accuracy")
+  if not search_lib.has_interval(value):
+    return table.percent(value.mean)
+  return f"{table.percent(value.mean)} [{table.percent(value.low)}, {table.percent(value.high)}]"
+
+
 def points_text(value: table.Estimate) -> str:
   """A difference in points, with its interval where that is known."""
   if math.isnan(value.mean):
@@ -301,8 +311,7 @@ def _ranking_section(record: Row) -> str:
     value, fork = search_lib.estimate(ranked.tried), _fork_texts(record, ranked.tried)
     name = html.escape(ranked.name)
     if ranked.role:
-      color = colors[ranked.role]
-      name = f'<span class="swatch" style="background:{color}"></span>{name}'
+      name = html.swatch(colors[ranked.role]) + name
     if ranked.role == "chosen":
       name = f'<span class="best">{name}</span><small>chosen</small>'
     rows.append([

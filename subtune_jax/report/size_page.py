@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import os
 import pathlib
 
-from subtune_jax.report import html, plots, search_page, size_plots, style, table
+from subtune_jax.report import html, plots, search_page, size_plots, table
 from subtune_jax.report import search_records as search_lib
 
 Row = search_lib.Row
@@ -56,7 +56,7 @@ def format_text(record: Row, width: int = table.WIDTH) -> str:
   header = ["test accuracy, %", *titles.values()]
   rows = []
   for size in record["sizes"]:
-    cells = [_accuracy_text(_method(size, name)) for name in titles]
+    cells = [search_page.test_text(_method(size, name)) for name in titles]
     rows.append([f"{_images(size)} images", *cells])
   parts = [search_page.wrapped(headline(record), min(width, 100)), table.grid(header, rows, width)]
   against = {name for size in record["sizes"] for name in size["against_ft"]}
@@ -85,15 +85,6 @@ def format_text(record: Row, width: int = table.WIDTH) -> str:
   notes = f"{data['num_test']:,} test images of {data['test']}. {_INTERVALS}"
   parts.append(search_page.wrapped(notes, min(width, 100)))
   return "\n\n".join(parts) + "\n"
-
-
-def _accuracy_text(method: Row | None) -> str:
-  if method is None:
-    return ""
-  value = search_lib.estimate(method, "accuracy")
-  if not search_lib.has_interval(value):
-    return table.percent(value.mean)
-  return f"{table.percent(value.mean)} [{table.percent(value.low)}, {table.percent(value.high)}]"
 
 
 def _difference_text(entry: Row | None) -> str:
@@ -135,14 +126,6 @@ def figures(record: Row) -> list[html.Figure]:
   ]
 
 
-def _heads(titles: dict[str, str], names: Sequence[str]) -> list[str]:
-  colors = style.colors(list(titles))
-  return [
-    f'<span class="swatch" style="background:{colors[name]}"></span>{html.escape(titles[name])}'
-    for name in names
-  ]
-
-
 def _link(size: Row, workdir: pathlib.Path) -> str:
   """The number of images; a link to its own report where that is there."""
   text = html.escape(_images(size))
@@ -159,10 +142,10 @@ def _tables(record: Row, workdir: pathlib.Path) -> list[str]:
     rows.append([link, *(_accuracy_cell(method) for method in found.values())])
     against_rows.append([link, *(_difference_cell(size["against_ft"].get(n)) for n in against)])
     setting_rows.append([link, *(_setting_cell(method) for method in found.values())])
-  heads = _heads(titles, list(titles))
+  heads = html.swatched(titles, list(titles))
   parts = ["<h2>Accuracies</h2>" + html.grid(["Test accuracy, %; images", *heads], rows, "results")]
   if against:
-    header = ["Difference, points; images", *_heads(titles, against)]
+    header = ["Difference, points; images", *html.swatched(titles, against)]
     parts.append(
       f"<h3>Against full fine-tuning</h3>{html.grid(header, against_rows, 'results')}"
       f"<p>{html.escape(_INTERVALS)} <em>Undecided</em>: the interval includes 0.</p>"

@@ -10,7 +10,7 @@ import pathlib
 import textwrap
 from typing import Any
 
-from subtune_jax.report import html, records, style, table
+from subtune_jax.report import html, records, table
 
 Row = Mapping[str, Any]
 PAGE = html.PAGE
@@ -95,14 +95,6 @@ def _setting_cell(method: Row) -> str:
   return text + edge
 
 
-def _heads(record: Row) -> list[str]:
-  colors = style.colors(list(titles(record)))
-  return [
-    f'<span class="swatch" style="background:{colors[name]}"></span>{html.escape(title)}'
-    for name, title in titles(record).items()
-  ]
-
-
 def _link(row: Row) -> str:
   return f'<a href="{html.escape(row["folder"])}/{PAGE}">{html.escape(row["task"])}</a>'
 
@@ -113,7 +105,7 @@ def _results(record: Row) -> str:
     only = len(row["methods"]) > 1 and len(row["leaders"]) == 1
     cells = [_page_cell(m, only and m["name"] in row["leaders"]) for m in row["methods"]]
     rows.append([_link(row), group_title(row["group"]), f"{row['num_test']:,}", *cells])
-  header = ["Test accuracy, %", "Group", "Test images", *_heads(record)]
+  header = ["Test accuracy, %", "Group", "Test images", *html.swatched(titles(record))]
   note = (
     "<p>Bold: above every other method of the task by a difference whose interval excludes 0. "
     "Small: 95 % intervals. A task's name leads to its own report.</p>"
@@ -128,12 +120,14 @@ def _scores(record: Row) -> str:
     [html.escape(score["title"]), *(_page_cell(score["methods"][m], False) for m in titles(record))]
     for score in record["scores"]
   ]
-  return f"<h2>Scores</h2>{html.grid(['Mean accuracy, %', *_heads(record)], rows, 'results')}"
+  grid = html.grid(["Mean accuracy, %", *html.swatched(titles(record))], rows, "results")
+  return f"<h2>Scores</h2>{grid}"
 
 
 def _choices(record: Row) -> str:
   rows = [[_link(row), *map(_setting_cell, row["methods"])] for row in record["tasks"]]
-  grid = html.grid(["Setting chosen on validation", *_heads(record)], rows, "results")
+  header = ["Setting chosen on validation", *html.swatched(titles(record))]
+  grid = html.grid(header, rows, "results")
   return f"<h2>Settings chosen</h2>{grid}"
 
 

@@ -19,7 +19,8 @@ from subtune_jax.calibration import report
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODULES = (
-  "accuracy", "confidence", "curve", "decomposition", "gamma", "nearest_mean", "scaling",
+  "accuracy", "confidence", "curve", "decomposition", "gamma", "nearest_mean", "resampling",
+  "scaling",
 )  # fmt: skip
 NAMES = ["dog", "cat", "horse", "cow"]
 
@@ -66,6 +67,27 @@ def test_command(files, tmp_path, capsys):
   assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_intervals_of_the_command(files, tmp_path, capsys):
+  train, test = report.load(files["train"]), report.load(files["test"])
+  made = report.summarize(train, test)
+  absent = np.array([True, True, False, False])
+  for name, gamma in (("before", 0.0), ("after", made.gamma), ("oracle", made.gamma_star)):
+    wanted = calibration.bootstrap(test.logits, test.labels, absent, gamma)
+    assert set(wanted) == set(made.intervals[name]) == {"Y/Y", "S/Y", "U/Y", "AUSUC"}
+    for column, interval in wanted.items():
+      assert made.intervals[name][column] == (interval.low, interval.high)
+      assert made.rows[name][column] == pytest.approx(interval.value, abs=1e-12)
+  low, high = made.intervals["after"]["U/Y"]
+  assert f"{100 * low:.1f}-{100 * high:.1f}" in report.format_table(made)
+  pairs = np.repeat(np.arange(100), 2)
+  np.savez(tmp_path / "g.npz", logits=test.logits[pairs], labels=test.labels[pairs], groups=pairs)
+  wide = report.summarize(train, report.load(tmp_path / "g.npz")).intervals["after"]["Y/Y"]
+  narrow = calibration.bootstrap(test.logits[pairs], test.labels[pairs], absent, made.gamma)["Y/Y"]
+  assert wide[1] - wide[0] > 1.2 * (narrow.high - narrow.low)
+  calibrate.main([f"--logits={files['train']}", f"--test={files['test']}", "--resamples=0"])
+  assert "interval" not in capsys.readouterr().out
+
+
 def test_gamma_and_absent_classes_given(files, capsys):
   calibrate.main([f"--test={files['test']}", "--gamma=-1.5", "--absent=dog,1"])
   assert capsys.readouterr().out.startswith("gamma -1.5 (given)\n2 absent classes")
@@ -89,6 +111,9 @@ def test_gamma_and_absent_classes_given(files, capsys):
     (["--logits=TRAIN", "--test=EMPTY"], "no logits and no labels"),
     (["--logits=TRAIN", "--test=NAN"], "NaN"),
     (["--logits=TRAIN", "--test=WIDE"], "4 classes, the test logits 5"),
+    (["--logits=TRAIN", "--test=TEST", "--resamples=1"], "num_resamples is 1"),
+    (["--logits=TRAIN", "--test=TEST", "--resamples=-1"], "num_resamples is -1"),
+    (["--logits=TRAIN", "--test=GROUPS"], "groups has the shape (2,), labels (5,)"),
     (["--nothing"], "required"),
   ],
 )
@@ -97,9 +122,10 @@ def test_bad_input_is_one_line(files, tmp_path, capsys, arguments, message):
   np.savez(tmp_path / "empty.npz", other=np.zeros(3))
   np.savez(tmp_path / "nan.npz", logits=np.full((2, 4), np.nan), labels=np.arange(2))
   np.savez(tmp_path / "wide.npz", logits=np.zeros((5, 5)), labels=np.arange(5))
+  np.savez(tmp_path / "groups.npz", logits=np.zeros((5, 4)), labels=np.zeros(5, int), groups=[1, 2])
   paths = {"TRAIN": files["train"], "TEST": files["test"], "TEXT": tmp_path / "text",
            "EMPTY": tmp_path / "empty.npz", "NAN": tmp_path / "nan.npz",
-           "WIDE": tmp_path / "wide.npz"}  # fmt: skip
+           "WIDE": tmp_path / "wide.npz", "GROUPS": tmp_path / "groups.npz"}  # fmt: skip
   arguments = [re.sub("[A-Z]+$", lambda m: str(paths[m[0]]), a) for a in arguments]
   with pytest.raises(SystemExit) as stopped:
     calibrate.main(arguments)

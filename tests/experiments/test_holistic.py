@@ -102,6 +102,14 @@ def done(tmp_path_factory):
   return (made, folder, *run(made, folder))
 
 
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+  """Fine-tuning with one seed, and nothing else."""
+  register(lambda split, size, *, interpolation="bicubic": load(split, size, domain=1))
+  folder = tmp_path_factory.mktemp("holistic") / "run"
+  return folder, run(config(), folder)[0]
+
+
 def test_record_has_every_method_with_and_without_calibration(done):
   made, folder, record, text = done
   assert record == json.loads((folder / "results.json").read_text())
@@ -136,6 +144,44 @@ def test_numbers_follow_from_the_files(done):
     assert own >= max(last["accuracy"][k]["micro"]["Y/Y"] for k in last["accuracy"]) - 1e-9
     if network["use"] != "pretrained":
       assert -1 <= network["directions"]["similarity"]["between"] <= 1
+
+
+def test_rows_have_intervals_and_differences(done):
+  *_, record, text = done
+  body = record["holistic"]
+  for row in (*body["table"], *body["blocks"]):
+    numbers = row["numbers"]
+    shown = [
+      numbers["accuracy"][average][pair]
+      for average in ("micro", "balanced") for pair in ("Y/Y", "S/Y", "U/Y")
+    ]  # fmt: skip
+    for number in (*shown, numbers["ausuc"]):
+      low, high = number["95"]
+      assert low <= number["mean"] <= high
+    assert ("ft" in row["against"]) == ((row["method"], row["calibration"]) != ("ft", "none"))
+  by_kind = {r["calibration"]: r for r in body["table"] if r["method"] == "ft"}
+  difference, low, high = by_kind["alg"]["against"]["ft"]["U/Y"]
+  means = [by_kind[k]["numbers"]["accuracy"]["micro"]["U/Y"]["mean"] for k in ("alg", "none")]
+  assert difference == pytest.approx(means[0] - means[1])
+  assert low <= difference <= high
+  assert by_kind["alg"]["against"]["ft"]["AUSUC"] == [0, 0, 0]
+  assert "paired 95 % intervals" in text
+
+
+def test_intervals_of_one_seed_are_those_of_bootstrap(single):
+  folder, record = single
+  body = record["holistic"]
+  network = next(n for n in body["networks"] if n["use"] == "main")
+  absent = np.isin(np.arange(6), body["partitions"][network["partition"]]["absent"])
+  last = network["epochs"][-1]
+  with np.load(folder / last["file"]) as file:
+    logits, labels = file["test/logits"], file["test/labels"]
+  for row in (r for r in body["table"] if r["method"] == "ft"):
+    gamma = last["gamma"][row["calibration"]]
+    found = calibration.bootstrap(logits, labels, absent, gamma)
+    for pair in ("Y/Y", "S/Y", "U/Y"):
+      assert row["numbers"]["accuracy"]["micro"][pair]["95"] == [found[pair].low, found[pair].high]
+    assert row["numbers"]["ausuc"]["95"] == [found["AUSUC"].low, found["AUSUC"].high]
 
 
 def test_what_each_method_leaves_alone(done):
@@ -254,10 +300,10 @@ def test_a_killed_run_goes_on(target, tmp_path, monkeypatch):
   assert again["holistic"]["table"] == whole["holistic"]["table"]
 
 
-def test_a_source_model_from_a_file_is_the_one_that_was_trained(target, tmp_path):
-  first, _ = run(config(), tmp_path / "first")
+def test_a_source_model_from_a_file_is_the_one_that_was_trained(single, target, tmp_path):
+  folder, first = single
   made = config()
-  made.backbone.weights = str(tmp_path / "first/source.msgpack")
+  made.backbone.weights = str(folder / "source.msgpack")
   made.backbone.keep_head = True
   second, _ = run(made, tmp_path / "second")
   assert first["holistic"]["source"]["sha256"] == second["holistic"]["source"]["sha256"]

@@ -5,7 +5,12 @@ import pathlib
 
 import numpy as np
 
-from subtune_jax.experiments import holistic_config, holistic_numbers, holistic_record
+from subtune_jax.experiments import (
+  holistic_config,
+  holistic_intervals,
+  holistic_numbers,
+  holistic_record,
+)
 from subtune_jax.report import records
 
 ALL_METHODS = tuple(holistic_config.TITLES)
@@ -165,10 +170,15 @@ def write(
 def _record(study: Study, methods, units, num_classes: int, pcv: bool) -> dict:
   for number, network in enumerate(study.networks):
     network["id"] = number
+  table = holistic_record.table(study.networks, ("pretrained", "main", "wise"))
+  per_block = holistic_record.table(study.networks, ("block",))
+  groups = np.arange(len(study.world.sets["test"][0])) // 2
+  absent = {p["id"]: study.absent(p["id"]) for p in study.partitions}
+  holistic_intervals.add([*table, *per_block], study.networks, absent, study.workdir, groups)
   blocks = [
     row | {"unit": name.partition(":")[2], "blocks": [f"block{i}"]}
     for i, name in enumerate(units)
-    for row in holistic_record.table(study.networks, ("block",))
+    for row in per_block
     if row["method"] == name
   ]
   grid = [{"learning_rate": 1e-2, "validation_accuracy": 0.7, "validation_loss": 1.0}]
@@ -199,7 +209,7 @@ def _record(study: Study, methods, units, num_classes: int, pcv: bool) -> dict:
         ]}
         for seed in study.seeds if pcv
       ],
-      "table": holistic_record.table(study.networks, ("pretrained", "main", "wise")),
+      "table": table,
       "blocks": blocks,
     },
   }  # fmt: skip

@@ -85,7 +85,7 @@ def test_whole_page(whole):
   assert figures == ALWAYS | ALONG | STUDIES
   assert page.count("<img") == len(figures)
   found = headings(page)
-  assert found[:2] == ["Results", "Seen against absent classes"]
+  assert found[:3] == ["Results", "Differences", "Seen against absent classes"]
   assert found[-3:] == ["The run", "Settings", "Data and licences"]
   for line in ("WiSE-FT, 0.5 + ALG", "Fine-tuning + PCV", "oracle: gamma by test labels",
                "oracle: trained on all classes", "SubTuning(3..5)", "! edge of grid",
@@ -97,7 +97,7 @@ def test_whole_page(whole):
 def test_bare_page_leaves_out_what_is_not_there(bare):
   page = written(bare)
   assert {path.stem for path in (bare.workdir / html.FIGURES).iterdir()} == ALWAYS
-  for word in ("PCV</", "SubTuning", "Optimisers", "Thin", "single seeds", "to 0.00"):
+  for word in ("PCV</", "SubTuning", "Optimisers", "Thin:", "single seeds", "highest seed"):
     assert word not in page.replace("PCV (pseudo", "")
   assert "One seed" in page
 
@@ -120,18 +120,59 @@ def test_order_of_the_table(whole):
   assert len(rows) == 2 + 4 + 2 * 3 + 1
 
 
-def test_cells_hold_micro_then_balanced_accuracies_and_the_range_of_seeds(whole):
+def test_cells_hold_micro_then_balanced_accuracies_and_their_intervals(whole):
   row = next(row for row, _ in holistic_page.table_rows(whole) if row["calibration"] == "alg")
   numbers = row["numbers"]
   wanted = []
   for average in ("micro", "balanced"):
     for pair in ("Y/Y", "S/Y", "U/Y"):
-      seeds = 100 * np.array(numbers["accuracy"][average][pair]["by_seed"])
-      wanted.append(f"{seeds.mean():.1f} {seeds.min():.1f}\N{EN DASH}{seeds.max():.1f}")
+      number = numbers["accuracy"][average][pair]
+      low, high = (100 * end for end in number["95"])
+      wanted.append(f"{100 * np.mean(number['by_seed']):.1f} {low:.1f}\N{EN DASH}{high:.1f}")
   line = next(line for line in text_of(written(whole)).split("Source model") if "+ ALG" in line)
   cells = [cell.strip() for cell in line.split("|")]
   assert [cell for cell in cells if "\N{EN DASH}" in cell][:6] == wanted
   assert len(set(wanted)) == 6  # micro and balanced differ here
+
+
+def without_intervals(study: holistic_records.Study) -> holistic_records.Study:
+  """The study as of a test set of one concept, which gives nothing to resample."""
+  record = copy.deepcopy(dict(study.record))
+  for row in (*record["holistic"]["table"], *record["holistic"]["blocks"]):
+    row.pop("against")
+    row["numbers"]["ausuc"].pop("95")
+    for average in ("micro", "balanced"):
+      for pair in holistic_page.PAIRS:
+        row["numbers"]["accuracy"][average][pair].pop("95")
+  return holistic_records.of(record, study.workdir)
+
+
+def test_without_intervals_cells_hold_the_range_of_seeds(whole):
+  page = text_of(written(without_intervals(whole)))
+  seeds = 100 * np.array(whole.numbers("Fine-tuning")["accuracy"]["micro"]["Y/Y"]["by_seed"])
+  assert f"{seeds.mean():.1f} {seeds.min():.1f}\N{EN DASH}{seeds.max():.1f}" in page
+  assert "Means over 2 seeds. Small: the lowest and highest of them." in page
+  assert "95 %" not in page
+  assert "Differences" not in page
+
+
+def test_differences_are_those_of_the_table(whole):
+  section = holistic_page.differences_section(whole).replace("\N{MINUS SIGN}", "-")
+  line = next(line for line in section.split("<tr>") if "Fine-tuning + ALG" in line)
+  cells = [re.sub("<[^>]*>", " ", cell) for cell in re.findall("<td[^>]*>(.*?)</td>", line)]
+  wanted = []
+  for title in ("Source model", "Fine-tuning"):
+    for name in (*holistic_page.PAIRS, "AUSUC"):
+      own, other = (holistic_records.estimate(
+        n["ausuc"] if name == "AUSUC" else n["accuracy"]["micro"][name]).mean
+        for n in (whole.numbers("Fine-tuning", "alg"), whole.numbers(title)))  # fmt: skip
+      wanted.append(100 * (own - other))
+  assert cells[-1] == "0"  # calibration leaves AUSUC as it is
+  shown = [float(cell.split()[0]) for cell in cells]
+  np.testing.assert_allclose(shown, wanted, atol=0.051)
+  for cell in cells[:-1]:
+    _, low, _, high = cell.split()
+    assert float(low) < float(high)
 
 
 def test_headline_says_what_was_lost_and_given_back(whole):
@@ -142,10 +183,14 @@ def test_headline_says_what_was_lost_and_given_back(whole):
   after, alg = (value("Fine-tuning", kind, "U/Y") for kind in ("none", "alg"))
   assert after < before  # or the study shows nothing
   lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in holistic_page.headline(whole)]
-  assert f"lost {before - after:.1f} points" in lines[0]
+  _, low, high = whole.row("Fine-tuning", "none")["against"]["pretrained"]["U/Y"]
+  ends = f"(95 % interval {-100 * high:.1f} to {-100 * low:.1f})"
+  assert f"lost {before - after:.1f} points {ends};" in lines[0].replace("\N{MINUS SIGN}", "-")
   assert f"ALG gives back {alg - after:.1f} points of Acc U/Y, to {alg:.1f} %" in lines[1]
+  assert "points (95 % interval)." in lines[1]
   assert lines[2].startswith("PCV gives back")
   assert f"would reach {value('Fine-tuning', 'star', 'Y/Y'):.1f} %" in lines[2]
+  assert "interval" not in " ".join(holistic_page.headline(without_intervals(whole)))
 
 
 def changed(study: holistic_records.Study, pair: str, values: dict) -> holistic_records.Study:
