@@ -1,7 +1,7 @@
 """Strictness for the whole suite: four simulated devices, and no silent broadcasting of ranks.
 
 Programs are compiled with little optimisation: most of the suite's time is compiling, and this
-makes it up to three times as fast. `SUBTUNE_JAX_OPTIMIZE=1 pytest` compiles them as users do. All
+makes it several times as fast. `SUBTUNE_JAX_OPTIMIZE=1 pytest` compiles them as users do. All
 workers of a run share compiled programs in a folder that goes with it. No test reaches a network.
 """
 
@@ -12,7 +12,10 @@ import tempfile
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
   + " --xla_force_host_platform_device_count=4"
-  + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  + (
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+  )
   * (os.environ.get("SUBTUNE_JAX_OPTIMIZE") != "1")
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
