@@ -9,14 +9,12 @@ import os
 import socket
 import tempfile
 
+from tests import xla_flags
+
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
-  + " --xla_force_host_platform_device_count=4"
-  + (
-    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-  )
-  * (os.environ.get("SUBTUNE_JAX_OPTIMIZE") != "1")
+  + " --xla_force_host_platform_device_count=4 "
+  + xla_flags.FASTEST * (os.environ.get("SUBTUNE_JAX_OPTIMIZE") != "1")
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -7,6 +7,8 @@ import nbclient
 import nbformat
 import pytest
 
+from tests import xla_flags
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -20,7 +22,7 @@ def notebooks():
 
 @pytest.mark.parametrize("path", notebooks())
 def test_runs(path, monkeypatch):
-  monkeypatch.setitem(os.environ, "XLA_FLAGS", "")  # programs and devices as a reader has them
+  monkeypatch.setitem(os.environ, "XLA_FLAGS", xla_flags.PLAIN)  # devices as a reader has them
   notebook = nbformat.read(path, as_version=4)
   assert len(notebook.cells) < 40
   nbformat.validate(notebook)

@@ -123,7 +123,7 @@ def test_agrees_with_sklearn(name):
     (_digits(), 10),
     (_digits(classes=(3, 8)), 10),
     (_digits(absent=(0, 4)), 10),
-    (_emoji_pixels(absent=(0, 12, 44)), 45),
+    pytest.param(_emoji_pixels(absent=(0, 12, 44)), 45, marks=pytest.mark.slow),
   ],
   ids=["digits", "two of ten", "no 0 and 4", "emoji, three missing"],
 )
