@@ -18,10 +18,10 @@ import os
 import pathlib
 import platform
 import statistics
-import sys
 import tempfile
 import time
 
+import idle
 import numpy as np
 import PIL
 from PIL import Image
@@ -131,11 +131,9 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=64)
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--json", help="also write the figures to this file")
-  parser.add_argument("--force", action="store_true", help="run on a busy machine; proves nothing")
+  idle.add_option(parser)
   arguments = parser.parse_args()
-  load = os.getloadavg()[0]
-  if load > 0.3 and not arguments.force:
-    sys.exit(f"the load is {load:.2f}; a ratio needs an idle machine (below 0.3), or --force")
+  load = idle.load(arguments.force)
   import torch
 
   with tempfile.TemporaryDirectory() as folder:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 
+import idle
 import jax
 
 from subtune_jax import models, weights
@@ -168,16 +169,14 @@ def main() -> None:
   """Measures and prints."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
   parser.add_argument("--rounds", type=int, default=7)
-  parser.add_argument("--force", action="store_true", help="run on a busy machine; proves nothing")
+  idle.add_option(parser)
   parser.add_argument("--peak", choices=sorted(_RUNS), help=argparse.SUPPRESS)
   parser.add_argument("--file", type=pathlib.Path, help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.peak:
     print(_peak(arguments.peak, arguments.file))
     return
-  load = os.getloadavg()[0]
-  if load > 0.3 and not arguments.force:
-    sys.exit(f"the load is {load:.2f}; a ratio needs an idle machine (below 0.3), or --force")
+  load = idle.load(arguments.force)
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "resnet50.pth"
     _write(path)

@@ -26,12 +26,12 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from typing import NamedTuple
 import warnings
 
 from absl import logging
+import idle
 import jax
 import numpy as np
 import sklearn
@@ -282,11 +282,9 @@ def main() -> None:
   parser.add_argument("--tol", type=float, default=1e-7, help="ours; the default is the library's")
   parser.add_argument("--no-converged", action="store_true", help="leave out the slow peer")
   parser.add_argument("--json", help="also write the rows to this file")
-  parser.add_argument("--force", action="store_true", help="run on a busy machine; proves nothing")
+  idle.add_option(parser)
   arguments = parser.parse_args()
-  load = os.getloadavg()[0]
-  if load > 0.3 and not arguments.force:
-    sys.exit(f"the load is {load:.2f}; a ratio needs an idle machine (below 0.3), or --force")
+  load = idle.load(arguments.force)
   logging.set_verbosity(logging.ERROR)  # strengths at the edge of the grid
   warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
   threads = len(os.sched_getaffinity(0))

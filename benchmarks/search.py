@@ -14,10 +14,10 @@ import datetime
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 
+import idle
 import jax
 import numpy as np
 
@@ -123,11 +123,9 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=64)
   parser.add_argument("--epochs", type=int, default=3)
   parser.add_argument("--every", type=int, default=1, help="measure every so many blocks")
-  parser.add_argument("--force", action="store_true", help="run on a busy machine; proves nothing")
+  idle.add_option(parser)
   arguments = parser.parse_args()
-  load = os.getloadavg()[0]
-  if load > 0.3 and not arguments.force:
-    sys.exit(f"the load is {load:.2f}; a ratio needs an idle machine (below 0.3), or --force")
+  load = idle.load(arguments.force)
   host_memory.keep_freed()
   import torch
 

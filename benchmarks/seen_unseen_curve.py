@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 
+import idle
 import numpy as np
 
 from subtune_jax import calibration
@@ -106,7 +107,7 @@ def main() -> None:
   parser.add_argument("--sweep-rows", type=int, default=50_000)
   parser.add_argument("--steps", type=int, default=20, help="of the sweep that are timed")
   parser.add_argument("--json", help="also write the figures to this file")
-  parser.add_argument("--force", action="store_true", help="run on a busy machine; proves nothing")
+  idle.add_option(parser)
   parser.add_argument("--part", choices=["curve", "sweep"], help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.part == "curve":
@@ -115,9 +116,7 @@ def main() -> None:
     return print(
       json.dumps(measure_sweep(arguments.sweep_rows, arguments.classes, arguments.steps))
     )
-  load = os.getloadavg()[0]
-  if load > 0.3 and not arguments.force:
-    sys.exit(f"the load is {load:.2f}; a time needs an idle machine (below 0.3), or --force")
+  load = idle.load(arguments.force)
   facts = {
     "date": datetime.date.today().isoformat(), "threads": len(os.sched_getaffinity(0)),
     "load at start": round(load, 2), "forced": arguments.force,

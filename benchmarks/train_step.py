@@ -18,9 +18,9 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 
+import idle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,11 +206,9 @@ def main() -> None:
   parser.add_argument("--size", type=int, default=64, help="pixels")
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--json", help="also write the rows to this file")
-  parser.add_argument("--force", action="store_true", help="run on a busy machine; proves nothing")
+  idle.add_option(parser)
   arguments = parser.parse_args()
-  load = os.getloadavg()[0]
-  if load > 0.3 and not arguments.force:
-    sys.exit(f"the load is {load:.2f}; a ratio needs an idle machine (below 0.3), or --force")
+  load = idle.load(arguments.force)
   kept = host_memory.keep_freed()  # for both: they share the process
   import torch
 
