@@ -9,7 +9,7 @@ import os
 import pathlib
 import textwrap
 
-from subtune_jax.report import corruption_plots, html, plots, search_page, table
+from subtune_jax.report import corruption_plots, html, search_page, table
 from subtune_jax.report import search_records as search_lib
 
 Row = search_lib.Row
@@ -122,11 +122,7 @@ def figures(record: Row) -> dict[str, html.Figure]:
       "Points: accuracies. Lines: 95 % intervals.",
     ),
   ]  # fmt: skip
-  return {
-    name: html.Figure(name, title, alt, caption, plots.png(figure))
-    for name, title, figure, alt, caption in drawn
-    if figure is not None
-  }
+  return {figure.name: figure for figure in html.rendered(drawn)}
 
 
 def _links(record: Row, workdir: pathlib.Path) -> list[str]:

@@ -14,7 +14,6 @@ from subtune_jax.report import (
   holistic_records,
   holistic_studies,
   html,
-  plots,
   records,
   style,
   table,
@@ -320,11 +319,7 @@ def figures(study: Study) -> list[html.Figure]:
   known = holistic_records.estimate(study.numbers(study.compared[0])["ausuc"]).interval
   lines = " Lines: 95 % intervals of the mean." if known else ""
   drawn = [*_paper_figures(study, seeds, dots, lines), *_further_figures(study, seeds, dots, lines)]
-  return [
-    html.Figure(name, title, alt, caption, plots.png(figure))
-    for name, title, figure, alt, caption in drawn
-    if figure is not None
-  ]
+  return html.rendered(drawn)
 
 
 def _paper_figures(study: Study, seeds: str, dots: str, lines: str) -> list[tuple]:

@@ -12,9 +12,12 @@ import dataclasses
 import html
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subtune_jax.report import plots, records, style, table
+
+if TYPE_CHECKING:
+  from matplotlib import figure as matplotlib_figure
 
 PAGE = "report.html"
 FIGURES = "figures"
@@ -70,6 +73,19 @@ class Figure:
   alt: str
   caption: str
   data: bytes
+
+
+# Name, title, matplotlib's figure or None, alt text, caption.
+Drawn = tuple[str, str, "matplotlib_figure.Figure | None", str, str]
+
+
+def rendered(drawn: Iterable[Drawn]) -> list[Figure]:
+  """The figures that there are, as PNG; None stands for one that a record has nothing for."""
+  return [
+    Figure(name, title, alt, caption, plots.png(figure))
+    for name, title, figure, alt, caption in drawn
+    if figure is not None
+  ]
 
 
 def escape(value: Any) -> str:
@@ -276,11 +292,7 @@ def figures(run: records.Run, summary: table.Summary) -> list[Figure]:
         "True class above, predictions of each method's first seed below: "
         f"{style.RIGHT_SYMBOL} right, {style.WRONG_SYMBOL} wrong.",
       ))  # fmt: skip
-  return [
-    Figure(name, title, alt, caption, plots.png(figure))
-    for name, title, figure, alt, caption in drawn
-    if figure is not None
-  ]
+  return rendered(drawn)
 
 
 def _file_name(text: str) -> str:

@@ -235,11 +235,7 @@ def recommendation_section(run: records.Run, summary: table.Summary, study: Stud
 
 def figures(study: Study) -> list[html.Figure]:
   """The figures of the study, rendered; those that its record has nothing for are left out."""
-  return [
-    html.Figure(name, title, alt, caption, plots.png(figure))
-    for name, title, figure, alt, caption in _drawn(study)
-    if figure is not None
-  ]
+  return html.rendered(_drawn(study))
 
 
 def _drawn(study: Study) -> list[tuple[str, str, Any, str, str]]:

@@ -422,11 +422,7 @@ def figures(record: Row) -> dict[str, html.Figure]:
       " ".join(cost_lines(record)),
     ),
   ]  # fmt: skip
-  return {
-    name: html.Figure(name, title, alt, caption, plots.png(figure))
-    for name, title, figure, alt, caption in drawn
-    if figure is not None
-  }
+  return {figure.name: figure for figure in html.rendered(drawn)}
 
 
 @dataclasses.dataclass(frozen=True)

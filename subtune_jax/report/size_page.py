@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import os
 import pathlib
 
-from subtune_jax.report import html, plots, search_page, size_plots, table
+from subtune_jax.report import html, search_page, size_plots, table
 from subtune_jax.report import search_records as search_lib
 
 Row = search_lib.Row
@@ -119,11 +119,7 @@ def figures(record: Row) -> list[html.Figure]:
       "over the folds, includes 0.",
     ),
   ]  # fmt: skip
-  return [
-    html.Figure(name, title, alt, caption, plots.png(figure))
-    for name, title, figure, alt, caption in drawn
-    if figure is not None
-  ]
+  return html.rendered(drawn)
 
 
 def _link(size: Row, workdir: pathlib.Path) -> str:
