@@ -34,6 +34,8 @@ _MEMORY_SIZE = 5
 # The line search ends at this share of the slope at its start, or after so many trials.
 _SLOPE_SHARE = 0.3
 _TRIALS = 20
+# Paths are filled up to a multiple of so many strengths: grids of about one length share a program.
+_PATH_MULTIPLE = 16
 # A fit ends when its objective has not fallen for so many iterations: float32 is exhausted.
 _PATIENCE = 10
 
@@ -183,7 +185,7 @@ def fit_path(
     labels: [n] integers in [0, num_classes).
     num_classes: number of columns of the head.
     l2: positive strengths, any number of them in any order. They are traced: a second grid costs no
-      compilation.
+      compilation, unless it is longer by more than what fills a multiple of 16.
     standardize: "scalar": one mean and one standard deviation over all features (LP-FT); "feature":
       one each per feature; "none". It is folded back: the heads act on raw features.
     tol: relative tolerance on the objective. A fit stops when half the squared norm of the
@@ -271,10 +273,7 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
       f"validation features have {features.shape[1]} columns and the path was fitted on"
       f" {num_features}: use the same backbone for both"
     )
-  images = jnp.asarray(features)
-  heads = zip(path.kernel, path.bias, strict=True)
-  scores = jax.device_get([_score(k, b, images, labels) for k, b in heads])
-  correct, loss = (np.array(column) for column in zip(*scores, strict=True))
+  correct, loss = jax.device_get(_score(path.kernel, path.bias, features, labels))
   index = max(range(len(correct)), key=lambda i: (correct[i], path.l2[i]))
   at_edge = len(correct) > 1 and path.l2[index] in (path.l2.min(), path.l2.max())
   if at_edge:
@@ -289,12 +288,17 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
 
 @jax.jit
 def _score(
-  kernel: jax.Array, bias: jax.Array, features: jax.Array, labels: jax.Array
+  kernels: jax.Array, biases: jax.Array, features: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the number of right answers and the mean cross-entropy."""
-  logits = jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-  return jnp.sum(jnp.argmax(logits, axis=-1) == labels), loss
+  """Returns the number of right answers and the mean cross-entropy of each head."""
+
+  def of_one(head):
+    kernel, bias = head
+    logits = jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return jnp.sum(jnp.argmax(logits, axis=-1) == labels), loss
+
+  return jax.lax.map(of_one, (kernels, biases))
 
 
 def _checked_data(
@@ -427,18 +431,19 @@ def _solve_path(
   """
   order = np.argsort(-l2, kind="stable")
   steps = _extrapolation(np.log(l2[order]))
+  options = np.zeros((-len(l2) % _PATH_MULTIPLE + len(l2), 4), np.float32)
+  options[:, 0] = l2[order[-1]]  # rows that fill up take no iteration
+  options[: len(l2)] = np.stack(
+    [l2[order], np.full(len(l2), tol), steps, np.full(len(l2), max_iterations)], axis=1
+  )
   scores, labels = _device_data(scores, classes)
   log_count = np.log(np.bincount(classes))
-  point, curvature, memory = _begin(scores, labels, np.float32(log_count - log_count.mean()))
-  previous, solutions = point.weights, []
-  for index, step in zip(order, steps, strict=True):
-    options, last = np.array([l2[index], tol, step], np.float32), point.weights
-    solution, point, curvature, memory = _solve(
-      scores, labels, point, previous, curvature, memory, options, np.int32(max_iterations)
-    )
-    previous = last
-    solutions.append((int(index), solution))
-  return jax.device_get(solutions)
+  start = _begin(scores, labels, np.float32(log_count - log_count.mean()))
+  solutions = jax.device_get(_follow(scores, labels, *start, options))
+  return [
+    (int(index), _Solution(*(column[row] for column in solutions)))
+    for row, index in enumerate(order)
+  ]
 
 
 def _solve_each(
@@ -449,10 +454,8 @@ def _solve_each(
   point, curvature, memory = _begin(scores, labels, np.zeros(classes.max() + 1, np.float32))
   solutions = []
   for index, strength in enumerate(l2):
-    options = np.array([strength, tol, 0], np.float32)
-    solution, *_ = _solve(
-      scores, labels, point, point.weights, curvature, memory, options, np.int32(max_iterations)
-    )
+    options = np.array([strength, tol, 0, max_iterations], np.float32)
+    solution, *_ = _solve(scores, labels, point, point.weights, curvature, memory, options)
     solutions.append((index, solution))
   return jax.device_get(solutions)
 
@@ -485,6 +488,25 @@ def _begin(
 
 
 @jax.jit
+def _follow(
+  scores: jax.Array,
+  labels: jax.Array,
+  point: _Point,
+  curvature: jax.Array,
+  memory: _Memory,
+  options: jax.Array,
+) -> _Solution:
+  """Fits one strength after the other, as one program; `options` [k, 4], see `_solve`."""
+
+  def fit(carry, own):
+    previous, point, curvature, memory = carry
+    solution, *after = _solve(scores, labels, point, previous, curvature, memory, own)
+    return (point.weights, *after), solution
+
+  return jax.lax.scan(fit, (point.weights, point, curvature, memory), options)[1]
+
+
+@jax.jit
 def _solve(
   scores: jax.Array,
   labels: jax.Array,
@@ -493,7 +515,6 @@ def _solve(
   curvature: jax.Array,
   memory: _Memory,
   options: jax.Array,
-  max_iterations: jax.Array,
 ) -> tuple[_Solution, _Point, jax.Array, _Memory]:
   """Fits one strength by L-BFGS, from a point and the memory of another strength.
 
@@ -504,14 +525,13 @@ def _solve(
     previous: [C, r + 1] the optimum before `point`.
     curvature: [C, r + 1] of the mean cross-entropy, at `point`.
     memory: of earlier fits.
-    options: [3] l2, tol, and the step of the extrapolation: the first direction is this times
-      `point.weights - previous`, unless it is 0.
-    max_iterations: at most so many.
+    options: [4] l2, tol, the step of the extrapolation (the first direction is this times
+      `point.weights - previous`, unless it is 0), and the most iterations.
 
   Returns:
     The solution; and for the next strength the point, the curvature there, and the memory.
   """
-  l2, tol, step = options
+  l2, tol, step, max_iterations = options
   extrapolation = step * (point.weights - previous)
   point, memory = _point_under(point, l2), _memory_under(memory, l2)
 

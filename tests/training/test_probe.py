@@ -138,6 +138,17 @@ def test_the_choice_over_the_grid_is_as_good_as_sklearns(problem, num_classes):
   assert abs(theirs[choice.index] - theirs.max()) <= 1
 
 
+def test_a_longer_grid_is_the_same_program_and_begins_alike():
+  x, y, _, _ = PROBLEMS["digits"]
+  first = _fit(x, y, [1.0, 0.1, 0.01])
+  programs = probe._follow._cache_size()
+  second = _fit(x, y, [1.0, 0.1, 0.01, 1e-3, 1e-4])
+  assert probe._follow._cache_size() == programs
+  for name in ("kernel", "bias", "iterations"):
+    np.testing.assert_array_equal(getattr(first, name), getattr(second, name)[:3])
+  assert _fit(x, y, [1.0, 1e-4], max_iterations=3).iterations.max() == 3
+
+
 @pytest.mark.parametrize("standardize", probe.STANDARDIZE)
 @pytest.mark.parametrize("tol", [1e-3, 1e-9])
 def test_gradient_of_the_result(standardize, tol):
