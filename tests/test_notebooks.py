@@ -21,8 +21,9 @@ def notebooks():
 
 
 @pytest.mark.parametrize("path", notebooks())
-def test_runs(path, monkeypatch):
+def test_runs(path, monkeypatch, tmp_path):
   monkeypatch.setitem(os.environ, "XLA_FLAGS", xla_flags.PLAIN)  # devices as a reader has them
+  monkeypatch.setitem(os.environ, "TMPDIR", str(tmp_path))
   notebook = nbformat.read(path, as_version=4)
   assert len(notebook.cells) < 40
   nbformat.validate(notebook)

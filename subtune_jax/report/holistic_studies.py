@@ -130,7 +130,7 @@ def sweep(study: Study) -> "Figure | None":
   width = max(columns * (0.62 * len(rates) + 0.5) + 2.2, 6.5)
   figure = plots.new_figure(width, 0.5 + height * bands)
   panels = figure.subplots(bands, columns, squeeze=False, sharex=True, sharey=True).ravel()
-  known = [row["epochs"][-1]["ausuc"] for row in rows if row["epochs"]]
+  known = [100 * row["epochs"][-1]["ausuc"] for row in rows if row["epochs"]]
   look = marks.accuracy_colors(np.array(known or [0.0]))
   image = None
   for axes, optimizer in zip(panels, optimizers, strict=False):
@@ -143,7 +143,7 @@ def sweep(study: Study) -> "Figure | None":
     axes.set_xlabel("learning rate", fontsize=plots.SIZE)
     axes.tick_params(labelbottom=True)
   bar = figure.colorbar(image, ax=list(panels[: len(optimizers)]), pad=0.015, aspect=25)
-  bar.set_label("AUSUC", fontsize=plots.SIZE)
+  bar.set_label("AUSUC, hundredths", fontsize=plots.SIZE)
   bar.ax.tick_params(labelsize=plots.SMALL)
   bar.outline.set_visible(False)
   marks.legend(figure, [(marks.outline_entry(), "highest accuracy on validation images")])
@@ -170,13 +170,13 @@ def _draw_sweep(
     for j, rate in enumerate(rates):
       row = cells.get((optimizer, decay, rate))
       if row is not None and row["epochs"]:
-        values[i, j] = row["epochs"][-1]["ausuc"]
+        values[i, j] = 100 * row["epochs"][-1]["ausuc"]
         if row["validation_accuracy"] is not None and row["validation_accuracy"] > most:
           best, most = (i, j), row["validation_accuracy"]
   image = marks.heat_map(axes, values, *look, aspect="auto")
   for (i, j), value in np.ndenumerate(values):
     if np.isfinite(value):
-      marks.in_cell(axes, image, i, j, value, f"{value:.2f}")
+      marks.in_cell(axes, image, i, j, value, f"{value:.1f}")
     elif (optimizer, decays[i], rates[j]) in cells:
       axes.text(j, i, "diverged", ha="center", va="center", fontsize=plots.SMALL - 1.5,
                 color=style.WARNING)  # fmt: skip

@@ -312,6 +312,11 @@ def test_sweep_marks_divergence_and_what_validation_chooses(whole):
   sgd, adam = figure.axes[:2]
   assert [sgd.get_title(loc="left"), adam.get_title(loc="left")] == ["sgd", "adam"]
   assert [t.get_text() for t in adam.texts].count("diverged") == 3
+  image = sgd.images[0]
+  values = np.concatenate([axes.images[0].get_array().compressed() for axes in (sgd, adam)])
+  np.testing.assert_allclose(image.get_clim(), (values.min(), values.max()))  # all colours are used
+  shown = [float(t.get_text()) for t in sgd.texts]
+  np.testing.assert_allclose(shown, image.get_array().compressed(), atol=0.051)
   rows = [n for n in whole.networks("sweep") if n["method"].startswith("sweep:adam")]
   best = max(rows, key=lambda n: n["validation_accuracy"])
   decays, rates = (sorted({place[i] for place in map(holistic_studies._sweep_place, rows)})
