@@ -11,7 +11,7 @@ block, numbers of seen classes, and in a study of its own (study=sweep) optimise
 and weight decays. Another benchmark by name where its data is (folder:... of Office-Home's domains,
 imagenet_r or imagenet_sketch with --config.backbone.keep_head=True and weights of ImageNet, VTAB's
 tasks with a CLIP tower and --config.source.class_embeddings=FILE). Two
-pairs of Emoji Domains at 32 px are in docs/calibration.md; at 64 px it has not been run whole.
+pairs of Emoji Domains at 64 px are in docs/calibration.md.
 
 Result of 2026-11-25 on two CPU cores (float32, jax 0.10.2), a small network for want of hours: a
 ResNet-14 that knows the ten classes of clean Fashion-MNIST is fine-tuned on images of low contrast
