@@ -79,8 +79,9 @@ def _percent_cell(number: Row) -> str:
   """A mean in per cent, in small its interval, or the range over seeds where it has none."""
   value = holistic_records.estimate(number)
   text = table.percent(value.mean)
-  if _ends(value):
-    low, high = map(table.percent, _ends(value))
+  ends = _ends(value)
+  if ends:
+    low, high = map(table.percent, ends)
     text += f"<small>{low}\N{EN DASH}{high}</small>"
   return text
 
@@ -97,8 +98,9 @@ def _number_cell(number: Row, digits: int = 2) -> str:
   if math.isnan(value.mean):
     return "n/a"
   text = f"{value.mean:.{digits}f}"
-  if _ends(value):
-    low, high = _ends(value)
+  ends = _ends(value)
+  if ends:
+    low, high = ends
     text += f"<small>{low:.{digits}f} to {high:.{digits}f}</small>"
   return text.replace("-", _MINUS)
 
@@ -133,15 +135,14 @@ def results_section(study: Study) -> str:
 
 def _spread_note(study: Study) -> str:
   """What the means are over, and what stands in small."""
-  several, known = study.num_seeds > 1, study.body["table"][0].get("against") is not None
+  if study.num_seeds == 1:
+    text = "One seed: how far another training would be from it is not known."
+    return f"{text} {_INTERVAL_NOTE.format('test concepts')}" if study.has_intervals else text
+  text = f"Means over {study.num_seeds} seeds."
+  if not study.has_intervals:
+    return f"{text} Small: the lowest and highest of them."
   drawn = "test concepts and seeds, each of which has classes of its own"
-  spread = _INTERVAL_NOTE.format(drawn if several else "test concepts")
-  if several:
-    of_gamma = " Of gamma: the lowest and highest seed."
-    spread = spread + of_gamma if known else "Small: the lowest and highest of them."
-    return f"Means over {study.num_seeds} seeds. {spread}"
-  spread = f" {spread}" if known else ""
-  return f"One seed: how far another training would be from it is not known.{spread}"
+  return f"{text} {_INTERVAL_NOTE.format(drawn)} Of gamma: the lowest and highest seed."
 
 
 def differences_section(study: Study) -> str:
@@ -316,8 +317,7 @@ def figures(study: Study) -> list[html.Figure]:
   """The figures of the study, rendered; those that its record has nothing for are left out."""
   seeds = " Thin: single seeds." if study.num_seeds > 1 else ""
   dots = " Dots: single seeds." if study.num_seeds > 1 else ""
-  known = holistic_records.estimate(study.numbers(study.compared[0])["ausuc"]).interval
-  lines = " Lines: 95 % intervals of the mean." if known else ""
+  lines = " Lines: 95 % intervals of the mean." if study.has_intervals else ""
   drawn = [*_paper_figures(study, seeds, dots, lines), *_further_figures(study, seeds, dots, lines)]
   return html.rendered(drawn)
 

@@ -85,6 +85,11 @@ class Study:
   def num_seeds(self) -> int:
     return len({network["seed"] for network in self.networks("main", FT)})
 
+  @property
+  def has_intervals(self) -> bool:
+    """Whether the tables have intervals: a test set of one concept gives none."""
+    return "against" in self.body["table"][0]
+
   @functools.cached_property
   def names(self) -> dict[str, str]:
     """Title of the table -> a name for its colour: the method, or the title of a second variant."""
