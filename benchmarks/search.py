@@ -2,6 +2,7 @@
 
   python benchmarks/search.py
   python benchmarks/search.py --network resnet14 --size 20
+  python benchmarks/search.py --chosen block9 block14     (the third step of a greedy search)
 
 Rows: (a) as the papers' code searches, (b) a good torch loop, (c) ours with the prefix cache off,
 and ours. Same network, images, folds, epochs, batch, optimiser and threads. One fold is trained per
@@ -65,21 +66,23 @@ def measure(arguments, train) -> tuple[dict[str, dict[str, float]], dict[str, fl
     epochs=arguments.epochs, batch_size=arguments.batch, learning_rate=RATE,
   )  # fmt: skip
   problem = made["ours"][0].problem
-  names = problem.network.names[:: arguments.every]
+  names = problem.network.names
+  candidates = [name for name in names if name not in arguments.chosen][:: arguments.every]
   seconds, filling = {who: {} for who in CONTENDERS}, 0.0
-  for name in names:
+  for name in candidates:
+    units = tuple(sorted({name, *arguments.chosen}, key=names.index))
     begin = time.perf_counter()
-    kept = made["ours"][0].prefixes[0].at(name)
+    kept = made["ours"][0].prefixes[0].at(units[0])
     jax.block_until_ready(kept)
     filling += time.perf_counter() - begin
     for trainer, _ in made.values():  # compiles, on another fold
-      trainer.cells([(name,)], 1)
+      trainer.cells([units], 1)
     for who in CONTENDERS:
       begin = time.perf_counter()
       if who in made:
-        made[who][0].cells([(name,)], 0)
+        made[who][0].cells([units], 0)
       else:
-        getattr(torch, who)((name,), *problem.folds[0])
+        getattr(torch, who)(units, *problem.folds[0])
       seconds[who][name] = time.perf_counter() - begin
     print(name, " ".join(f"{who} {seconds[who][name]:.2f}" for who in CONTENDERS), flush=True)
   compiling = {
@@ -97,7 +100,7 @@ def report(seconds, compiling, every: int) -> None:
   """Prints the sums over blocks and the ratios."""
   blocks = list(seconds["ours"])
   factor = FOLDS * every
-  print(f"\n{'whole profile, seconds':<34}{'training':>9}{'compiling':>10}  ratio to ours")
+  print(f"\n{'all blocks, seconds':<34}{'training':>9}{'compiling':>10}  ratio to ours")
   ours = {name: seconds["ours"][name] for name in blocks}
   titles = {
     "papers": "(a) the papers' way", "good": "(b) a good torch loop",
@@ -123,6 +126,7 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=64)
   parser.add_argument("--epochs", type=int, default=3)
   parser.add_argument("--every", type=int, default=1, help="measure every so many blocks")
+  parser.add_argument("--chosen", nargs="*", default=[], help="blocks that are trained beside each")
   idle.add_option(parser)
   arguments = parser.parse_args()
   load = idle.load(arguments.force)

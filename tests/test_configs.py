@@ -1,10 +1,13 @@
 """Every config runs through the real command line, with a small network and shrunken settings."""
 
 import json
+import pathlib
 
+import numpy as np
+from PIL import Image
 import pytest
 
-from tests import command
+from tests import command, documented
 
 ROOT = command.ROOT
 NOTO, FLUENT = "emoji_domains/noto", "emoji_domains/fluent"
@@ -53,16 +56,88 @@ def test_every_config_is_tested():
   assert files == set(OVERRIDES) | NEEDS_DATA
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OVERRIDES)
-def test_a_config_runs(name, tmp_path):
-  fields = [f"--config.{field}={value}" for field, value in OVERRIDES[name].items()]
-  arguments = (f"--config=configs/{name}.py", *fields, f"--workdir={tmp_path / 'run'}")
-  done = command.run(*arguments, timeout=None)
+# Settings for what a documented command asks for, over its own.
+ONE_EPOCH = {"epochs": 1, "learning_rates": (1e-3,)}
+FURTHER = {
+  "methods=lp+ft+lp_ft+l2_sp+ema": {
+    f"{method}.{field}": value for method in ("l2_sp", "ema") for field, value in ONE_EPOCH.items()
+  },
+  "study=main": {"subtuning.units": "stages"},  # the command names another network's blocks
+  "study=sweep": {
+    "methods": ("ft",), "sweep.learning_rates": (1e-2,), "sweep.weight_decays": (0.0,),
+  },
+}  # fmt: skip
+NAMES_DATA = ("dataset=", "shift=", "source=", "corrupted")  # of its own
+DOWNLOADED = ("vtab", "shift", "cifar10", "fashion_mnist")  # data that a test cannot count on
+
+
+def arguments_of(name: str, argument: str, fields: dict) -> list[str]:
+  config = f"--config=configs/{name}.py" + (f":{argument}" if argument else "")
+  return [config, *(f"--config.{field}={value}" for field, value in fields.items())]
+
+
+def check_report(done, workdir: pathlib.Path):
   assert done.returncode == 0, done.stderr
   assert "Traceback" not in done.stderr
   assert "tensorflow" not in done.stderr.lower()
-  record = json.loads((tmp_path / "run/results.json").read_text())
+  record = json.loads((workdir / "results.json").read_text())
   assert record["title"]
-  assert str(tmp_path / "run/report.html") in done.stdout
-  assert (tmp_path / "run/report.html").stat().st_size > 10_000
+  assert str(workdir / "report.html") in done.stdout
+  assert (workdir / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_a_config_runs(name, tmp_path):
+  arguments = arguments_of(name, "", OVERRIDES[name])
+  done = command.run(*arguments, f"--workdir={tmp_path / 'run'}", timeout=None)
+  check_report(done, tmp_path / "run")
+
+
+def variations(downloaded: bool):
+  """The documented commands that are more than a config's name."""
+  for each in documented.commands():
+    text = f"{each.config} {each.argument} {each.fields}"
+    if (each.argument or each.fields) and downloaded == any(d in text for d in DOWNLOADED):
+      yield pytest.param(each, id=str(each))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("documented_command", variations(downloaded=False))
+def test_a_documented_command_runs(documented_command, tmp_path):
+  """With the settings of its config's test where it has none of its own."""
+  name, argument, fields = documented_command[1:]
+  small = OVERRIDES[name]
+  if any(text in f"{argument} {fields}" for text in NAMES_DATA):
+    small = {k: v for k, v in small.items() if k not in SETS}
+  fields = small | fields
+  for text, further in FURTHER.items():
+    fields |= further if text in argument else {}
+  argument = argument.replace("/path/to/images", str(images(tmp_path / "images")))
+  arguments = arguments_of(name, argument, fields)
+  done = command.run(*arguments, f"--workdir={tmp_path / 'run'}", timeout=None)
+  check_report(done, tmp_path / "run")
+
+
+@pytest.mark.parametrize("documented_command", variations(downloaded=True))
+def test_a_documented_command_asks_for_its_data(documented_command, tmp_path):
+  weights = {} if "vtab" in documented_command.config else {"backbone.weights": "random"}
+  arguments = arguments_of(*documented_command[1:3], weights | documented_command.fields)
+  done = command.run(
+    *arguments, f"--workdir={tmp_path / 'run'}", TFDS_DATA_DIR=str(tmp_path / "tfds")
+  )
+  assert done.returncode == 2, done.stderr
+  assert "python -m subtune_jax.data.prepare" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not list(tmp_path.iterdir())
+
+
+def images(folder: pathlib.Path) -> pathlib.Path:
+  """Twelve images of each of two classes, in a folder each."""
+  rng = np.random.default_rng(0)
+  for name, level in (("dark", 60), ("light", 180)):
+    (folder / name).mkdir(parents=True)
+    for i in range(12):
+      pixels = rng.integers(level - 50, level + 50, (20, 20, 3))
+      Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
+  return folder

@@ -1,50 +1,34 @@
 """The documentation's commands name what exists, its links lead somewhere, its Python runs."""
 
 import importlib.util
-import pathlib
 import re
-import shlex
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FILES = [*PAGES, *sorted((ROOT / "configs").glob("*.py"))]
-MAIN = re.compile(r"python -m subtune_jax\.main((?:\\\n|[^\n#`])*)")
+from tests import documented
 
 
-def commands():
-  for path in FILES:
-    for found in MAIN.finditer(path.read_text()):
-      text = re.sub(r"\\\n\s*", "", found.group(1))
-      if "--config=" in text:
-        yield pytest.param(text.strip(), id=f"{path.name}:{text.strip()[:60]}")
-
-
-@pytest.mark.parametrize("text", commands())
-def test_a_command_names_a_config_its_arguments_and_its_fields(text):
-  options = dict(part.split("=", 1) for part in shlex.split(text) if part.startswith("--"))
-  name, _, argument = options.pop("--config").partition(":")
-  path = ROOT / name
+@pytest.mark.parametrize("command", documented.commands(), ids=str)
+def test_a_command_names_a_config_its_arguments_and_its_fields(command):
+  path = documented.ROOT / f"configs/{command.config}.py"
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  config = module.get_config(argument) if argument else module.get_config()
-  options.pop("--workdir", None)
-  for option in options:
+  config = module.get_config(command.argument) if command.argument else module.get_config()
+  for field in command.fields:
     node = config
-    for part in option.removeprefix("--config.").split("."):
-      assert part in node, f"{option} is no field of {name}"
+    for part in field.split("."):
+      assert part in node, f"{field} is no field of {path.name}"
       node = node[part]
 
 
 def test_there_are_commands_to_test():
-  assert len(list(commands())) > 30
+  assert len(list(documented.commands())) > 30
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", documented.PAGES, ids=lambda p: p.name)
 def test_links_inside_lead_to_files(path):
   targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text())
   inside = [target for target in targets if "://" not in target]
@@ -52,7 +36,7 @@ def test_links_inside_lead_to_files(path):
 
 
 def python_blocks(name):
-  return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+  return re.findall(r"```python\n(.*?)```", (documented.ROOT / "docs" / name).read_text(), re.DOTALL)
 
 
 def test_robustness_in_python(capsys):

@@ -164,7 +164,7 @@ def fit_path(
   num_classes: int,
   l2: Sequence[float],
   standardize: Standardize = "scalar",
-  tol: float = 1e-7,
+  tol: float = 1e-6,
   max_iterations: int = 1000,
   max_steps: int | None = None,
 ) -> ProbePath:

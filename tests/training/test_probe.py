@@ -352,7 +352,7 @@ def test_unconverged_fits_are_flagged_and_logged():
   np.testing.assert_array_equal(path.converged, [True, False])
   assert path.iterations.tolist() == [path.iterations[0], 3]
   message = warning.call_args.args[0] % warning.call_args.args[1:]
-  assert "1 of 2 strengths did not reach tol=1e-07 within 3 iterations" in message
+  assert "1 of 2 strengths did not reach tol=1e-06 within 3 iterations" in message
 
 
 def test_lpft_grid():

@@ -1,0 +1,50 @@
+"""The commands of the documentation: the README, docs/, and the docstrings of configs/."""
+
+from collections.abc import Iterator
+import pathlib
+import re
+import shlex
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILES = [*PAGES, *sorted((ROOT / "configs").glob("*.py"))]
+_MAIN = re.compile(r"python -m subtune_jax\.main((?:\\\n|[^\n#`])*)")
+
+
+class Command(NamedTuple):
+  """A command line of `subtune_jax.main`.
+
+  Attributes:
+    page: the file that has it.
+    config: such as "vtab".
+    argument: what stands behind the config's colon, or "".
+    fields: field -> value, as given.
+  """
+
+  page: str
+  config: str
+  argument: str
+  fields: dict[str, str]
+
+  def __str__(self) -> str:
+    fields = " ".join(f"{name}={value}" for name, value in self.fields.items())
+    return f"{self.page}:{self.config}:{self.argument} {fields}"[:100].strip()
+
+
+def commands() -> Iterator[Command]:
+  """All of them, each once."""
+  seen = set()
+  for path in FILES:
+    for found in _MAIN.finditer(path.read_text()):
+      parts = shlex.split(re.sub(r"\\\n\s*", "", found.group(1)))
+      options = dict(part.split("=", 1) for part in parts if part.startswith("--"))
+      options.pop("--workdir", None)
+      if "--config" not in options:
+        continue
+      name, _, argument = options.pop("--config").partition(":")
+      fields = {option.removeprefix("--config."): value for option, value in options.items()}
+      key = name, argument, *fields.items()
+      if key not in seen:
+        seen.add(key)
+        yield Command(path.name, pathlib.PurePath(name).stem, argument, fields)
