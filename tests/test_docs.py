@@ -36,7 +36,8 @@ def test_links_inside_lead_to_files(path):
 
 
 def python_blocks(name):
-  return re.findall(r"```python\n(.*?)```", (documented.ROOT / "docs" / name).read_text(), re.DOTALL)
+  text = (documented.ROOT / "docs" / name).read_text()
+  return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def test_robustness_in_python(capsys):
