@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FILES = [*PAGES, *sorted((ROOT / "configs").glob("*.py"))]
 _MAIN = re.compile(r"python -m subtune_jax\.main((?:\\\n|[^\n#`])*)")
+_OTHER = re.compile(r"python -m (subtune_jax\.(?!main)[\w.]+)([^\n#`]*)")
 
 
 class Command(NamedTuple):
@@ -48,3 +49,9 @@ def commands() -> Iterator[Command]:
       if key not in seen:
         seen.add(key)
         yield Command(path.name, pathlib.PurePath(name).stem, argument, fields)
+
+
+def others() -> list[tuple[str, ...]]:
+  """Command lines of the other modules on the pages: module and arguments, each once."""
+  found = (match for path in PAGES for match in _OTHER.finditer(path.read_text()))
+  return sorted({(match.group(1), *shlex.split(match.group(2))) for match in found})

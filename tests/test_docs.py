@@ -2,12 +2,17 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import documented
+
+PREPARE = "subtune_jax.data.prepare"
+LONG = {("subtune_jax.models",), ("subtune_jax.robustness.theory_table",)}  # half a minute each
 
 
 @pytest.mark.parametrize("command", documented.commands(), ids=str)
@@ -26,6 +31,32 @@ def test_a_command_names_a_config_its_arguments_and_its_fields(command):
 
 def test_there_are_commands_to_test():
   assert len(list(documented.commands())) > 30
+
+
+def without_downloads():
+  for line in documented.others():
+    if line[:2] != (PREPARE, "cifar10"):
+      yield pytest.param(line, id=" ".join(line), marks=[pytest.mark.slow] * (line in LONG))
+
+
+@pytest.mark.parametrize("line", without_downloads())
+def test_another_command_runs(line, tmp_path):
+  rng = np.random.default_rng(0)
+  for name, classes in (("train", 2), ("test", 4)):
+    labels = np.arange(60) % classes
+    logits = rng.normal(size=(60, 4)) + 3 * np.eye(4)[labels]
+    np.savez(tmp_path / f"{name}.npz", logits=logits, labels=labels)
+  command = [sys.executable, "-m", *line]
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert len(done.stdout.splitlines()) > 3
+  if "FOLDER" in " ".join(line):
+    assert {path.name for path in (tmp_path / "FOLDER").iterdir()} == {"curve.png", "results.json"}
+
+
+def test_one_command_of_each_module_is_on_the_pages():
+  modules = {line[0].removeprefix("subtune_jax.") for line in documented.others()}
+  assert modules == {"calibrate", "data.prepare", "models", "robustness.theory_table"}
 
 
 @pytest.mark.parametrize("path", documented.PAGES, ids=lambda p: p.name)

@@ -12,15 +12,7 @@ from tests import xla_flags
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-LONG = {"quickstart", "robustness"}  # two to three minutes each
-
-
-def notebooks():
-  for path in sorted((ROOT / "colabs").glob("*.ipynb")):
-    yield pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG))
-
-
-@pytest.mark.parametrize("path", notebooks())
+@pytest.mark.parametrize("path", sorted((ROOT / "colabs").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_runs(path, monkeypatch, tmp_path):
   monkeypatch.setitem(os.environ, "XLA_FLAGS", xla_flags.PLAIN)  # devices as a reader has them
   monkeypatch.setitem(os.environ, "TMPDIR", str(tmp_path))
