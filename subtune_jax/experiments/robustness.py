@@ -334,8 +334,8 @@ def _probe_steps(state: compare.Run, seen: _Seen, chosen: Mapping[str, Row]) -> 
     if not row["history"]:
       continue
     epochs = _epochs(state, seen, row)
-    rows.append({"steps": steps, "seed": row["seed"], "probe": epochs[0].row["accuracy"],
-                 "tuned": epochs[-1].row["accuracy"]})  # fmt: skip
+    scores = _scores({"probe": epochs[:1], "tuned": epochs[-1:]}, seen)
+    rows.append({"steps": steps, "seed": row["seed"], **scores})
   return rows
 
 

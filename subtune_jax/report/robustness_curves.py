@@ -222,28 +222,23 @@ def probe_steps(study: study_lib.Study) -> "Figure | None":
   found = robustness_plots.sides(study)
   figure = plots.new_figure(max(4.8 * len(found), 8.0), 4.2)
   panels = figure.subplots(1, len(found), squeeze=False)[0]
-  steps = sorted({row["steps"] for row in rows})
   colors, markers = style.colors(study.methods), style.markers(study.methods)
-  looks = {"probe": study_lib.PROBE, "tuned": "lp_ft"}
+  looks = {"probe": (study_lib.PROBE, "the probe"), "tuned": ("lp_ft", "after fine-tuning (LP-FT)")}
   entries = []
-  for axes, (ood, title) in zip(panels, found.items(), strict=True):
-    for kind, name in looks.items():
-      color, marker = colors.get(name, style.INK), markers.get(name, "o")
-      points = {
-        step: [100 * study.accuracy({"accuracy": row[kind]}, ood=ood)
-               for row in rows if row["steps"] == step]
-        for step in steps
-      }  # fmt: skip
-      axes.plot(range(len(steps)), [np.mean(points[s]) for s in steps], color=color,
-                marker=marker, markersize=6, linewidth=1.8)  # fmt: skip
-      for place, step in enumerate(steps):
-        if len(points[step]) > 1:
-          axes.scatter([place] * len(points[step]), points[step], s=11, color=color, alpha=0.55)
-      if len(entries) < len(looks):
-        label = "the probe" if kind == "probe" else "after fine-tuning (LP-FT)"
-        entries.append((marks.point_entry(color, marker, filled=True, size=6), label))
-    axes.set_xticks(range(len(steps)), [str(step) for step in steps])
-    axes.set_xlim(-0.4, len(steps) - 0.6)
+  for kind, (name, label) in looks.items():
+    color, marker = colors.get(name, style.INK), markers.get(name, "o")
+    entries.append((marks.point_entry(color, marker, filled=True, size=6), label))
+    xs = np.arange(len(rows)) + (0.06 if kind == "tuned" else -0.06)
+    for axes, ood in zip(panels, found, strict=True):
+      column = study.ood_column if ood else study.id
+      values = [study_lib.estimate(row[kind][column]) for row in rows]
+      for x, value in zip(xs, values, strict=True):
+        marks.interval(axes, x, value, color, line=1.3, cap=0.0)
+      axes.plot(xs, [100 * value.mean for value in values], color=color, marker=marker,
+                markersize=6, linewidth=1.8)  # fmt: skip
+  for axes, title in zip(panels, found.values(), strict=True):
+    axes.set_xticks(range(len(rows)), [str(row["steps"]) for row in rows])
+    axes.set_xlim(-0.4, len(rows) - 0.6)
     axes.set_title(title, fontsize=plots.SIZE, loc="left")
     axes.set_xlabel("L-BFGS steps of the probe", fontsize=plots.SIZE)
     plots.clean(axes)

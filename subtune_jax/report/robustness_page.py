@@ -291,7 +291,8 @@ def _drawn(study: Study) -> list[tuple[str, str, Any, str, str]]:
     (
       "probe_steps", "A probe stopped early", robustness_curves.probe_steps(study),
       "Accuracy of the probe and after fine-tuning against the number of the probe's steps.",
-      "LP-FT at its chosen rate from probes stopped after so many steps, at its last epoch.",
+      "LP-FT at its chosen rate from probes stopped after so many steps, at its last epoch, on the "
+      "first seed. Lines: 95 % intervals over test concepts.",
     ),
   ]  # fmt: skip
 

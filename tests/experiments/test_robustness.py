@@ -138,6 +138,11 @@ def test_partly_converged_probes_were_fine_tuned(done):
   rows = record["robustness"]["probe_steps"]
   assert [row["steps"] for row in rows] == [1, 3]
   assert rows[0]["probe"] != rows[1]["probe"] or rows[0]["tuned"] != rows[1]["tuned"]
+  scores = [row[kind][name] for row in rows for kind in ("probe", "tuned") for name in NAMES]
+  for score in scores:
+    low, high = score["95"]
+    assert low <= score["mean"] <= high
+    assert (high > low) == (0 < score["mean"] < 1)  # of one seed: the images count
 
 
 def test_shift_and_recommendation(done):

@@ -90,6 +90,12 @@ def fake_epochs(method: str, rate: float, sets, rng) -> list[dict]:
   return rows
 
 
+def fake_score(by_seed: list[float]) -> dict:
+  mean = float(np.mean(by_seed))
+  return {"mean": mean, "by_seed": by_seed, "90": [mean - 0.03, mean + 0.03],
+          "95": [mean - 0.036, mean + 0.036]}  # fmt: skip
+
+
 def fake_selection(rule: str, method: str, trainings, sets) -> dict:
   """Chosen honestly enough for a report: by the mean of the last epochs, then each one's best."""
   ood = sets[2:] if rule == "oracle" else ["validation"]
@@ -107,9 +113,7 @@ def fake_selection(rule: str, method: str, trainings, sets) -> dict:
     columns[table.MEAN_OOD] = sets[2:]
   for column, names in columns.items():
     by_seed = [float(np.mean([e["accuracy"][n] for n in names])) for e in picked[rate]]
-    mean = float(np.mean(by_seed))
-    accuracy[column] = {"mean": mean, "by_seed": by_seed, "90": [mean - 0.03, mean + 0.03],
-                        "95": [mean - 0.036, mean + 0.036]}  # fmt: skip
+    accuracy[column] = fake_score(by_seed)
   return {
     "rule": rule, "oracle": rule == "oracle", "method": method, "learning_rate": rate,
     "at_edge": len(picked) > 1 and rate in (min(picked), max(picked)),
@@ -150,8 +154,9 @@ def fake_steps(sets, steps) -> list[dict]:
   rows = []
   for number, step in enumerate(steps):
     share = 1 - np.exp(-number)
-    probe = {name: 0.02 + 0.3 * share / (1 + 0.2 * i) for i, name in enumerate(sets)}
-    tuned = {name: 0.4 + 0.08 * share - 0.05 * i for i, name in enumerate(sets)}
+    columns = [*sets, table.MEAN_OOD]
+    probe = {n: fake_score([0.02 + 0.3 * share / (1 + 0.2 * i)]) for i, n in enumerate(columns)}
+    tuned = {n: fake_score([0.4 + 0.08 * share - 0.05 * i]) for i, n in enumerate(columns)}
     rows.append({"steps": step, "seed": 0, "probe": probe, "tuned": tuned})
   return rows
 
