@@ -39,7 +39,7 @@ OVERRIDES = {
   },
   "dataset_size": SEARCH | {"sizes": (60, 90), "data.num_train": 0},
   "fashion_mnist": COMPARE | {"data.interpolation": "bicubic"},
-  "finetune": NETWORK | SETS | SHORT,
+  "finetune": COMPARE,
   "greedy": SEARCH,
   "pretrain_cifar10": FULL,
   "pretrain_fashion_mnist": FULL,
@@ -121,8 +121,10 @@ def test_a_documented_command_runs(documented_command, tmp_path):
 
 @pytest.mark.parametrize("documented_command", variations(downloaded=True))
 def test_a_documented_command_asks_for_its_data(documented_command, tmp_path):
-  weights = {} if "vtab" in documented_command.config else {"backbone.weights": "random"}
-  arguments = arguments_of(*documented_command[1:3], weights | documented_command.fields)
+  name, argument, fields = documented_command[1:]
+  if name != "vtab":
+    fields = {"backbone.weights": "random", "backbone.preprocessing": "half"} | fields
+  arguments = arguments_of(name, argument, fields)
   done = command.run(
     *arguments, f"--workdir={tmp_path / 'run'}", TFDS_DATA_DIR=str(tmp_path / "tfds")
   )
