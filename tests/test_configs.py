@@ -57,10 +57,16 @@ def test_every_config_is_tested():
 
 
 # Settings for what a documented command asks for, over its own.
-ONE_EPOCH = {"epochs": 1, "learning_rates": (1e-3,)}
+def one_epoch(*methods: str) -> dict:
+  fields = {"epochs": 1, "learning_rates": (1e-3,)}
+  return {f"{method}.{name}": value for method in methods for name, value in fields.items()}
+
+
 FURTHER = {
-  "methods=lp+ft+lp_ft+l2_sp+ema": {
-    f"{method}.{field}": value for method in ("l2_sp", "ema") for field, value in ONE_EPOCH.items()
+  "+l2_sp+ema": one_epoch("l2_sp", "ema"),
+  "+gradual_unfreezing": {
+    **one_epoch("ft", "lp_ft", "l2_sp", "layerwise_decay", "gradual_unfreezing"),
+    "gradual_unfreezing.groups": ("block3/unit2", "block3/unit1"), "robustness.probe_steps": (1,),
   },
   "study=main": {"subtuning.units": "stages"},  # the command names another network's blocks
   "study=sweep": {
