@@ -306,7 +306,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
   parser.add_argument("--family", default="all", choices=("all", "digits", "emoji"))
   parser.add_argument("--only", default="", help="problems whose name contains this")
-  parser.add_argument("--tol", type=float, default=1e-6, help="ours; the default is the library's")
+  tol = probe.fit_path.__kwdefaults__["tol"]
+  parser.add_argument("--tol", type=float, default=tol, help="ours; the default is the library's")
   parser.add_argument("--choices", action="store_true", help="against a converged peer, no times")
   parser.add_argument("--json", help="also write the rows to this file")
   idle.add_option(parser)

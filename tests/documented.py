@@ -1,14 +1,13 @@
 """The commands of the documentation: the README, docs/, and the docstrings of configs/."""
 
 from collections.abc import Iterator
-import pathlib
 import re
 import shlex
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.config_files import CONFIGS, ROOT
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FILES = [*PAGES, *sorted((ROOT / "configs").glob("*.py"))]
 _MAIN = re.compile(r"python -m subtune_jax\.main((?:\\\n|[^\n#`])*)")
 _OTHER = re.compile(r"python -m (subtune_jax\.(?!main)[\w.]+)([^\n#`]*)")
 
@@ -18,7 +17,7 @@ class Command(NamedTuple):
 
   Attributes:
     page: the file that has it.
-    config: such as "vtab".
+    config: as given, such as "configs/vtab.py".
     argument: what stands behind the config's colon, or "".
     fields: field -> value, as given.
   """
@@ -36,19 +35,19 @@ class Command(NamedTuple):
 def commands() -> Iterator[Command]:
   """All of them, each once."""
   seen = set()
-  for path in FILES:
+  for path in (*PAGES, *CONFIGS):
     for found in _MAIN.finditer(path.read_text()):
       parts = shlex.split(re.sub(r"\\\n\s*", "", found.group(1)))
       options = dict(part.split("=", 1) for part in parts if part.startswith("--"))
       options.pop("--workdir", None)
       if "--config" not in options:
         continue
-      name, _, argument = options.pop("--config").partition(":")
+      config, _, argument = options.pop("--config").partition(":")
       fields = {option.removeprefix("--config."): value for option, value in options.items()}
-      key = name, argument, *fields.items()
+      key = config, argument, *fields.items()
       if key not in seen:
         seen.add(key)
-        yield Command(path.name, pathlib.PurePath(name).stem, argument, fields)
+        yield Command(path.name, config, argument, fields)
 
 
 def others() -> list[tuple[str, ...]]:

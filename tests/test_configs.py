@@ -7,9 +7,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import command, documented
+from tests import command, config_files, documented
 
-ROOT = command.ROOT
 NOTO, FLUENT = "emoji_domains/noto", "emoji_domains/fluent"
 
 NETWORK = {
@@ -52,16 +51,15 @@ NEEDS_DATA = {"vtab"}  # named data sets only: test_configs_vtab.py
 
 
 def test_every_config_is_tested():
-  files = {path.stem for path in (ROOT / "configs").glob("*.py")}
-  assert files == set(OVERRIDES) | NEEDS_DATA
+  assert {path.stem for path in config_files.CONFIGS} == set(OVERRIDES) | NEEDS_DATA
 
 
-# Settings for what a documented command asks for, over its own.
 def one_epoch(*methods: str) -> dict:
   fields = {"epochs": 1, "learning_rates": (1e-3,)}
   return {f"{method}.{name}": value for method in methods for name, value in fields.items()}
 
 
+# By a part of a documented command's argument: settings over its own.
 FURTHER = {
   "+l2_sp+ema": one_epoch("l2_sp", "ema"),
   "+gradual_unfreezing": {
@@ -73,12 +71,11 @@ FURTHER = {
     "methods": ("ft",), "sweep.learning_rates": (1e-2,), "sweep.weight_decays": (0.0,),
   },
 }  # fmt: skip
-NAMES_DATA = ("dataset=", "shift=", "source=", "corrupted")  # of its own
 DOWNLOADED = ("vtab", "shift", "cifar10", "fashion_mnist")  # data that a test cannot count on
 
 
-def arguments_of(name: str, argument: str, fields: dict) -> list[str]:
-  config = f"--config=configs/{name}.py" + (f":{argument}" if argument else "")
+def arguments_of(config: str, argument: str, fields: dict) -> list[str]:
+  config = f"--config={config}" + (f":{argument}" if argument else "")
   return [config, *(f"--config.{field}={value}" for field, value in fields.items())]
 
 
@@ -95,7 +92,7 @@ def check_report(done, workdir: pathlib.Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_a_config_runs(name, tmp_path):
-  arguments = arguments_of(name, "", OVERRIDES[name])
+  arguments = arguments_of(f"configs/{name}.py", "", OVERRIDES[name])
   done = command.run(*arguments, f"--workdir={tmp_path / 'run'}", timeout=None)
   check_report(done, tmp_path / "run")
 
@@ -112,25 +109,25 @@ def variations(downloaded: bool):
 @pytest.mark.parametrize("documented_command", variations(downloaded=False))
 def test_a_documented_command_runs(documented_command, tmp_path):
   """With the settings of its config's test where it has none of its own."""
-  name, argument, fields = documented_command[1:]
-  small = OVERRIDES[name]
-  if any(text in f"{argument} {fields}" for text in NAMES_DATA):
+  config, argument, fields = documented_command[1:]
+  small = OVERRIDES[pathlib.PurePath(config).stem]
+  if "dataset=" in argument:
     small = {k: v for k, v in small.items() if k not in SETS}
   fields = small | fields
   for text, further in FURTHER.items():
     fields |= further if text in argument else {}
   argument = argument.replace("/path/to/images", str(images(tmp_path / "images")))
-  arguments = arguments_of(name, argument, fields)
+  arguments = arguments_of(config, argument, fields)
   done = command.run(*arguments, f"--workdir={tmp_path / 'run'}", timeout=None)
   check_report(done, tmp_path / "run")
 
 
 @pytest.mark.parametrize("documented_command", variations(downloaded=True))
 def test_a_documented_command_asks_for_its_data(documented_command, tmp_path):
-  name, argument, fields = documented_command[1:]
-  if name != "vtab":
+  config, argument, fields = documented_command[1:]
+  if config != "configs/vtab.py":
     fields = {"backbone.weights": "random", "backbone.preprocessing": "half"} | fields
-  arguments = arguments_of(name, argument, fields)
+  arguments = arguments_of(config, argument, fields)
   done = command.run(
     *arguments, f"--workdir={tmp_path / 'run'}", TFDS_DATA_DIR=str(tmp_path / "tfds")
   )

@@ -1,6 +1,5 @@
 """configs/vtab.py: its arguments, the comparison of each task, and what the command line says."""
 
-import importlib.util
 import pathlib
 import re
 import subprocess
@@ -11,16 +10,7 @@ import pytest
 from subtune_jax.data import vtab
 from subtune_jax.experiments import compare_config, vtab_config, workdir
 from subtune_jax.report import records
-from tests import command
-
-ROOT = command.ROOT
-
-
-def module(name: str):
-  spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/{name}.py")
-  found = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(found)
-  return found
+from tests import command, config_files
 
 
 def start(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -66,7 +56,7 @@ def test_a_wrong_command_line_is_one_error(tmp_path, arguments, message):
 
 
 def test_each_task_is_a_comparison_with_the_same_settings():
-  config = module("vtab").get_config()
+  config = config_files.get_config("configs/vtab.py")
   assert vtab_config.task_names(config) == tuple(vtab.TASKS)
   declared = set(records.flatten(workdir.as_json(compare_config.default())))
   seen = {}
@@ -84,7 +74,7 @@ def test_each_task_is_a_comparison_with_the_same_settings():
 
 
 def test_arguments():
-  get_config = module("vtab").get_config
+  get_config = config_files.module("configs/vtab.py").get_config
   config = get_config(
     "backbone=vit_b16,weights=vit_b16/augreg-in21k,blocks=encoderblock_11+encoder_norm,tasks=vtab/dtd+svhn"
   )

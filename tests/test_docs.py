@@ -1,6 +1,5 @@
 """The documentation's commands name what exists, its links lead somewhere, its Python runs."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import documented
+from tests import config_files, documented
 
 PREPARE = "subtune_jax.data.prepare"
 LONG = {("subtune_jax.models",), ("subtune_jax.robustness.theory_table",)}  # half a minute each
@@ -17,15 +16,11 @@ LONG = {("subtune_jax.models",), ("subtune_jax.robustness.theory_table",)}  # ha
 
 @pytest.mark.parametrize("command", documented.commands(), ids=str)
 def test_a_command_names_a_config_its_arguments_and_its_fields(command):
-  path = documented.ROOT / f"configs/{command.config}.py"
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(command.argument) if command.argument else module.get_config()
+  config = config_files.get_config(command.config, command.argument)
   for field in command.fields:
     node = config
     for part in field.split("."):
-      assert part in node, f"{field} is no field of {path.name}"
+      assert part in node, f"{field} is no field of {command.config}"
       node = node[part]
 
 
@@ -67,7 +62,7 @@ def test_links_inside_lead_to_files(path):
 
 
 def python_blocks(name):
-  text = (documented.ROOT / "docs" / name).read_text()
+  text = (config_files.ROOT / "docs" / name).read_text()
   return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 

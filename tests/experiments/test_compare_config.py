@@ -1,8 +1,6 @@
 """Configs: every field is read, every method is built from them, arguments are checked."""
 
 import ast
-import importlib.util
-import pathlib
 
 import pytest
 
@@ -18,8 +16,9 @@ from subtune_jax.experiments import (
   workdir,
 )
 from subtune_jax.report import records
+from tests import config_files
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = config_files.ROOT
 BLOCKS = ("stem", "block0", "top")
 
 DECLARED = {
@@ -112,11 +111,9 @@ def test_fields_of_the_automatic_rates():
   assert stage.solver.rates.threshold == 0.5
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", config_files.CONFIGS, ids=lambda p: p.stem)
 def test_every_config_file_loads_and_shows_its_command(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = config_files.module(path)
   config = module.get_config()
   assert f"--config=configs/{path.name}" in module.__doc__
   declared = DECLARED[config.experiment].default()
@@ -130,9 +127,7 @@ def test_every_config_file_loads_and_shows_its_command(path):
 
 
 def test_finetune_arguments():
-  spec = importlib.util.spec_from_file_location("finetune", ROOT / "configs/finetune.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = config_files.module("configs/finetune.py")
   config = module.get_config("method=subtuning,dataset=emoji_domains/fluent,blocks=block3+top")
   assert config.methods == ("subtuning",)
   assert config.data.train == "emoji_domains/fluent"

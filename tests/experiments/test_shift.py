@@ -1,9 +1,7 @@
 """Shift benchmarks end to end, on small sets made here; pretraining from random weights."""
 
-import importlib.util
 import io
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -17,19 +15,13 @@ from subtune_jax.data import errors, registry, shifts
 from subtune_jax.experiments import compare, compare_config
 from subtune_jax.models import registry as models_registry
 from subtune_jax.training import export, loop
+from tests import config_files
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = config_files.ROOT
 ID, MAPPED, MASKED = "fake/id", "fake/mapped", "fake/masked"
 LABEL_MAP = (2, -1, 0)  # "c", "monkey", "a" in the classes of the head
 MAPPED_LABELS = np.array([0, 1, 2, 1, 0, 2, 2, 1])
 SIZE = 32
-
-
-def make_config(file: str, argument: str = ""):
-  spec = importlib.util.spec_from_file_location(file, ROOT / f"configs/{file}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(argument) if argument else module.get_config()
 
 
 def fake(name, class_names, labels, split):
@@ -72,7 +64,9 @@ def small(config):
 
 @pytest.fixture(scope="module")
 def finished(patched, tmp_path_factory):
-  config = small(make_config("shift", f"shift=fake,method=lp,image_size={SIZE}"))
+  config = small(
+    config_files.get_config("configs/shift.py", f"shift=fake,method=lp,image_size={SIZE}")
+  )
   config.data.ood += (f"{ID}+fog/3", f"{MAPPED}+fog/3", f"{MASKED}+contrast/5")
   workdir = tmp_path_factory.mktemp("shift") / "run"
   return workdir, compare.run(config, workdir, stream=io.StringIO())
@@ -117,31 +111,32 @@ def test_the_mask_changed_something(finished):
 
 
 def test_an_unknown_shifted_set_is_refused(patched, tmp_path):
-  config = small(make_config("shift", "shift=fake,method=lp"))
+  config = small(config_files.get_config("configs/shift.py", "shift=fake,method=lp"))
   config.data.ood = ("emoji_domains/noto",)
   with pytest.raises(ValueError, match="Unknown shifted set of fake 'emoji_domains/noto'"):
     compare.run(config, tmp_path / "run")
   with pytest.raises(ValueError, match=r"Unknown shift 'fakes'. Did you mean 'fake'"):
-    make_config("shift", "shift=fakes")
+    config_files.get_config("configs/shift.py", "shift=fakes")
 
 
 def test_ood_takes_some():
-  config = make_config(
-    "shift", "shift=cifar10_to_cifar10_c,ood=cifar10_c/fog/5+cifar10_c/snow/5,method=subtuning,"
+  config = config_files.get_config(
+    "configs/shift.py",
+    "shift=cifar10_to_cifar10_c,ood=cifar10_c/fog/5+cifar10_c/snow/5,method=subtuning,"
     "backbone=resnet26,weights=w.msgpack,preprocessing=half,image_size=32,blocks=stem,epochs=2",
   )  # fmt: skip
   assert config.data.ood == ("cifar10_c/fog/5", "cifar10_c/snow/5")
   assert (config.backbone.weights, config.backbone.preprocessing) == ("w.msgpack", "half")
   assert (config.subtuning.blocks, config.subtuning.epochs) == (("stem",), 2)
   with pytest.raises(ValueError, match="Unknown shifted set of cifar10_to_cifar10_c 'stl10'"):
-    make_config("shift", "shift=cifar10_to_cifar10_c,ood=stl10")
+    config_files.get_config("configs/shift.py", "shift=cifar10_to_cifar10_c,ood=stl10")
 
 
 @pytest.mark.parametrize("name", shifts.SHIFTS)
 def test_every_benchmark_has_a_line_in_the_config(name):
   text = (ROOT / "configs/shift.py").read_text().split('"""')[1]
   assert name in text
-  config = make_config("shift", f"shift={name}")
+  config = config_files.get_config("configs/shift.py", f"shift={name}")
   assert config.data.train == shifts.SHIFTS[name].id_data
 
 
@@ -186,7 +181,7 @@ def test_a_missing_test_set_is_told_before_anything_is_trained(
 def test_pretraining_makes_a_backbone(patched, monkeypatch, tmp_path):
   entry = models_registry._ENTRIES["resnet26"]
   monkeypatch.setitem(entry.fields, "stage_sizes", (1, 1, 1))  # compiles in a fourth of the time
-  config = make_config("pretrain_cifar10")
+  config = config_files.get_config("configs/pretrain_cifar10.py")
   assert (config.ft.epochs, config.optimizer.weight_decay, config.batch_size) == (200, 5e-4, 128)
   config.data.train, config.data.image_size, config.tensorboard = ID, SIZE, False
   config.ft.epochs, config.batch_size = 1, 8
