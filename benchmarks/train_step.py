@@ -28,9 +28,8 @@ import numpy as np
 from subtune_jax import methods, models
 from subtune_jax.data import preprocess
 from subtune_jax.models import host_memory
-from subtune_jax.training import evaluate, step
+from subtune_jax.training import evaluate, step, trainable_split
 from subtune_jax.training import mesh as mesh_lib
-from subtune_jax.training import plan as plan_lib
 
 CLASSES = 45
 LAST = ("block14", "block15", "top")
@@ -60,9 +59,9 @@ def ours(batch: int, size: int) -> dict[str, Timed]:
 
 
 def _our_step(model, variables, stage, x, start, mesh) -> Timed:
-  plan = plan_lib.make_plan(model, variables, stage)
+  plan = trainable_split.make_plan(model, variables, stage)
   spec = step.StepSpec(model, plan, stage, 1, PREPROCESSING, None, start)
-  moving, fixed = plan_lib.split_variables(variables, plan)
+  moving, fixed = trainable_split.split_variables(variables, plan)
   state = mesh_lib.put(step.create_train_state(spec, moving), mesh)
   fixed = mesh_lib.put(fixed, mesh)
   n = len(x)

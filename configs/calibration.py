@@ -46,7 +46,8 @@ Arguments, all optional: source, target, image_size, backbone, weights, preproce
 """
 
 from subtune_jax.data import choices
-from subtune_jax.experiments import compare_config, holistic_config
+from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies.holistic_transfer import config as holistic_config
 
 _ARGUMENTS = (
   "source", "target", "image_size", "backbone", "weights", "preprocessing", "methods", "study"
@@ -54,7 +55,7 @@ _ARGUMENTS = (
 
 
 def get_config(arg: str = ""):
-  """The study; its own fields are declared in subtune_jax/experiments/holistic_config.py."""
+  """The study; its own fields are declared in subtune_jax/studies/holistic_transfer/config.py."""
   config = holistic_config.default()
   given = compare_config.parse_argument(arg, _ARGUMENTS)
   config.source.data = given.get("source", config.source.data)

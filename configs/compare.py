@@ -21,11 +21,11 @@ distribution +3.1 [+0.3, +5.7]; every other difference has 0 in its interval. Va
   SubTuning         1e-5 .023  1e-4 .270  1e-3 .534  1e-2 .494
 """
 
-from subtune_jax.experiments import compare_config
+from subtune_jax.studies.compare import config as compare_config
 
 
 def get_config():
-  """The full comparison; fields are declared in subtune_jax/experiments/compare_config.py."""
+  """The full comparison; fields are declared in subtune_jax/studies/compare/config.py."""
   config = compare_config.default()
   config.name = "compare"
   config.data.image_size = 128

@@ -24,11 +24,11 @@ Between the two it is undecided. Validation accuracy (200 images, first seed) by
 """
 
 from subtune_jax.data import vtab
-from subtune_jax.experiments import compare_config
+from subtune_jax.studies.compare import config as compare_config
 
 
 def get_config():
-  """Fashion-MNIST; fields are declared in subtune_jax/experiments/compare_config.py."""
+  """Fashion-MNIST; fields are declared in subtune_jax/studies/compare/config.py."""
   config = compare_config.default()
   config.name = "fashion_mnist"
   config.title = "Fashion-MNIST with 1,000 labels, from random weights"

@@ -7,7 +7,7 @@ auto_rgn, auto_snr), dataset, blocks (of subtuning, joined by +), image_size, ep
 else is an override: --config.lp_ft.learning_rates="(1e-6,1e-5)".
 """
 
-from subtune_jax.experiments import compare_config
+from subtune_jax.studies.compare import config as compare_config
 
 
 def get_config(arg: str = ""):

@@ -34,11 +34,11 @@ At 32 px (2026-11-25, the same otherwise): head alone 27.0, + block9 27.9, + blo
 11, did harm alone there: 10 to 19 %.
 """
 
-from subtune_jax.experiments import search_config
+from subtune_jax.studies.search import config as search_config
 
 
 def get_config(arg: str = ""):
-  """The search; fields are declared in subtune_jax/experiments/search_config.py."""
+  """The search; fields are declared in subtune_jax/studies/search/config.py."""
   config = search_config.default()
   config.name = "greedy"
   config.title = "Greedy SubTuning"

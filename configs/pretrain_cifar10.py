@@ -23,11 +23,11 @@ Then it is a backbone like any other, here for CIFAR-10 to STL-10 at 32 px:
 backbone=resnet26,weights=resnet26.msgpack,preprocessing=half,image_size=32
 """
 
-from subtune_jax.experiments import compare_config
+from subtune_jax.studies.compare import config as compare_config
 
 
 def get_config():
-  """The pretraining; fields are declared in subtune_jax/experiments/compare_config.py."""
+  """The pretraining; fields are declared in subtune_jax/studies/compare/config.py."""
   config = compare_config.default()
   config.name = "pretrain_cifar10"
   config.title = "ResNet-26 on CIFAR-10 from random weights"

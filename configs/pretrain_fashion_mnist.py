@@ -9,11 +9,11 @@ ResNet-14 (He's form for CIFAR, 2 units a stage, 175,000 parameters) at 20 px fr
 SGD (momentum 0.9, weight decay 5e-4, rate 0.1 along a cosine) in batches of 128.
 """
 
-from subtune_jax.experiments import compare_config
+from subtune_jax.studies.compare import config as compare_config
 
 
 def get_config():
-  """The pretraining; fields are declared in subtune_jax/experiments/compare_config.py."""
+  """The pretraining; fields are declared in subtune_jax/studies/compare/config.py."""
   config = compare_config.default()
   config.name = "pretrain_fashion_mnist"
   config.title = "ResNet-14 on Fashion-MNIST from random weights"

@@ -12,11 +12,11 @@ them beside linear probing, full fine-tuning and LP-FT, and the test images are 
 The profile at 32 px is in configs/greedy.py; at 64 px and above it has not been run whole.
 """
 
-from subtune_jax.experiments import search_config
+from subtune_jax.studies.search import config as search_config
 
 
 def get_config(arg: str = ""):
-  """The profile; fields are declared in subtune_jax/experiments/search_config.py."""
+  """The profile; fields are declared in subtune_jax/studies/search/config.py."""
   config = search_config.default()
   config.name = "profile"
   config.title = "Finetuning profile"

@@ -16,11 +16,11 @@ Every paired difference from linear probing has 0 in its 95 % interval: at this 
 decide between the methods.
 """
 
-from subtune_jax.experiments import compare_config
+from subtune_jax.studies.compare import config as compare_config
 
 
 def get_config():
-  """The quickstart; fields are declared in subtune_jax/experiments/compare_config.py."""
+  """The quickstart; fields are declared in subtune_jax/studies/compare/config.py."""
   config = compare_config.default()
   config.name = "quickstart"
   return config

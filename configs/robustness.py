@@ -11,13 +11,14 @@ living17, entity30, imagenet (-> V2, R, A, Sketch), ... (configs/shift.py lists 
 all optional: dataset or shift, image_size, backbone, weights, preprocessing, methods (joined by +).
 """
 
-from subtune_jax.experiments import compare_config, robustness_config
+from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies.robustness import config as robustness_config
 
 _ARGUMENTS = ("dataset", "shift", "image_size", "backbone", "weights", "preprocessing", "methods")
 
 
 def get_config(arg: str = ""):
-  """The study; its own fields are declared in subtune_jax/experiments/robustness_config.py."""
+  """The study; its own fields are declared in subtune_jax/studies/robustness/config.py."""
   config = robustness_config.default()
   given = compare_config.parse_argument(arg, _ARGUMENTS)
   if "dataset" in given and "shift" in given:

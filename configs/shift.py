@@ -33,7 +33,7 @@ gets. What is missing is told before anything is trained or written, with the co
 """
 
 from subtune_jax.data import choices
-from subtune_jax.experiments import compare_config
+from subtune_jax.studies.compare import config as compare_config
 
 _ARGUMENTS = (
   "shift", "ood", "method", "backbone", "weights", "preprocessing", "image_size", "epochs",

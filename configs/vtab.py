@@ -24,7 +24,8 @@ No result of the whole suite is given here: it has not been run on all 19 tasks.
 accelerator; two CPU cores take hours for a task at 224 px.
 """
 
-from subtune_jax.experiments import compare_config, vtab_config
+from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies.vtab import config as vtab_config
 
 
 def get_config(arg: str = ""):

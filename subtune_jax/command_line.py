@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from subtune_jax.experiments import workdir
 from subtune_jax.report import records
+from subtune_jax.studies import workdir
 
 CONFIGS = pathlib.Path("configs")
 

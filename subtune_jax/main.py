@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
   try:
     host_memory = importlib.import_module("subtune_jax.models.host_memory")
     host_memory.keep_freed()  # before the first computation
-    experiment = importlib.import_module(f"subtune_jax.experiments.{config.experiment}")
+    experiment = importlib.import_module(f"subtune_jax.studies.{config.experiment}.run")
     experiment.run(config, _WORKDIR.value or f"runs/{config.name}", command=command)
   except (ValueError, OSError) as e:
     if _TRACEBACK.value:

@@ -8,8 +8,10 @@ import time
 import pytest
 
 from subtune_jax.data import vtab
-from subtune_jax.experiments import compare_config, vtab_config, workdir
 from subtune_jax.report import records
+from subtune_jax.studies import workdir
+from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies.vtab import config as vtab_config
 from tests import command, config_files
 
 

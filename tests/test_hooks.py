@@ -8,8 +8,7 @@ import pytest
 from subtune_jax import hooks, masks, methods, models
 from subtune_jax.data import preprocess
 from subtune_jax.models import side
-from subtune_jax.training import ledger, local_runs, loop, stages
-from subtune_jax.training import plan as plan_lib
+from subtune_jax.training import ledger, lolsgd, loop, stage_runner, trainable_split
 from tests import tiny
 
 BLOCKS = ("block0", "block1", "block2")
@@ -32,7 +31,7 @@ def equal(a, b):
 
 def labels_of(method, index=-1):
   model, variables = tiny.make()
-  labels = plan_lib.make_plan(model, variables, method[index]).labels
+  labels = trainable_split.make_plan(model, variables, method[index]).labels
   return masks.labels_by_path(variables["params"], labels)
 
 
@@ -246,7 +245,7 @@ def test_head_only_and_without_head_train_disjoint_parts():
 
 
 def test_an_epoch_of_so_many_steps_draws_every_example_before_any_comes_again():
-  orders = [stages.epoch_order(3, 0, epoch, 10, 4, steps=3) for epoch in range(5)]
+  orders = [stage_runner.epoch_order(3, 0, epoch, 10, 4, steps=3) for epoch in range(5)]
   assert {order.shape for order in orders} == {(3, 4)}
   rows = np.concatenate([order.reshape(-1) for order in orders])
   for begin in range(0, 60, 10):
@@ -260,7 +259,7 @@ def test_a_local_run_leaves_out_classes_and_the_mean_of_equal_runs_is_the_run():
   labels = np.arange(24) % 3
   order = np.arange(24).reshape(3, 8)
   leave_out = methods.LeaveOut(runs=4, share=0.34)
-  made = local_runs.orders(leave_out, labels, order, [0, 1])
+  made = lolsgd.orders(leave_out, labels, order, [0, 1])
   assert [o.shape for o in made] == [(3, 8)] * 4
   assert all(len(np.unique(labels[o])) == 2 for o in made)
   assert len({tuple(np.unique(labels[o])) for o in made}) > 1
@@ -269,11 +268,11 @@ def test_a_local_run_leaves_out_classes_and_the_mean_of_equal_runs_is_the_run():
     return jax.tree.map(lambda x: x + 1, state), {"loss": np.float32(order.sum())}
 
   state = {"w": jnp.array([0.1, 0.7]), "count": jnp.asarray(3)}
-  after, metrics = local_runs.run(run_epoch, state, made, 0, tiny.one_device())
+  after, metrics = lolsgd.run(run_epoch, state, made, 0, tiny.one_device())
   assert equal(after, {"w": state["w"] + 1, "count": jnp.asarray(4)})
   assert metrics["loss"] == pytest.approx(np.mean([o.sum() for o in made]))
   with pytest.raises(ValueError, match="at least 2 classes"):
-    local_runs.orders(leave_out, labels * 0, order, [0])
+    lolsgd.orders(leave_out, labels * 0, order, [0])
 
 
 def test_lolsgd_is_the_mean_of_its_local_runs():
@@ -284,9 +283,9 @@ def test_lolsgd_is_the_mean_of_its_local_runs():
   rate = {"epochs": 1, "schedule": "constant", "optimizer": "sgd", "momentum": 0.0}
   method = methods.lolsgd(1e-2, leave_out=leave_out, **rate)
   found = loop.fit(tiny.engine(model), variables, method, train, None).variables
-  order = stages.epoch_order(0, 0, 0, 24, 8)
+  order = stage_runner.epoch_order(0, 0, 0, 24, 8)
   ends = []
-  for own in local_runs.orders(leave_out, train.labels, order, [0, 0, 0]):
+  for own in lolsgd.orders(leave_out, train.labels, order, [0, 0, 0]):
     now = variables
     for rows in own:
       part = loop.Examples(train.images[rows], train.labels[rows])

@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 RANK = {
   "masks": 0, "verify": 0, "data": 0, "calibration": 0, "hooks": 1, "models": 1, "calibrate": 1,
   "methods": 2, "weights": 2, "training": 3, "zoo": 3, "report": 3, "search": 4, "robustness": 4,
-  "experiments": 5, "command_line": 6, "main": 7,
+  "studies": 5, "command_line": 6, "main": 7,
 }  # fmt: skip
 LONELY = ("masks", "data", "calibration")  # import none of the others
 HEAVY = (
@@ -74,7 +74,7 @@ def loaded_after(code: str) -> set[str]:
   [
     "import subtune_jax, subtune_jax.masks, subtune_jax.methods",
     "from subtune_jax import data, models, weights; from subtune_jax.training import loop, export",
-    "from subtune_jax.report import html, records, table",
+    "from subtune_jax.studies.search import page, record",
   ],
 )
 def test_nothing_heavy_is_imported(code):

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from subtune_jax import masks, methods
-from subtune_jax.training import plan
+from subtune_jax.training import trainable_split
 from tests import tiny
 
 
@@ -23,13 +23,17 @@ def test_labels_of_the_four_methods():
     "sub": methods.sub_tuning(("block0", "block2"), 1e-3, epochs=1),
   }
   for name, method in made.items():
-    plans = [plan.make_plan(model, variables, stage) for stage in method]
+    plans = [trainable_split.make_plan(model, variables, stage) for stage in method]
     assert [list(p.blocks) for p in plans] == wanted[name]
     assert [p.start for p in plans] == [blocks[0] for blocks in wanted[name]]
   assert plans[0].train_blocks == {"block0", "block2"}  # a frozen block between stays frozen
   ft, after_probe = (made[n][-1] for n in ("ft", "lp_ft"))
-  assert plan.make_plan(model, variables, ft).train_blocks == {"block0", "block1", "block2"}
-  assert plan.make_plan(model, variables, after_probe).train_blocks == frozenset()
+  assert trainable_split.make_plan(model, variables, ft).train_blocks == {
+    "block0",
+    "block1",
+    "block2",
+  }
+  assert trainable_split.make_plan(model, variables, after_probe).train_blocks == frozenset()
 
 
 def test_the_automatic_rates_train_everything_and_as_released_no_batch_norm():
@@ -37,10 +41,12 @@ def test_the_automatic_rates_train_everything_and_as_released_no_batch_norm():
   for make in (methods.auto_rgn, methods.auto_snr):
     (stage,) = make(1e-3, head_learning_rate=1e-2, epochs=1)
     assert stage.solver.learning_rates == {"head": 1e-2, "tuned": 1e-3}
-    assert masks.FROZEN not in jax.tree.leaves(plan.make_plan(model, variables, stage).labels)
+    assert masks.FROZEN not in jax.tree.leaves(
+      trainable_split.make_plan(model, variables, stage).labels
+    )
     (stage,) = make(1e-3, epochs=1, released=True)
     labels = masks.labels_by_path(
-      variables["params"], plan.make_plan(model, variables, stage).labels
+      variables["params"], trainable_split.make_plan(model, variables, stage).labels
     )
     frozen = {path for path, label in labels.items() if label == masks.FROZEN}
     assert frozen == {f"block{i}/bn/{name}" for i in range(3) for name in ("scale", "bias")}
@@ -49,10 +55,10 @@ def test_the_automatic_rates_train_everything_and_as_released_no_batch_norm():
 def test_split_and_join_are_inverse():
   model, variables = tiny.make()
   (stage,) = methods.sub_tuning(("block1",), 1e-3, epochs=1)
-  p = plan.make_plan(model, variables, stage)
-  moving, fixed = plan.split_variables(variables, p)
+  p = trainable_split.make_plan(model, variables, stage)
+  moving, fixed = trainable_split.split_variables(variables, p)
   assert set(masks.paths(moving["params"])) & set(masks.paths(fixed["params"])) == set()
-  joined = plan.join_variables(moving, fixed)
+  joined = trainable_split.join_variables(moving, fixed)
   assert masks.paths(joined) == masks.paths({k: variables[k] for k in ("params", "batch_stats")})
 
 
@@ -61,7 +67,7 @@ def test_a_leaf_outside_of_every_block_cannot_be_trained():
   variables = {**variables, "params": {**variables["params"], "stray": {"w": 1.0}}}
   (stage,) = methods.full_fine_tuning(1e-3, epochs=1)
   with pytest.raises(ValueError, match="trains 'stray/w', which lies in none of"):
-    plan.make_plan(model, variables, stage)
+    trainable_split.make_plan(model, variables, stage)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import subtune_jax
 
 PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-LONG = {"experiments/compare_config.py:default"}  # a list of fields with their comments
+LONG = {"studies/compare/config.py:default"}  # a list of fields with their comments
 LINES = 60
 
 

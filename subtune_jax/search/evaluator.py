@@ -16,7 +16,7 @@ from subtune_jax.search import scores
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
 from subtune_jax.training import ledger as ledger_lib
-from subtune_jax.training import loop, stages
+from subtune_jax.training import loop, stage_runner
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
 
@@ -160,19 +160,21 @@ class Evaluator:
     rest, held = self.problem.folds[fold]
     engine, method = self.engines[0], self._method(units)
     head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head
-    return ledger_lib.key_of({
-      "data": self._fingerprint,
-      "rest": _digest(rest),
-      "held_out": _digest(held),
-      "weights": self.problem.weights,
-      "model": repr(engine.model),
-      "preprocessing": ledger_lib.plain(engine.preprocessing),
-      "augmentation": ledger_lib.plain(engine.augmentation),
-      "batch_size": engine.batch_size,
-      "stages": [ledger_lib.plain(stage) for stage in method],
-      "head": [head, *map(ledger_lib.plain, self.recipe.probe)],
-      "seed": seed,
-    })
+    return ledger_lib.key_of(
+      {
+        "data": self._fingerprint,
+        "rest": _digest(rest),
+        "held_out": _digest(held),
+        "weights": self.problem.weights,
+        "model": repr(engine.model),
+        "preprocessing": ledger_lib.plain(engine.preprocessing),
+        "augmentation": ledger_lib.plain(engine.augmentation),
+        "batch_size": engine.batch_size,
+        "stages": [ledger_lib.plain(stage) for stage in method],
+        "head": [head, *map(ledger_lib.plain, self.recipe.probe)],
+        "seed": seed,
+      }
+    )
 
   def _method(self, units: scores.Units) -> methods.Method:
     return self.recipe.method(self.problem.network.blocks(units)) if units else self.recipe.probe
@@ -212,7 +214,7 @@ class Evaluator:
       else:
         todo.append(job)
     names = self.problem.network.names
-    todo.sort(key=lambda job: (names.index(job.units[0]) if job.units else len(names)))
+    todo.sort(key=lambda job: names.index(job.units[0]) if job.units else len(names))
     if not todo:
       return
     if self.on_plan:
@@ -278,7 +280,7 @@ class Evaluator:
         engine, self._start(job, device), self._method(job.units), rest, held, seed=job.seed,
         on_epoch=lambda _, logits: last.append(logits), validate="end",
       )  # fmt: skip
-    except stages.NonFiniteLossError as e:
+    except stage_runner.NonFiniteLossError as e:
       row |= {"accuracy": None, "seconds": 0.0, "compile_seconds": 0.0, "diverged": str(e)}
       return row, {"logits": np.zeros((0, 0), np.float32), "rows": held.rows}
     row |= {

@@ -33,10 +33,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks
-from subtune_jax.training import batches
+from subtune_jax.training import batches, trainable_split
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import optimizer as optimizer_lib
-from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import step as step_lib
 
 PyTree = Any
@@ -282,7 +281,7 @@ def setter(
     return lambda state, order, epoch: (state, {})
   mesh = training.engine.mesh
   initial, add_batch, finish = _programs(make_measure(spec, mesh))
-  units = (*spec.model.block_names, plan_lib.HEAD)
+  units = (*spec.model.block_names, trainable_split.HEAD)
 
   def set_rates(state, order, epoch):
     view = {"seed": np.int32(training.seed), "epoch": np.int32(epoch)}
@@ -301,5 +300,5 @@ def by_block(opt_state: PyTree, units: tuple[str, ...]) -> dict[str, float]:
   """Unit -> mean multiplier of its trained tensors, to four decimals, input to output."""
   found: dict[str, list[float]] = {}
   for path, value in jax.device_get(optimizer_lib.multipliers(opt_state)).items():
-    found.setdefault(plan_lib.unit_of(path, units), []).append(float(value))
+    found.setdefault(trainable_split.unit_of(path, units), []).append(float(value))
   return {unit: round(float(np.mean(found[unit])), 4) for unit in units if unit in found}

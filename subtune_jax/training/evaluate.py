@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data import preprocess
+from subtune_jax.training import blockwise_step
 from subtune_jax.training import mesh as mesh_lib
-from subtune_jax.training import pieces
 
 PyTree = Any
 
@@ -29,9 +29,7 @@ def forward_program(
   return jax.jit(forward)
 
 
-def batches(
-  x: Any, batch_size: int, rows: np.ndarray | None = None
-) -> Iterator[tuple[Any, int]]:
+def batches(x: Any, batch_size: int, rows: np.ndarray | None = None) -> Iterator[tuple[Any, int]]:
   """(batch, real rows): the last batch is filled up with copies of its first row."""
   n = len(x) if rows is None else len(rows)
   for begin in range(0, n, batch_size):
@@ -61,7 +59,7 @@ def program_in_pieces(
     if first == 0:
       x = normalize(x)
     for name in names:
-      x = pieces.forward(model, variables, name, x)
+      x = blockwise_step.forward(model, variables, name, x)
     return x
 
   return forward
@@ -95,7 +93,7 @@ def run_units(
     start: first unit, None for the images.
     stop: first unit that does not run, None for the logits.
     rows: [n] positions in `x`; None is all.
-    in_pieces: from programs of single units (`training/pieces.py`).
+    in_pieces: from programs of single units (`training/blockwise_step.py`).
 
   Returns:
     [n, ...] on the devices, replicated.

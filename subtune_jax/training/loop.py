@@ -10,10 +10,10 @@ import numpy as np
 
 from subtune_jax import masks, methods
 from subtune_jax.data import preprocess
-from subtune_jax.training import evaluate, resume, stages
+from subtune_jax.training import evaluate, resume, trainable_split
 from subtune_jax.training import mesh as mesh_lib
-from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import prefix as prefix_lib
+from subtune_jax.training import stage_runner as stages
 from subtune_jax.training import step as step_lib
 
 PyTree = Any
@@ -53,8 +53,8 @@ class Engine:
     scan: a whole epoch as one program (`lax.scan`); None: on accelerators. On CPU a loop over the
       compiled step is faster.
     in_pieces: put steps and evaluation together from programs of single blocks, so that another
-      set of blocks compiles nothing new (`training/pieces.py`); a step that cannot be put together
-      is compiled whole.
+      set of blocks compiles nothing new (`training/blockwise_step.py`); a step that cannot be
+      put together is compiled whole.
   """
 
   model: Any
@@ -164,7 +164,7 @@ class _Training:
       )
     for index in range(first, len(self.method)):
       stage = self.method[index]
-      plan = plan_lib.make_plan(self.engine.model, self.variables, stage)
+      plan = trainable_split.make_plan(self.engine.model, self.variables, stage)
       if index >= len(self.stages):
         self.stages.append(stages.describe(stage, plan, self.variables))
       logging.info("stage %d (%s) trains %s", index + 1, stage.name, ", ".join(plan.blocks))
@@ -181,16 +181,16 @@ class _Training:
     """Whether the examples' shared activations hold for `unit`: nothing before it has changed."""
     if not isinstance(examples, prefix_lib.Rows):
       return False
-    units = (*self.engine.model.block_names, plan_lib.HEAD)
+    units = (*self.engine.model.block_names, trainable_split.HEAD)
     before = units[: units.index(unit)]
     trees = [(self.touched[k], masks.paths(self.touched[k])) for k in ("params", "batch_stats")]
     return not any(
-      touched and plan_lib.unit_of(path, units) in before
+      touched and trainable_split.unit_of(path, units) in before
       for tree, paths in trees
       for path, touched in zip(paths, jax.tree.leaves(tree), strict=True)
     )
 
-  def _touch(self, plan: plan_lib.Plan) -> None:
+  def _touch(self, plan: trainable_split.Plan) -> None:
     new = {"params": plan.labels, "batch_stats": plan.stat_labels}
     self.touched = jax.tree.map(lambda old, label: old or label != masks.FROZEN, self.touched, new)
 
@@ -223,7 +223,7 @@ class _Training:
     self.history, self.stages = note["history"], note["stages"]
     self.seconds, self.compile_seconds = note["seconds"], note["compile_seconds"]
     for stage in self.method[: note["stage"]]:
-      self._touch(plan_lib.make_plan(self.engine.model, self.variables, stage))
+      self._touch(trainable_split.make_plan(self.engine.model, self.variables, stage))
     template = jax.tree.map(lambda x, t: x if t else None, self.variables, self.touched)
     start = found.fill("start", template)
     self.variables = jax.tree.map(

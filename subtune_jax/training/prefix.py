@@ -23,9 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data import lazy, preprocess
-from subtune_jax.training import evaluate
+from subtune_jax.training import evaluate, trainable_split
 from subtune_jax.training import mesh as mesh_lib
-from subtune_jax.training import plan as plan_lib
 
 PyTree = Any
 
@@ -68,7 +67,7 @@ class Prefix:
     self.batch_size, self.mesh = -(-batch_size // mesh.size) * mesh.size, mesh
     self.variables = jax.device_put(variables, mesh_lib.replicated(mesh))
     self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
-    self.units = (*model.block_names, plan_lib.HEAD)
+    self.units = (*model.block_names, trainable_split.HEAD)
     self.peak_bytes = 0  # most bytes of activations on the devices at a time
     self.notes: dict[str, str] = {}  # unit -> why its activations are computed anew in every step
     self._kept: dict[str, jax.Array] = {}  # the least recently used first

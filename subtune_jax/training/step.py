@@ -15,7 +15,7 @@ from subtune_jax import masks, methods
 from subtune_jax.data import augment, jitter, preprocess
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import optimizer as optimizer_lib
-from subtune_jax.training import plan as plan_lib
+from subtune_jax.training import trainable_split
 
 PyTree = Any
 
@@ -87,7 +87,7 @@ class StepSpec:
   """Everything static about a step; steps of equal `key()` share one compiled program."""
 
   model: Any
-  plan: plan_lib.Plan
+  plan: trainable_split.Plan
   stage: methods.Stage
   total_steps: int
   preprocessing: preprocess.Preprocessing
@@ -160,18 +160,20 @@ def loss_of(
   moving: PyTree, fixed: PyTree, initial: PyTree | None, batch: Any, spec: StepSpec
 ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
   """Mean cross-entropy plus the stage's penalty; and (running statistics, correct predictions)."""
-  variables = plan_lib.join_variables(moving, fixed)
+  variables = trainable_split.join_variables(moving, fixed)
   mutable = ["batch_stats"] if spec.plan.train_blocks else False
   # A penalty that reads features gets them in the batch: the head runs after them, on its own.
-  split = getattr(spec.stage.penalty, "reads_features", False) and spec.start != plan_lib.HEAD
+  split = (
+    getattr(spec.stage.penalty, "reads_features", False) and spec.start != trainable_split.HEAD
+  )
   out = spec.model.apply(
-    variables, batch["x"], start=spec.start, stop=plan_lib.HEAD if split else None,
+    variables, batch["x"], start=spec.start, stop=trainable_split.HEAD if split else None,
     train_blocks=spec.plan.train_blocks, mutable=mutable,
   )  # fmt: skip
   logits, updated = out if mutable else (out, {})
   if split:
     batch = {**batch, "features": logits}
-    logits = spec.model.apply(variables, logits, start=plan_lib.HEAD)
+    logits = spec.model.apply(variables, logits, start=trainable_split.HEAD)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
   if "partner" in batch:
     other = batch["labels"][batch["partner"]]

@@ -12,7 +12,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from subtune_jax.weights import errors, flat, numbers
+from subtune_jax.weights import errors, nested_names, raw_arrays
 
 _ARRAY, _SCALAR = 1, 3  # codes of Flax's extensions; all others are dropped
 _CHUNKED = "__msgpack_chunked_array__"
@@ -51,7 +51,7 @@ def read(data: bytes, name: str) -> dict[str, np.ndarray]:
     )  # fmt: skip
   except (ValueError, TypeError, RecursionError, OverflowError, msgpack.UnpackException) as e:
     raise errors.Damaged("its msgpack is malformed or ends early") from e
-  leaves = flat.flatten(tree, _children, "/", len(data))
+  leaves = nested_names.flatten(tree, _children, "/", len(data))
   arrays = {k: v for k, v in leaves.items() if isinstance(v, np.ndarray)}
   if not arrays:
     raise errors.Damaged("it holds no array")
@@ -82,7 +82,7 @@ def _unchunk(parts: Mapping[str, Any]) -> np.ndarray:
   if any(c.ndim != 1 or c.dtype != chunks[0].dtype for c in chunks):
     raise errors.Damaged("the chunks of an array are not of one kind")
   joined = np.concatenate(chunks)
-  return numbers.array("an array in chunks", joined.view(np.uint8).data, joined.dtype, shape)
+  return raw_arrays.array("an array in chunks", joined.view(np.uint8).data, joined.dtype, shape)
 
 
 def _sequence(parts: Any) -> list[Any]:
@@ -110,4 +110,4 @@ def _extension(code: int, data: bytes) -> np.ndarray | None:
   start += 1 + width
   if int.from_bytes(data[start - width : start], "big") != len(data) - start:
     raise errors.Damaged("an array is longer or shorter than it declares")
-  return numbers.array("an array", memoryview(data)[start:], _DTYPES[dtype], shape)
+  return raw_arrays.array("an array", memoryview(data)[start:], _DTYPES[dtype], shape)

@@ -6,7 +6,7 @@ import tokenize
 import ml_dtypes
 import numpy as np
 
-from subtune_jax.weights import errors, numbers, zip_archive
+from subtune_jax.weights import errors, raw_arrays, zip_archive
 
 _SUFFIX = ".npy"
 _MAX_HEADER = 10_000
@@ -54,4 +54,4 @@ def _array(name: str, content: bytes | memoryview) -> np.ndarray:
     raise errors.Refused(f"array {errors.quote(name)} holds no numbers", _FIX)
   values = memoryview(content)[head.tell() :]
   what = f"array {errors.quote(name)}"
-  return numbers.array(what, values, dtype, shape, "F" if fortran else "C")
+  return raw_arrays.array(what, values, dtype, shape, "F" if fortran else "C")

@@ -7,7 +7,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from subtune_jax.weights import errors, flat
+from subtune_jax.weights import errors, nested_names
 
 METADATA = "_METADATA"  # the file that such a folder has
 _MAX_GROWTH = 8  # of all arrays together, in sizes of the folder: they are compressed
@@ -38,7 +38,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   metadata = getattr(item, "tree", None)
   if metadata is None:
     raise errors.Damaged(f"its {METADATA} describes no tree")
-  described = flat.flatten(metadata, _children, "/", size)
+  described = nested_names.flatten(metadata, _children, "/", size)
   nbytes = sum(_nbytes(leaf) for leaf in described.values())
   if nbytes > _MAX_GROWTH * size + _MIN_GROWTH:
     raise errors.Refused(
@@ -46,7 +46,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
       "restore it with Orbax where you trust it, and save it again",
     )
   tree = _attempt(lambda: checkpointer.restore(path.absolute(), restore_args=_arguments(metadata)))
-  leaves = flat.flatten(tree, _children, "/", size)
+  leaves = nested_names.flatten(tree, _children, "/", size)
   arrays = {k: v for k, v in leaves.items() if isinstance(v, np.ndarray)}
   if not arrays:
     raise errors.Damaged("it holds no array")

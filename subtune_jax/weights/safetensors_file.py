@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 
-from subtune_jax.weights import errors, numbers
+from subtune_jax.weights import errors, raw_arrays
 
 _MAX_HEADER = 100_000_000  # bytes, as the library has it
 _DTYPES = {
@@ -50,5 +50,5 @@ def read(data: bytes) -> dict[str, np.ndarray]:
     if dtype is None:
       known = ", ".join(_DTYPES)
       raise errors.Refused(f"{what} is of type {entry['dtype']}", f"save it as one of {known}")
-    tensors[name] = numbers.array(what, entry["data"], dtype, entry["shape"])
+    tensors[name] = raw_arrays.array(what, entry["data"], dtype, entry["shape"])
   return tensors

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import logging
 
-from subtune_jax.weights import errors, flat, pickle_machine, torch_tensors
+from subtune_jax.weights import errors, nested_names, pickle_machine, torch_tensors
 
 _KEYS = ("state_dict", "model", "model_state_dict", "teacher", "student", "ema")
 _DINO = ("teacher", "student")
@@ -41,7 +41,9 @@ def tensors(value: Any, name: str, file_size: int) -> dict[str, torch_tensors.Te
   if kind is dict and not path and not _direct(value):
     raise errors.Refused(f"it is no state dict and none of {', '.join(_KEYS)} in it is one; it "
                          f"has {_few([str(k) for k in value])}")  # fmt: skip
-  leaves = flat.flatten(value, lambda v: _children(v) if type(v) is kind else None, ".", file_size)
+  leaves = nested_names.flatten(
+    value, lambda v: _children(v) if type(v) is kind else None, ".", file_size
+  )
   found = {k: v for k, v in leaves.items() if isinstance(v, torch_tensors.Tensor)}
   if not found:
     raise errors.Refused("it holds no tensor")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from subtune_jax.weights import errors, numbers, pickle_machine
+from subtune_jax.weights import errors, pickle_machine, raw_arrays
 
 _MAX_DIMENSIONS = 8
 
@@ -109,7 +109,7 @@ def _view(name: str, tensor: Tensor, data: bytes | memoryview) -> np.ndarray:
   numel = math.prod(shape)
   what = f"tensor {errors.quote(name)} (shape {shape}, strides {strides}, offset {offset})"
   if not numel:
-    return numbers.empty(what, storage.dtype, shape)
+    return raw_arrays.empty(what, storage.dtype, shape)
   strides = tuple(s if n > 1 else 0 for n, s in zip(shape, strides, strict=True))
   last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
   if numel > storage.numel or last >= storage.numel:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from subtune_jax import masks, models
-from subtune_jax.training import plan
+from subtune_jax.training import trainable_split
 
 
 def _cifar_resnet(units: int) -> tuple[int, int]:
@@ -103,10 +103,10 @@ def test_the_variables_are_the_blocks_and_a_head(name):
   model, shapes = _shapes(name, 45, jnp.bfloat16)
   assert set(shapes) <= {"params", "batch_stats"}
   units = (*model.block_names, "head")
-  owners = [plan.unit_of(path, units) for path in masks.paths(shapes["params"])]
+  owners = [trainable_split.unit_of(path, units) for path in masks.paths(shapes["params"])]
   assert set(owners) == set(units)
   stats = masks.paths(shapes.get("batch_stats", {}))
-  assert {plan.unit_of(path, units) for path in stats} <= set(model.block_names)
+  assert {trainable_split.unit_of(path, units) for path in stats} <= set(model.block_names)
 
 
 @pytest.mark.parametrize("name", models.names())

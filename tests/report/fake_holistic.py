@@ -5,13 +5,11 @@ import pathlib
 
 import numpy as np
 
-from subtune_jax.experiments import (
-  holistic_config,
-  holistic_intervals,
-  holistic_numbers,
-  holistic_record,
-)
 from subtune_jax.report import records
+from subtune_jax.studies.holistic_transfer import config as holistic_config
+from subtune_jax.studies.holistic_transfer import intervals as holistic_intervals
+from subtune_jax.studies.holistic_transfer import numbers as holistic_numbers
+from subtune_jax.studies.holistic_transfer import summary as holistic_record
 
 ALL_METHODS = tuple(holistic_config.TITLES)
 # Method -> (how far the features, the seen rows and the absent rows of the head move).

@@ -12,17 +12,12 @@ import numpy as np
 import pytest
 
 from subtune_jax import calibration
-from subtune_jax.report import (
-  holistic_curves,
-  holistic_page,
-  holistic_plots,
-  holistic_records,
-  holistic_studies,
-  html,
-  plots,
-  records,
-  style,
-)
+from subtune_jax.report import html, plots, records, style
+from subtune_jax.studies.holistic_transfer import curve_figures as holistic_curves
+from subtune_jax.studies.holistic_transfer import figures as holistic_plots
+from subtune_jax.studies.holistic_transfer import page as holistic_page
+from subtune_jax.studies.holistic_transfer import record as holistic_records
+from subtune_jax.studies.holistic_transfer import sweep_figures as holistic_studies
 from tests.report import fake_holistic
 
 HOSTILE = '<script>alert("1")</script> & $x_0$'
@@ -421,8 +416,9 @@ def test_files_that_are_not_there_damaged_or_of_something_else(bare, tmp_path):
 
 def test_the_module_needs_neither_jax_nor_matplotlib_to_be_imported():
   code = (
-    "import sys; from subtune_jax.report import holistic_page; "
-    "bad = ('matplotlib', 'jax', 'subtune_jax.calibration', 'subtune_jax.experiments'); "
+    "import sys; from subtune_jax.studies.holistic_transfer import page; "
+    "bad = ('matplotlib', 'jax', 'subtune_jax.calibration', "
+    "'subtune_jax.studies.holistic_transfer.run'); "
     "sys.exit(', '.join(m for m in bad if m in sys.modules) or None)"
   )
   root = pathlib.Path(__file__).parents[2]

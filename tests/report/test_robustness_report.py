@@ -11,16 +11,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from subtune_jax.report import (
-  html,
-  plots,
-  records,
-  robustness_curves,
-  robustness_page,
-  robustness_plots,
-  table,
-)
-from subtune_jax.report import robustness_records as study_lib
+from subtune_jax.report import html, plots, records, table
+from subtune_jax.studies.robustness import curve_figures as robustness_curves
+from subtune_jax.studies.robustness import figures as robustness_plots
+from subtune_jax.studies.robustness import page as robustness_page
+from subtune_jax.studies.robustness import record as study_lib
 from tests.report import fake_run
 
 HOSTILE = '<script>alert("1")</script> & $x_0$'

@@ -14,22 +14,14 @@ from PIL import Image
 import pytest
 from scipy import stats
 
-from subtune_jax.report import (
-  corruption_page,
-  corruption_plots,
-  html,
-  intervals,
-  marks,
-  plots,
-  records,
-  search_page,
-  search_plots,
-  search_records,
-  size_page,
-  size_plots,
-  style,
-  table,
-)
+from subtune_jax.report import chart_elements, html, intervals, plots, records, style, table
+from subtune_jax.studies.corruption import figures as corruption_plots
+from subtune_jax.studies.corruption import page as corruption_page
+from subtune_jax.studies.dataset_size import figures as size_plots
+from subtune_jax.studies.dataset_size import page as size_page
+from subtune_jax.studies.search import figures as search_plots
+from subtune_jax.studies.search import page as search_page
+from subtune_jax.studies.search import record as search_records
 from tests.report import fake_search
 
 HOSTILE = '<script>alert("1")</script> & $x_0$'
@@ -314,15 +306,15 @@ def test_pair_map_has_the_accuracies_of_the_record(search):
   frame = axes.patches[-1]
   place = round(frame.get_x() + 0.46), round(frame.get_y() + 0.46)
   assert place == tuple(names.index(name) for name in ranked[0]["units"])
-  dots = sum(text.get_text() == marks.DOT for text in axes.texts)
+  dots = sum(text.get_text() == chart_elements.DOT for text in axes.texts)
   assert dots == sum(search_records.undecided(pair, ranked[0]) for pair in ranked[1:])
 
 
 def test_pairs_of_one_split_are_neither_told_apart_nor_marked():
   record = fake_search.search("resnet26", num_folds=1, kinds=("pairs",))
   axes, beside = search_plots.pairs(record).axes[:2]
-  assert not any(text.get_text() == marks.DOT for text in axes.texts)
-  assert marks.QUIET not in {line.get_color() for line in beside.lines}
+  assert not any(text.get_text() == chart_elements.DOT for text in axes.texts)
+  assert chart_elements.QUIET not in {line.get_color() for line in beside.lines}
 
 
 def test_greedy_path_is_drawn_with_its_last_step_hollow(search):
@@ -575,9 +567,12 @@ def test_a_record_of_another_kind_is_refused(tmp_path):
 
 def test_reports_import_nothing_that_trains():
   code = (
-    "import sys; from subtune_jax.report import corruption_page, search_page, size_page; "
+    "import sys; from subtune_jax.studies.search import page; "
     "bad = ('matplotlib', 'jax', 'subtune_jax.search', 'subtune_jax.training', "
-    "'subtune_jax.experiments'); sys.exit(', '.join(m for m in bad if m in sys.modules) or None)"
+    "'subtune_jax.studies.search.run', 'subtune_jax.studies.compare.run'); "
+    "from subtune_jax.studies.corruption import page as b; "
+    "from subtune_jax.studies.dataset_size import page as c; "
+    "sys.exit(', '.join(m for m in bad if m in sys.modules) or None)"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr

@@ -11,9 +11,17 @@ import pytest
 
 from subtune_jax import masks, methods, models
 from subtune_jax.models import efficientnet
-from subtune_jax.training import auto_rates, batches, checkpoint, loop, optimizer, resume, stages
+from subtune_jax.training import (
+  auto_rates,
+  batches,
+  checkpoint,
+  loop,
+  optimizer,
+  resume,
+  stage_runner,
+  trainable_split,
+)
 from subtune_jax.training import mesh as mesh_lib
-from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import step as step_lib
 from tests import tiny
 
@@ -53,8 +61,8 @@ def assert_same(a, b):
 
 def make_spec(method, model, variables):
   (stage,) = method
-  plan = plan_lib.make_plan(model, variables, stage)
-  moving, fixed = plan_lib.split_variables(variables, plan)
+  plan = trainable_split.make_plan(model, variables, stage)
+  moving, fixed = trainable_split.split_variables(variables, plan)
   return step_lib.StepSpec(model, plan, stage, 10, tiny.PREPROCESSING), moving, fixed
 
 
@@ -163,7 +171,7 @@ def test_the_first_batches_of_the_epoch_are_read(monkeypatch):
   rows = spy(monkeypatch)
   for num_batches in (2, None):
     fit(methods.auto_rgn(1e-2, num_batches=num_batches, epochs=1, norm_mode="running"))
-  order = stages.epoch_order(0, 0, 0, 24, 8)
+  order = stage_runner.epoch_order(0, 0, 0, 24, 8)
   for found, read in zip(rows, (order[:2], order), strict=True):
     assert found == pytest.approx(by_hand("rgn", read, False), rel=1e-4, abs=1e-5)
 
@@ -257,7 +265,7 @@ def torch_training(torch, network, kind, rate, epochs):
 
   used = []
   for epoch in range(epochs):
-    order = stages.epoch_order(0, 0, epoch, 24, 8)
+    order = stage_runner.epoch_order(0, 0, epoch, 24, 8)
     found = []
     for rows in order[:5]:
       gradient = torch.autograd.grad(loss_of(rows), list(named.values()))
@@ -535,7 +543,7 @@ def test_epochs_and_rates_share_their_programs():
   fit(methods.auto_rgn(1e-3, epochs=2, warmup=0.1))
   assert programs() == made
   (stage,) = methods.auto_rgn(1e-3, epochs=2, warmup=0.1)
-  plan = plan_lib.make_plan(model, variables, stage)
+  plan = trainable_split.make_plan(model, variables, stage)
   spec = step_lib.StepSpec(model, plan, stage, 6, tiny.PREPROCESSING)
   of_both = auto_rates._programs(auto_rates.make_measure(spec, tiny.one_device()))
   assert programs() == made

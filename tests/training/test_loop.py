@@ -7,9 +7,8 @@ import optax
 import pytest
 
 from subtune_jax import masks, methods
-from subtune_jax.training import evaluate, loop, stages
+from subtune_jax.training import evaluate, loop, stage_runner, trainable_split
 from subtune_jax.training import mesh as mesh_lib
-from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import step as step_lib
 from tests import tiny
 
@@ -114,7 +113,9 @@ def test_a_training_set_smaller_than_a_batch_is_one_batch():
 
 
 def test_a_loss_that_is_not_finite_names_the_step():
-  with pytest.raises(stages.NonFiniteLossError, match=r"loss is (nan|inf) at step \d+ \(epoch 1\)"):
+  with pytest.raises(
+    stage_runner.NonFiniteLossError, match=r"loss is (nan|inf) at step \d+ \(epoch 1\)"
+  ):
     fit(methods.full_fine_tuning(1e30, epochs=2, optimizer="sgd", norm_mode="running"))
 
 
@@ -134,7 +135,7 @@ def test_bad_examples(change, message):
 
 
 def specs(method, model, variables, **fields):
-  plan = plan_lib.make_plan(model, variables, method[-1])
+  plan = trainable_split.make_plan(model, variables, method[-1])
   spec = step_lib.StepSpec(model, plan, method[-1], 10, tiny.PREPROCESSING, **fields)
   return spec, plan
 
@@ -142,7 +143,7 @@ def specs(method, model, variables, **fields):
 def test_optimizer_state_holds_exactly_the_trained_leaves():
   model, variables = tiny.make()
   spec, plan = specs(METHODS["sub"], model, variables)
-  moving, _ = plan_lib.split_variables(variables, plan)
+  moving, _ = trainable_split.split_variables(variables, plan)
   state = step_lib.create_train_state(spec, moving)
   trained = variables["params"]["block1"], variables["params"]["head"]
   trained_bytes = sum(x.nbytes for x in jax.tree.leaves(trained))
@@ -160,7 +161,7 @@ def flops(method, **fields):
   model, variables = tiny.make(depth=4)
   engine = tiny.engine(model)
   spec, plan = specs(method, model, variables, **fields)
-  moving, fixed = plan_lib.split_variables(variables, plan)
+  moving, fixed = trainable_split.split_variables(variables, plan)
   state = step_lib.create_train_state(spec, moving)
   data = {"x": jnp.zeros((8, 16, 16, 3), jnp.uint8), "labels": jnp.zeros(8, jnp.int32)}
   if fields.get("start"):

@@ -10,8 +10,8 @@ import pytest
 from subtune_jax import methods
 from subtune_jax.data import preprocess
 from subtune_jax.models import efficientnet
-from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import step as step_lib
+from subtune_jax.training import trainable_split
 
 PREPROCESSING = preprocess.Preprocessing(mean=(127.0,), std=(128.0,))
 BATCH = 4
@@ -67,13 +67,13 @@ def test_lowers(case, scan):
   method, options = CASES[case]
   model, variables = network(options.get("dtype", jnp.float32))
   stage = method[-1]
-  plan = plan_lib.make_plan(model, variables, stage)
+  plan = trainable_split.make_plan(model, variables, stage)
   start = plan.start if options.get("cached") else None
   augmentation = (
     step_lib.Augmentation(*options["augmentation"]) if "augmentation" in options else None
   )
   spec = step_lib.StepSpec(model, plan, stage, 10, PREPROCESSING, augmentation, start)
-  moving, fixed = plan_lib.split_variables(variables, plan)
+  moving, fixed = trainable_split.split_variables(variables, plan)
   state = jax.eval_shape(functools.partial(step_lib.create_train_state, spec), moving)
   x = jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.uint8)
   if start:

@@ -8,9 +8,8 @@ import pytest
 
 from subtune_jax import methods, models
 from subtune_jax.data import preprocess
-from subtune_jax.training import loop, pieces
+from subtune_jax.training import blockwise_step, loop, trainable_split
 from subtune_jax.training import mesh as mesh_lib
-from subtune_jax.training import plan as plan_lib
 from subtune_jax.training import step as step_lib
 from tests import tiny
 from tests.search import small
@@ -49,8 +48,7 @@ def test_equals_the_whole_step(name, cache):
   net = small.model()
   variables = small.variables(net)
   whole, made = (
-    fit(net, variables, METHODS[name], in_pieces, prefix_cache=cache)
-    for in_pieces in (False, True)
+    fit(net, variables, METHODS[name], in_pieces, prefix_cache=cache) for in_pieces in (False, True)
   )
   assert largest(whole.variables, made.variables) < 2e-4
   assert largest(variables, made.variables) > 1e-3
@@ -65,9 +63,9 @@ def test_frozen_units_stay_bit_equal():
   result = fit(net, variables, METHODS["middle"], True)
   for tree in ("params", "batch_stats"):
     for unit in ("stem", "block1/unit1", "block3/unit1"):
-      before, after = (pieces.part(v[tree], unit) for v in (variables, result.variables))
+      before, after = (blockwise_step.part(v[tree], unit) for v in (variables, result.variables))
       assert largest(before, after) == 0
-  assert largest(*(pieces.part(v["batch_stats"], "block2/unit1")
+  assert largest(*(blockwise_step.part(v["batch_stats"], "block2/unit1")
                    for v in (variables, result.variables))) > 0  # fmt: skip
 
 
@@ -79,16 +77,16 @@ def test_other_families(name):
   variables = jax.jit(net.init)(jax.random.key(0), images)
   variables = {"batch_stats": {}, **variables}
   block = net.block_names[-2]
-  plan = plan_lib.make_plan(net, variables, methods.sub_tuning((block,), 1e-2, epochs=1)[0])
+  plan = trainable_split.make_plan(net, variables, methods.sub_tuning((block,), 1e-2, epochs=1)[0])
   spec = step_lib.StepSpec(
     net, plan, methods.sub_tuning((block,), 1e-2, epochs=1)[0], 3, HALF, None, None
   )
-  moving, fixed = plan_lib.split_variables(variables, plan)
+  moving, fixed = trainable_split.split_variables(variables, plan)
   moving = mesh_lib.put(moving, tiny.one_device())  # a step takes its state's buffers
   data = {"x": tiny.examples(8).images.repeat(2, 1).repeat(2, 2), "labels": tiny.examples(8).labels}
   view = {"seed": np.int32(0), "epoch": np.int32(0)}
   indices = np.arange(8, dtype=np.int32)
-  step = pieces.Step(spec)
+  step = blockwise_step.Step(spec)
   arguments = fixed, None, data, indices, view
   whole, wanted = jax.jit(functools.partial(step_lib.train_step, spec))(
     spec.create_state(moving), *arguments
@@ -102,10 +100,10 @@ def test_other_families(name):
 def test_equal_blocks_share_their_programs():
   """Of 12 equal encoder blocks one is compiled; of ResNet-50's 16 units, 8."""
   vit = models.create("vit_b16", 10)
-  keys = {pieces._unit(vit, name) for name in vit.block_names if "encoderblock" in name}
+  keys = {blockwise_step._unit(vit, name) for name in vit.block_names if "encoderblock" in name}
   assert len(keys) == 1
   resnet = models.create("resnet50", 10)
-  assert len({pieces._unit(resnet, name) for name in resnet.block_names}) == 1 + 8
+  assert len({blockwise_step._unit(resnet, name) for name in resnet.block_names}) == 1 + 8
 
 
 def test_another_set_compiles_no_block_anew():
@@ -113,9 +111,9 @@ def test_another_set_compiles_no_block_anew():
   variables = small.variables(net)
   for blocks in (("block1/unit1", "block2/unit1"), ("block2/unit1", "block3/unit1")):
     fit(net, variables, methods.sub_tuning(blocks, 1e-2, epochs=1), True)
-  misses = pieces._differentiable.cache_info().misses
+  misses = blockwise_step._differentiable.cache_info().misses
   fit(net, variables, methods.sub_tuning(("block1/unit1", "block3/unit1"), 1e-2, epochs=1), True)
-  assert pieces._differentiable.cache_info().misses <= misses + 1  # block2, frozen
+  assert blockwise_step._differentiable.cache_info().misses <= misses + 1  # block2, frozen
 
 
 @pytest.mark.parametrize(
@@ -126,9 +124,9 @@ def test_what_cannot_be_put_together_is_compiled_whole(fields, reason):
   net = small.model()
   variables = small.variables(net)
   method = methods.sub_tuning(("block3/unit1",), 1e-2, epochs=1, **fields)
-  plan = plan_lib.make_plan(net, variables, method[0])
+  plan = trainable_split.make_plan(net, variables, method[0])
   spec = step_lib.StepSpec(net, plan, method[0], 3, HALF)
-  assert reason in pieces.why_not(spec, 1)
+  assert reason in blockwise_step.why_not(spec, 1)
   made, whole = (fit(net, variables, method, in_pieces) for in_pieces in (True, False))
   assert largest(made.variables["params"], whole.variables["params"]) == 0
 
@@ -140,5 +138,7 @@ def test_a_block_of_which_some_leaves_are_trained_is_compiled_whole():
     "bias", {"head": "/head", "tuned": "/block3/unit1/conv1"},
     methods.Gradient({"head": 1e-2, "tuned": 1e-2}, epochs=1),
   ),)  # fmt: skip
-  plan = plan_lib.make_plan(net, variables, method[0])
-  assert "some leaves" in pieces.why_not(step_lib.StepSpec(net, plan, method[0], 3, HALF), 1)
+  plan = trainable_split.make_plan(net, variables, method[0])
+  assert "some leaves" in blockwise_step.why_not(
+    step_lib.StepSpec(net, plan, method[0], 3, HALF), 1
+  )

@@ -133,7 +133,5 @@ def test_activations_behind_a_tuned_block_are_not_shared(network):
 def test_validation_at_the_end_only(network):
   net, variables = network
   examples = tiny.examples(16)
-  result = loop.fit(
-    tiny.engine(net), variables, METHOD, examples, examples, validate="end"
-  )
+  result = loop.fit(tiny.engine(net), variables, METHOD, examples, examples, validate="end")
   assert [row["validation_accuracy"] is None for row in result.history] == [True, False]

@@ -1,0 +1,185 @@
+"""The picture of the two-dimensional linear model: features, models and errors."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subtune_jax.report import chart_elements, plots, style
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+_COLORS = style.colors(["lp", "ft", "lp_ft"])
+_MARKERS = style.markers(list(style.METHOD_COLORS))
+_DATA = "#9A9A9A"
+_RING = 11  # LP around LP-FT, which ends at the same point
+_POINTS = ("inputs", "target", "pretrained", "lp", "lp_ft", "ft", "ft_features")
+_HEAD_DASHES = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 2, 1, 2)))
+
+
+def toy(picture: Mapping[str, Any]) -> "Figure":
+  """Three panels: what B becomes, what v B becomes, and the OOD error against time.
+
+  Args:
+    picture: the fields of `robustness.linear_toy.Toy`, by name.
+
+  Returns:
+    A matplotlib figure. Fine-tuning has one line per head, which is written at it.
+  """
+  figure = plots.new_figure(11.6, 4.1)
+  features, models, errors = figure.subplots(1, 3)
+  _draw_features(features, picture)
+  _draw_models(models, picture)
+  _draw_errors(errors, picture)
+  errors.set_box_aspect(np.ptp(models.get_ylim()) / np.ptp(models.get_xlim()))
+  fine_tuning = chart_elements.point_entry(_COLORS["ft"], _MARKERS["ft"], filled=True, size=6.5)
+  lp_ft = chart_elements.point_entry(_COLORS["lp_ft"], _MARKERS["lp_ft"], filled=True, size=5.5)
+  entries = [
+    (chart_elements.point_entry(_COLORS["lp"], "o", filled=False, size=_RING), "LP"),
+    (lp_ft, "LP-FT"),
+    (fine_tuning, "FT, from random heads v0"),
+    (chart_elements.point_entry(style.INK, "*", filled=True, size=11), "w*, which made the labels"),
+    (chart_elements.point_entry(_DATA, "o", filled=True, size=4), "training inputs (ID)"),
+  ]
+  chart_elements.legend(figure, entries)
+  return figure
+
+
+def _number(value: float) -> str:
+  return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _head(picture: Mapping[str, Any], number: int) -> str:
+  return f"v0 = {_number(picture['heads'][number])}"
+
+
+def _dashes(number: int):
+  return _HEAD_DASHES[number % len(_HEAD_DASHES)]
+
+
+def _plane(axes, picture: Mapping[str, Any], title: str) -> None:
+  """Axes through the origin with the inputs on x."""
+  plots.clean(axes)
+  axes.grid(False)
+  axes.axhline(0, color=style.GRID, linewidth=1, zorder=0)
+  axes.axvline(0, color=style.GRID, linewidth=1, zorder=0)
+  inputs = np.asarray(picture["inputs"])
+  axes.plot(inputs[:, 0], inputs[:, 1], "o", color=_DATA, markersize=4, zorder=1)
+  axes.set_title(title, fontsize=plots.SIZE, loc="left")
+  axes.set_xlabel("direction of all inputs", fontsize=plots.SIZE)
+  axes.set_ylabel("direction that no input has", fontsize=plots.SIZE)
+  points = np.concatenate([np.reshape(picture[key], (-1, 2)) for key in _POINTS])
+  room = 0.3
+  axes.set_xlim(points[:, 0].min() - room, points[:, 0].max() + room)
+  axes.set_ylim(points[:, 1].min() - room, points[:, 1].max() + room)
+  axes.set_aspect("equal", adjustable="box")
+
+
+def _arrow(axes, end: np.ndarray, color: str, zorder: float) -> None:
+  axes.annotate(
+    "",
+    xy=end,
+    xytext=(0, 0),
+    arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0},
+    zorder=zorder,
+  )
+
+
+def _note(axes, text: str, at, shift, color: str = style.INK, **how) -> None:
+  axes.annotate(
+    text,
+    at,
+    shift,
+    textcoords="offset points",
+    fontsize=plots.SMALL,
+    color=color,
+    **how,
+  )
+
+
+def _draw_features(axes, picture: Mapping[str, Any]) -> None:
+  """B at the start and at the end of each fine-tuning: on one horizontal line."""
+  _plane(axes, picture, "features B: FT moves them\nalong the inputs only")
+  start, paths = np.asarray(picture["pretrained"]), np.asarray(picture["ft_features"])
+  axes.axhline(start[1], color=style.MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
+  for number, path in enumerate(paths):
+    end = path[-1]
+    axes.plot([0, end[0]], [0, end[1]], color=_COLORS["ft"], linewidth=1.6,
+              linestyle=_dashes(number), zorder=2)  # fmt: skip
+    axes.plot(*end, marker=_MARKERS["ft"], color=_COLORS["ft"], markersize=6.5, zorder=3)
+    side = {"ha": "right"} if end[0] < start[0] else {"ha": "left"}
+    _note(axes, _head(picture, number), end, (0, 7), _COLORS["ft"], **side)
+  _arrow(axes, start, style.INK, 4)
+  _note(axes, "B0, which LP keeps", start, (0, 20), ha="center")
+
+
+def _draw_models(axes, picture: Mapping[str, Any]) -> None:
+  """v B of all methods, with the line of those that fit the inputs."""
+  _plane(axes, picture, "models w = v B: all end on the line\nthat fits the inputs")
+  target, start = np.asarray(picture["target"]), np.asarray(picture["pretrained"])
+  axes.axvline(target[0], color=style.MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
+  axes.axline((0, 0), slope=start[1] / start[0], color=style.MUTED, linewidth=1, zorder=0)
+  for number, path in enumerate(np.asarray(picture["ft"])):
+    axes.plot(path[:, 0], path[:, 1], color=_COLORS["ft"], linewidth=1.6,
+              linestyle=_dashes(number), zorder=2)  # fmt: skip
+    side = {"ha": "right"} if path[0, 0] < target[0] else {"ha": "left"}
+    shift = (-6 if side["ha"] == "right" else 6, -3)
+    _note(axes, _head(picture, number), path[0], shift, _COLORS["ft"], **side)
+    axes.plot(*path[0], marker="|", color=_COLORS["ft"], markersize=10, zorder=2)
+    axes.plot(*path[-1], marker=_MARKERS["ft"], color=_COLORS["ft"], markersize=6.5, zorder=3)
+  axes.plot(*target, marker="*", color=style.INK, markersize=12, zorder=5)
+  chart_elements.point(
+    axes, *picture["lp"], color=_COLORS["lp"], marker="o", filled=False, size=_RING
+  )
+  chart_elements.point(
+    axes,
+    *picture["lp_ft"],
+    color=_COLORS["lp_ft"],
+    marker=_MARKERS["lp_ft"],
+    filled=True,
+    size=5.5,
+    zorder=5,
+  )
+  _note(axes, "fits all inputs", (target[0], axes.get_ylim()[0]), (5, 5), style.MUTED)
+  _note(axes, "multiples of B0", 0.35 * start, (-7, 2), style.MUTED, ha="right")
+
+
+def _draw_errors(axes, picture: Mapping[str, Any]) -> None:
+  """OOD error of fine-tuning against time, LP and LP-FT as levels."""
+  times, color = np.asarray(picture["times"]), _COLORS["ft"]
+  for number, error in enumerate(np.asarray(picture["ft_error"])):
+    axes.plot(times[1:], error[1:], color=color, linewidth=1.6, linestyle=_dashes(number), zorder=2)
+    _note(axes, _head(picture, number), (times[1], error[1]), (2, 5), color)
+    end = chart_elements.point(
+      axes,
+      times[-1],
+      error[-1],
+      color=color,
+      marker=_MARKERS["ft"],
+      filled=True,
+      size=6.5,
+      zorder=3,
+    )
+    end.set_clip_on(False)
+  axes.axhline(picture["lp_error"], color=_COLORS["lp"], linewidth=1.4, zorder=1)
+  for method, filled, size, zorder in (("lp", False, _RING, 4), ("lp_ft", True, 5.5, 5)):
+    end = chart_elements.point(
+      axes,
+      times[-1],
+      picture[f"{method}_error"],
+      color=_COLORS[method],
+      marker=_MARKERS[method],
+      filled=filled,
+      size=size,
+      zorder=zorder,
+    )
+    end.set_clip_on(False)
+  axes.set_xscale("log")
+  axes.set_yscale("log")
+  axes.set_ymargin(0.12)
+  title = "OOD error: FT's depends on its head,\nhowever early it is stopped"
+  axes.set_title(title, fontsize=plots.SIZE, loc="left")
+  axes.set_xlabel("time of the gradient flow", fontsize=plots.SIZE)
+  axes.set_ylabel("mean squared error, all directions", fontsize=plots.SIZE)
+  plots.clean(axes)

@@ -1,0 +1,181 @@
+"""The fields of a search for layers, on top of those of a comparison.
+
+`configs/*.py` start from `default()` and change what they need. `data`, `backbone`, `augment`,
+`optimizer` and `batch_size` are shared; `methods`, `seeds` and the sections of the methods are
+those of the final comparison, in which SubTuning trains the blocks that the search chose.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from subtune_jax import methods
+from subtune_jax.data import choices
+from subtune_jax.search import evaluator, rules
+from subtune_jax.studies.compare import config as compare_config
+
+KINDS = ("profile", "windows2", "windows3", "pairs", "greedy")
+STARTS = ("none", "all", "both")
+HEADS = ("random", "probe")
+SPLITS = ("train", "trainval")
+
+
+def default() -> ml_collections.ConfigDict:
+  """A finetuning profile of EfficientNet-Lite0 on Emoji Domains, and what its best block does."""
+  config = compare_config.default()
+  config.experiment = "search"
+  config.name = "search"
+  config.title = "Which layers?"
+  config.search = search = ml_collections.ConfigDict()
+  search.kinds = ("profile",)  # of "profile", "windows2", "windows3", "pairs", "greedy"; in order
+  search.units = "blocks"  # "blocks", "stages", or groups: "early: stem block0; late: block15"
+  search.split = "train"  # labelled images that the search sees: "train" or "trainval"
+  search.folds = 5  # of cross-validation; 1 trains on train and scores on validation
+  search.fold_seed = 0  # which of the possible foldings
+  search.seeds = (0,)  # trainings of each set on each fold; a score is the mean over them
+  search.references = True  # score the head alone and all units on the same folds too
+  search.learning_rate = 1e-3  # peak rate, the same for every set
+  search.head_factor = 1.0  # the head's rate as a multiple of it
+  search.epochs = 8
+  search.norm_mode = "batch"  # BatchNorm of tuned blocks: "batch" or "running" statistics
+  search.head = "random"  # a training starts from a "random" head, or from the fold's "probe";
+  # from that of the weights with backbone.keep_head
+  search.probe_l2 = 1e-2  # strength of that probe and of the head alone (no validation in a fold)
+  search.rule = "gain"  # of greedy: "gain", "significance", "tolerant", "size" (search/rules.py)
+  search.epsilon = 0.01  # of "gain" and "tolerant", in accuracy: 0.01 is one point
+  search.alpha = 0.05  # of "significance"
+  search.size = 3  # of "size": how many units
+  search.start = "none"  # greedy from "none" (forward), "all" (backward), or the better of "both"
+  search.baseline = "none"  # what the first unit must beat: "none" (0, as in the paper) or "head"
+  search.max_params = 0  # budget: trained parameters with the head; 0 is none
+  search.max_fork_macs = 0  # budget: multiply-adds of one more task from a shared backbone; 0: none
+  search.max_seconds = 0.0  # budget: seconds of training that greedy may take; 0 is none
+  search.racing = False  # drop sets that will not win before all folds are trained
+  search.regret = 0.01  # of racing: expected loss of accuracy by it, at most, at every step
+  search.level = 0.95  # of the sets named undecided
+  search.store = ""  # folder of ledger and logits, to share with other searches; "": the workdir
+  search.in_pieces = True  # programs of single blocks, so that a new set compiles nothing
+  search.prefix_bytes = 2 << 30  # memory for shared activations, per device; 0 shares none
+  search.prefix_disk_bytes = 0  # scratch files for what does not fit
+  search.final = True  # retrain the chosen set on all training images, beside the other methods
+  return config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for values that make no sense."""
+  search = config.search
+  kinds = tuple(search.kinds)
+  if not kinds or len(set(kinds)) != len(kinds):
+    raise ValueError(f"search.kinds is {kinds}; give at least one of {', '.join(KINDS)}, each once")
+  for kind in kinds:
+    choices.check("kind of search", kind, KINDS)
+  choices.check("search.split", search.split, SPLITS)
+  choices.check("search.start", search.start, STARTS)
+  choices.check("search.baseline", search.baseline, ("none", "head"))
+  choices.check("search.head", search.head, HEADS)
+  compare_config.check_seeds("search.seeds", search.seeds)
+  if search.folds < 1 or (search.folds == 1 and search.split != "train"):
+    raise ValueError(
+      f"search.folds is {search.folds} on the split {search.split!r}; give 2 or more, or 1 with "
+      "search.split='train': then the validation split is held out"
+    )
+  if not search.probe_l2 > 0:
+    raise ValueError(f"search.probe_l2 is {search.probe_l2}; it must be above 0")
+  if not 0 < search.regret < 1:
+    raise ValueError(f"search.regret is {search.regret}; it is an accuracy in (0, 1)")
+  if not 0 < search.level < 1:
+    raise ValueError(f"search.level is {search.level}; it must be in (0, 1)")
+  if config.search.final and "subtuning" not in config.methods:
+    raise ValueError(
+      f"methods is {tuple(config.methods)}: the final comparison needs 'subtuning' among them, or "
+      "set search.final to False"
+    )
+  make_rule(config, 0.0)
+  make_budget(config)
+  make_recipe(config).method(("block",))
+
+
+def make_rule(config: ml_collections.ConfigDict, overlap: float) -> rules.Rule:
+  """The rule of the greedy search."""
+  search = config.search
+  size = search.size if search.rule == "size" else None
+  return rules.Rule(search.rule, search.epsilon, search.alpha, size, overlap)
+
+
+def make_budget(config: ml_collections.ConfigDict) -> rules.Budget:
+  """The budget of the greedy search."""
+  search = config.search
+  return rules.Budget(
+    search.max_params or None, search.max_fork_macs or None, search.max_seconds or None
+  )
+
+
+def make_recipe(config: ml_collections.ConfigDict) -> evaluator.Recipe:
+  """How a set is trained."""
+  search = config.search
+  stage = compare_config.stage_options(config, search, search.learning_rate)
+
+  def method(blocks: tuple[str, ...]) -> methods.Method:
+    return methods.sub_tuning(blocks, search.learning_rate, **stage)
+
+  probe = methods.linear_probing(l2=(search.probe_l2,), standardize=config.lp.standardize)
+  head = "pretrained" if config.backbone.keep_head else search.head
+  return evaluator.Recipe(method, probe, head)
+
+
+def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> Any:
+  """The comparison in which SubTuning trains `blocks`, as the search trained its sets.
+
+  Without blocks SubTuning is left out: it would be linear probing.
+  """
+  own = compare_config.default()
+  final = config.copy_and_resolve_references()
+  with final.unlocked():
+    del final.search
+  own.update(final)
+  own.experiment = "compare"
+  own.name, own.title = f"{config.name}-final", f"{config.title}: the chosen blocks"
+  if not blocks:
+    own.methods = tuple(name for name in own.methods if name != "subtuning")
+    return own
+  search, tuned = config.search, own.subtuning
+  tuned.blocks, tuned.learning_rates = blocks, (search.learning_rate,)
+  for field in ("epochs", "head_factor", "norm_mode"):
+    tuned[field] = search[field]
+  tuned.probe_first = search.head == "probe" and not config.backbone.keep_head
+  return own
+
+
+def use_arguments(
+  config: ml_collections.ConfigDict, argument: str, more: tuple[str, ...] = ()
+) -> None:
+  """Applies the "key=value,key=value" behind the colon of --config=file.py:...
+
+  Args:
+    config: of a search or a study.
+    argument: "" for none. Every config of searches takes dataset, kinds, units, backbone, weights,
+      image_size, epochs and folds.
+    more: further keys, of "racing", "rule" and "start".
+
+  Raises:
+    ValueError: see `compare_config.parse_argument`; a backbone without weights.
+  """
+  allowed = ("dataset", "kinds", "units", "backbone", "weights", "image_size", "epochs", "folds")
+  given = compare_config.parse_argument(argument, (*allowed, *more))
+  compare_config.check_weights(given)
+  if "dataset" in given:
+    compare_config.use_dataset(config, given["dataset"])
+  compare_config.use_network(config, given)
+  search = config.search
+  if "kinds" in given:
+    search.kinds = tuple(given["kinds"].split("+"))
+  if "racing" in given:
+    choices.check("racing", given["racing"], ("yes", "no"))
+    search.racing = given["racing"] == "yes"
+  for name in ("units", "rule", "start"):
+    if name in given:
+      search[name] = given[name]
+  for name in ("epochs", "folds"):
+    if name in given:
+      search[name] = compare_config.integer(name, given[name])
+  check(config)

@@ -1,0 +1,354 @@
+"""Searches for the layers to train, and trains what was found beside the other methods.
+
+Every training is a line of the ledger, so a search that was killed goes on, and one search reads
+what another has trained. The search sees labelled training images only; the test split is read
+once, by the final comparison.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+import sys
+from typing import Any, TextIO
+
+import numpy as np
+
+from subtune_jax import data, weights
+from subtune_jax.data import dataset, splits
+from subtune_jax.report import records
+from subtune_jax.search import certificate, cost, evaluator, greedy, racing, scores, significance
+from subtune_jax.search import store as store_lib
+from subtune_jax.search import units as units_lib
+from subtune_jax.studies import progress as progress_lib
+from subtune_jax.studies import provenance
+from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies.compare import run as compare
+from subtune_jax.studies.search import config as search_config
+from subtune_jax.studies.search import page as search_page
+from subtune_jax.training import loop
+
+Row = dict[str, Any]
+FINAL = "final"  # folder of the final comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+  """What every part of a search needs."""
+
+  config: Any
+  evaluator: evaluator.Evaluator
+  progress: progress_lib.SearchProgress
+  races: list[racing.Race]
+
+  @property
+  def problem(self) -> evaluator.Problem:
+    return self.evaluator.problem
+
+  @property
+  def network(self) -> units_lib.Network:
+    return self.problem.network
+
+
+def run(
+  config: Any, workdir: str | os.PathLike, *, command: str = "", stream: TextIO | None = None
+) -> Row:
+  """Runs the searches, or goes on with those that were killed.
+
+  Args:
+    config: from `search_config.default()`.
+    workdir: where everything is written.
+    command: how the run was started, for the report.
+    stream: where progress and the tables go; standard output by default.
+
+  Returns:
+    The record, as written to WORKDIR/results.json.
+
+  Raises:
+    ValueError: a config that makes no sense, a workdir of another config, bad weights or data.
+  """
+  stream = stream or sys.stdout
+  search_config.check(config)
+  train = _load_train(config)
+  engine, pretrained = compare.load_network(config, len(train.class_names))
+  engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
+  problem = make_problem(config, train, engine, pretrained)
+  if config.search.final:
+    names = problem.network.blocks(problem.network.names[:1])
+    compare.check(search_config.final_config(config, names), len(train.class_names))
+  workdir, entered = workdir_lib.enter(workdir, config)
+  store = store_lib.Store(config.search.store or workdir / "search")
+  search = _make_search(config, problem, engine, store, stream)
+  search.progress.line(_first_line(config, problem, engine, workdir))
+  if entered or len(store):
+    search.progress.line(f"the ledger holds {len(store)} trainings, which will not be repeated")
+  found = _run_kinds(search)
+  record = _record(search, found, pretrained, command)
+  search.progress.line(record["certificate"]["text"])
+  search.evaluator.close()
+  search.progress.close()
+  if config.search.final:
+    record["final"] = _run_final(config, workdir, problem, record["chosen"], command, stream)
+  workdir_lib.write_json(workdir / records.RESULTS, record)
+  report = search_page.write_page(record, workdir)
+  stream.write(f"{search_page.format_text(record)}\n\nreport: {report}\n")
+  return record
+
+
+def _load_train(config: Any) -> dataset.Dataset:
+  """All labelled images that the search sees; with one fold, training then validation images."""
+  single = config.search.folds == 1
+  train = compare.load_split(config, config.data.train, "train" if single else config.search.split)
+  indices = compare.train_indices(config, train)
+  if indices is not None:
+    train = train.subset(indices)
+  for name in config.data.ood:  # of the final comparison; found missing now
+    data.require(name)
+  if not single:
+    return train
+  validation = compare.load_split(config, config.data.train, "validation")
+  return dataset.concatenate([train, validation], "trainval")
+
+
+def make_problem(
+  config: Any, train: dataset.Dataset, engine: loop.Engine, pretrained: weights.Pretrained
+) -> evaluator.Problem:
+  """The candidates, the folds and the pretrained network of a search."""
+  search = config.search
+  if search.folds == 1:
+    held = len(compare.load_split(config, config.data.train, "validation"))
+    rest = np.arange(len(train) - held)
+    folds = ((rest, np.arange(len(rest), len(train))),)
+  else:
+    folds = tuple(splits.fold_indices(train.labels, train.groups, search.folds, search.fold_seed))
+  network = units_lib.network(engine.model, search.units)
+  return evaluator.Problem(
+    network, pretrained.variables, pretrained.sha256, train, folds, tuple(search.seeds)
+  )
+
+
+def _make_search(config, problem, engine, store, stream) -> _Search:
+  progress = progress_lib.SearchProgress(len(problem.folds) * len(problem.seeds), stream)
+  trainer = evaluator.Evaluator(
+    problem, search_config.make_recipe(config), engine, store,
+    prefix_bytes=config.search.prefix_bytes, prefix_disk_bytes=config.search.prefix_disk_bytes,
+    on_done=progress.done, on_plan=progress.plan,
+  )  # fmt: skip
+  return _Search(config, trainer, progress, [])
+
+
+def _first_line(config, problem, engine, workdir) -> str:
+  n, search = len(problem.train), config.search
+  folds = f"{search.folds} folds" if search.folds > 1 else "held-out validation images"
+  return (
+    f"{config.name}: {', '.join(search.kinds)} over {len(problem.network.names)} units of "
+    f"{config.backbone.name}, {n} images of {problem.train.name} at {config.data.image_size} px, "
+    f"{folds}, {len(problem.seeds)} seeds, {search.epochs} epochs, on "
+    f"{provenance.devices(engine.mesh)}; results go to {workdir}"
+  )
+
+
+def _run_kinds(search: _Search) -> list[Row]:
+  """Every kind of search asked for, as the record has it."""
+  found = []
+  if search.config.search.references:
+    search.progress.what = progress_lib.REFERENCES
+    search.evaluator.evaluate([(), search.network.names])
+  for kind in search.config.search.kinds:
+    search.progress.what = kind
+    if kind == "greedy":
+      found += _greedy(search)
+      continue
+    sets = {
+      "profile": greedy.profile, "pairs": greedy.pairs,
+      "windows2": lambda network: greedy.windows(network, 2),
+      "windows3": lambda network: greedy.windows(network, 3),
+    }[kind](search.network)  # fmt: skip
+    search.evaluator.evaluate(sets)
+    width = {"windows2": 2, "windows3": 3}.get(kind)
+    found.append({"kind": "windows", "width": width} if width else {"kind": kind})
+  return found
+
+
+def _pick(search: _Search) -> greedy.Pick:
+  """How the best of a step is found: exactly, or by a race."""
+  if not search.config.search.racing:
+    return greedy.exact(search.network, search.evaluator.evaluate)
+
+  def pick(sets: Sequence[scores.Units], incumbent: scores.Score | None) -> greedy.Picked:
+    del incumbent
+    race = racing.race(
+      sets, search.evaluator.cells, len(search.problem.folds),
+      regret=search.config.search.regret, overlap=search.problem.overlap,
+      known=list(tried_scores(search.evaluator).values()),
+    )  # fmt: skip
+    search.races.append(race)
+    return greedy.Picked(race.scores[race.winner], race.scores)
+
+  return pick
+
+
+def _greedy(search: _Search) -> list[Row]:
+  """Greedy selection from each start asked for."""
+  options = search.config.search
+  rule = search_config.make_rule(search.config, search.problem.overlap)
+  budget = search_config.make_budget(search.config)
+  before = search.evaluator.seconds
+  common = {"budget": budget, "clock": lambda: search.evaluator.seconds - before}
+  paths = []
+  if options.start in ("none", "both"):
+    baseline = search.evaluator.evaluate([()])[()] if options.baseline == "head" else None
+    search.progress.what = "greedy forward"
+    paths.append(greedy.forward(search.network, _pick(search), rule, baseline=baseline, **common))
+  if options.start in ("all", "both"):
+    search.progress.what = "greedy backward"
+    everything = search.evaluator.evaluate([search.network.names])[search.network.names]
+    paths.append(greedy.backward(search.network, _pick(search), rule, everything, **common))
+  return [_path_row(path, rule, budget, options.racing) for path in paths]
+
+
+def _path_row(path: greedy.Path, rule, budget, racing_on: bool) -> Row:
+  steps = [
+    dataclasses.asdict(step)
+    | {"base": list(step.base), "chosen": list(step.chosen)}
+    | {"tried": [{"units": list(units), "mean": mean} for units, mean in step.tried]}
+    for step in path.steps
+  ]
+  return {
+    "kind": "greedy", "start": path.start, "rule": dataclasses.asdict(rule),
+    "budget": dataclasses.asdict(budget), "racing": racing_on, "steps": steps,
+    "chosen": list(path.chosen), "score": path.score.mean if path.score else None,
+    "stopped": path.stopped,
+  }  # fmt: skip
+
+
+def tried_scores(trainer: evaluator.Evaluator) -> dict[scores.Units, scores.Score]:
+  """The score of every set that was asked for, with the folds that were trained."""
+  folds = range(len(trainer.problem.folds))
+  cells: dict[scores.Units, set[int]] = {}
+  for row in trainer.used.values():
+    cells.setdefault(tuple(row["units"]), set()).add(row["fold"])
+  return {
+    units: scores.Score(
+      units, tuple(trainer.cells([units], f)[0] if f in there else None for f in folds)
+    )
+    for units, there in cells.items()
+  }
+
+
+def _choose(search: _Search, found: Sequence[Row], tried) -> tuple[scores.Units, str]:
+  """The set that the run stands for: greedy's, or the best of those that were tried."""
+  paths = [row for row in found if row["kind"] == "greedy"]
+  if paths:
+    ends = {tuple(row["chosen"]): row for row in paths if row["score"] is not None}
+    if not ends:
+      return (), "greedy: no unit earned its place"
+    units = greedy.best(search.network, [tried[units] for units in ends]).units
+    words = {"none": "forward", "all": "backward"}[ends[units]["start"]]
+    return units, f"greedy {words}, rule {ends[units]['rule']['kind']!r}"
+  names = search.network.names
+  candidates = [s for s in tried.values() if s.units and s.complete and s.units != names]
+  candidates = candidates or [tried[names]]
+  return greedy.best(search.network, candidates).units, "the highest mean"
+
+
+def _record(
+  search: _Search, found: list[Row], pretrained: weights.Pretrained, command: str
+) -> Row:  # fmt: skip
+  config, problem, network = search.config, search.problem, search.network
+  tried = tried_scores(search.evaluator)
+  chosen, why = _choose(search, found, tried)
+  sure = certificate.certify(
+    list(tried.values()), chosen, overlap=problem.overlap, level=config.search.level
+  )
+  order = sorted(tried, key=lambda units: (len(units), [network.names.index(u) for u in units]))
+  train = problem.train
+  engine = search.evaluator.engines[0]
+  return {
+    "kind": "search", "name": config.name, "title": config.title, "command": command,
+    **provenance.run_facts(engine.mesh),
+    "config": workdir_lib.as_json(config),
+    "backbone": compare.backbone_row(config, engine.model, pretrained),
+    "data": {
+      "train": train.name, "split": train.split, "class_names": list(train.class_names),
+      "num_examples": len(train), "num_folds": len(problem.folds),
+      "fold_sizes": [len(held) for _, held in problem.folds],
+      "fold_seed": config.search.fold_seed, "seeds": list(problem.seeds),
+      "attribution": data.attribution(train.name),
+    },
+    "units": [
+      {"name": unit.name, "blocks": list(unit.blocks), "params": network.unit_params(unit.name),
+       "macs": network.unit_macs(unit.name)} for unit in network.units.values()
+    ],
+    "head_params": network.head_params, "head_macs": network.head_macs,
+    "sets": [_set_row(search, tried[units]) for units in order],
+    "searches": found, "chosen": list(chosen), "chosen_by": why,
+    "certificate": _certificate_row(sure),
+    "cost": _cost_row(search),
+    "final": None,
+  }  # fmt: skip
+
+
+def _set_row(search: _Search, score: scores.Score) -> Row:
+  network, rows = search.network, search.evaluator.rows(score.units)
+  # Over folds, and no narrower than the held-out images allow.
+  low, high = significance.interval(score, search.problem.overlap, images=True)
+  return {
+    "units": list(score.units),
+    "by_fold": [None if np.isnan(a) else float(a) for a in score.by_fold],
+    "mean": score.mean, "low": low, "high": high, "complete": score.complete,
+    "trained_params": network.trained_params(score.units),
+    "fork_macs": network.fork_macs(score.units), "trainings": len(rows),
+    "seconds": round(sum(row["seconds"] for row in rows), 3),
+    "compile_seconds": round(sum(row["compile_seconds"] for row in rows), 3),
+  }  # fmt: skip
+
+
+def _certificate_row(sure: certificate.Certificate) -> Row:
+  return {
+    "chosen": list(sure.chosen), "probability_best": sure.probability_best,
+    "expected_regret": sure.expected_regret, "level": sure.level,
+    "undecided": [{"units": list(u), "probability": p} for u, p in sure.undecided],
+    "text": certificate.describe(sure),
+  }  # fmt: skip
+
+
+def _cost_row(search: _Search) -> Row:
+  """What the search took, and what it would have taken without sharing and racing."""
+  config, problem, trainer = search.config, search.problem, search.evaluator
+  shared = config.search.prefix_bytes > 0
+  flops = plain = 0
+  for row in trainer.used.values():
+    rest, held = problem.folds[row["fold"]]
+    macs = [
+      cost.training_macs(
+        search.network, tuple(row["units"]), num_train=len(rest), num_held_out=len(held),
+        epochs=config.search.epochs if row["units"] else 1, shared_prefix=share,
+      )
+      for share in (shared, False)
+    ]  # fmt: skip
+    flops, plain = flops + 2 * macs[0], plain + 2 * macs[1]
+  saved = sum(race.saved for race in search.races) * len(problem.seeds)
+  used = len(trainer.used)
+  if shared:
+    flops += 2 * cost.prefix_macs(search.network, len(problem.train))
+  notes = [note for prefix in trainer.prefixes for note in prefix.notes.values()]
+  return {
+    "trainings": used, "dropped_by_race": saved,
+    "seconds": round(sum(row["seconds"] for row in trainer.used.values()), 2),
+    "compile_seconds": round(sum(row["compile_seconds"] for row in trainer.used.values()), 2),
+    "flops": float(flops), "plain_trainings": used + saved,
+    "plain_flops": float(plain) * (used + saved) / max(used, 1),
+    "prefix_peak_bytes": max(prefix.peak_bytes for prefix in trainer.prefixes),
+    "prefix_budget_bytes": config.search.prefix_bytes, "notes": sorted(set(notes)),
+  }  # fmt: skip
+
+
+def _run_final(config, workdir: pathlib.Path, problem, chosen, command, stream) -> Row | None:
+  """The chosen set retrained on all training images, beside the other methods; reads the test."""
+  blocks = problem.network.blocks(tuple(chosen))
+  final = search_config.final_config(config, blocks)
+  if not blocks:
+    stream.write("no unit was chosen, so SubTuning is linear probing in the final comparison\n")
+  compare.run(final, workdir / FINAL, command=command, stream=stream)
+  return {"folder": FINAL}

@@ -1,0 +1,76 @@
+"""The folder of a run: made once with its config, entered again only with the same config."""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+from typing import Any
+
+from subtune_jax.report import records
+
+# Fields that change how a run goes on, not what it computes.
+_FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds")
+# Names of studies in configs of older runs.
+_RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
+
+
+def as_json(config: Any) -> dict[str, Any]:
+  """The config as plain JSON values."""
+  return json.loads(config.to_json_best_effort())
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON to a file, whole or not at all."""
+  text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+  records.write_atomically(path, text.encode())
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Lines "field: old -> new" for the fields that decide the result."""
+  old, new = records.flatten(old), records.flatten(new)
+  for name, values in _RENAMED.items():
+    old[name] = values.get(old.get(name), old.get(name))
+  return [
+    f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
+    for name in sorted(set(old) | set(new))
+    if name not in _FREE_FIELDS and old.get(name) != new.get(name)
+  ]
+
+
+def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
+  """Makes the workdir, or enters one that a run with the same config made.
+
+  Returns:
+    The folder, and whether an earlier run has been there.
+
+  Raises:
+    ValueError: another config, or something else, has been there.
+  """
+  path = pathlib.Path(path)
+  if path.exists() and not path.is_dir():
+    raise ValueError(f"workdir {path} is a file; choose another --workdir")
+  path.mkdir(parents=True, exist_ok=True)
+  new = as_json(config)
+  file = path / "config.json"
+  if not file.exists():
+    for leftover in path.glob(".config.json.*.tmp"):  # of a start that was killed here
+      leftover.unlink(missing_ok=True)
+    strangers = sorted(p.name for p in path.iterdir())
+    if strangers:
+      raise ValueError(
+        f"workdir {path} holds {', '.join(strangers[:5])} but no config.json, so no run made it; "
+        "choose an empty --workdir"
+      )
+    write_json(file, new)
+    return path, False
+  try:
+    old = json.loads(file.read_text())
+  except ValueError as e:
+    raise ValueError(f"{file} is damaged; choose another --workdir") from e
+  changed = differences(old, new)
+  if changed:
+    raise ValueError(
+      f"workdir {path} belongs to a run with another config:\n  " + "\n  ".join(changed)
+      + "\nchoose another --workdir, or go back to the old values"
+    )  # fmt: skip
+  return path, True

@@ -1,0 +1,375 @@
+"""How one stage is run: the convex probe in one go, or mini-batch steps epoch by epoch.
+
+The functions take the training under way (`loop._Training`): its engine, data, seed and variables.
+"""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subtune_jax import masks, methods
+from subtune_jax.training import (
+  auto_rates,
+  batches,
+  blockwise_step,
+  evaluate,
+  lolsgd,
+  probe,
+  timing,
+  trainable_split,
+)
+from subtune_jax.training import mesh as mesh_lib
+from subtune_jax.training import prefix as prefix_lib
+from subtune_jax.training import step as step_lib
+
+PyTree = Any
+
+
+class NonFiniteLossError(ValueError):
+  """The training loss became NaN or infinite."""
+
+
+def epoch_order(
+  seed: int, stage: int, epoch: int, n: int, batch_size: int, steps: int = 0
+) -> np.ndarray:
+  """[steps, batch] indices of one epoch.
+
+  A permutation without the rows that fill no batch; or, with `steps`, the next so many batches of
+  one permutation after the other.
+  """
+  if not steps:
+    order = np.random.default_rng([seed, stage, epoch]).permutation(n)
+    steps = n // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+  begin, end = (e * steps * batch_size for e in (epoch, epoch + 1))
+  passes = range(begin // n, -(-end // n))
+  rows = np.concatenate([np.random.default_rng([seed, stage, p]).permutation(n) for p in passes])
+  first = begin - passes.start * n
+  return rows[first : first + end - begin].reshape(steps, batch_size).astype(np.int32)
+
+
+def describe(stage: methods.Stage, plan: trainable_split.Plan, variables: PyTree) -> dict[str, Any]:
+  counts = masks.count_params(variables["params"], plan.labels)
+  solver = stage.solver
+  gradient = isinstance(solver, methods.Gradient)
+  return {
+    "title": stage.name,
+    "blocks": list(plan.blocks),
+    "trained_params": sum(n for label, n in counts.items() if label != masks.FROZEN),
+    "solver": solver.optimizer if gradient else "lbfgs",
+    "epochs": solver.epochs if gradient else 1,
+  }
+
+
+class Inputs(NamedTuple):
+  """What a stage reads of some examples.
+
+  Attributes:
+    x: images, or activations.
+    labels: integers, one per row of `x`.
+    rows: [n] positions of the examples in `x`; None where they are all of it.
+    start: the first unit that reads `x`; None for images.
+  """
+
+  x: Any
+  labels: np.ndarray
+  rows: np.ndarray | None
+  start: str | None
+
+
+def _stage_inputs(training: Any, plan: trainable_split.Plan) -> tuple[Inputs, Inputs | None]:
+  """(training, validation) inputs: cached activations where the prefix is constant."""
+  engine = training.engine
+  present = [x for x in (training.train, training.validation) if x is not None]
+  first = engine.model.block_names[0]
+  cached = engine.prefix_cache and engine.augmentation is None and plan.start != first
+  shared = [training.shares(x, plan.start) for x in present]
+  if cached and not all(shared):
+    needed = sum(_activation_bytes(training, x.images, plan.start) for x in present)
+    cached = needed <= engine.resident_bytes
+    if not cached:
+      logging.info(
+        "what comes before %s is run in every step: its cache would take %.1f GB of the %.1f "
+        "allowed", plan.start, needed / 1e9, engine.resident_bytes / 1e9,
+      )  # fmt: skip
+  start = plan.start if cached else None
+  train, *validation = (
+    _inputs(training, x, start, own) for x, own in zip(present, shared, strict=True)
+  )
+  return train, validation[0] if validation else None
+
+
+def _inputs(training: Any, examples: Any, start: str | None, shared: bool) -> Inputs:
+  """What the units from `start` on read of the examples; None is the images.
+
+  Args:
+    training: under way.
+    examples: its training or validation set.
+    start: a unit, or None.
+    shared: whether the shared activations of the examples hold for `start`.
+  """
+  if isinstance(examples, prefix_lib.Rows) and (start is None or shared):
+    x = None if start is None else examples.prefix.at(start)
+    if x is None:
+      x, start = examples.prefix.images_on_device(), None
+    return Inputs(x, examples.all_labels, examples.rows, start)
+  if start is None:
+    return Inputs(examples.images, examples.labels, None, None)
+  options = training.engine.options() | {"batch_size": training.batch_size, "stop": start}
+  x = evaluate.run_units(training.engine.model, training.variables, examples.images, **options)
+  return Inputs(x, examples.labels, None, start)
+
+
+def _activation_bytes(training: Any, x: Any, stop: str) -> int:
+  """What `stop` reads of every row of `x` takes."""
+  model = training.engine.model
+  image = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+  out = jax.eval_shape(lambda v, i: model.apply(v, i, stop=stop), training.variables, image)
+  return len(x) * out.size * out.dtype.itemsize
+
+
+def probe_stage(
+  training: Any, index: int, stage: methods.Stage, plan: trainable_split.Plan, found: Any
+) -> PyTree:
+  """The convex stage: L-BFGS on cached features, strength chosen on validation."""
+  del found  # solved anew: it takes seconds
+  watch = timing.Watch()
+  model = training.engine.model
+  sets = [x for x in (training.train, training.validation) if x is not None]
+  features = [_features(training, x) for x in sets]
+  labels = [np.asarray(x.labels) for x in sets]
+  path = probe.fit_path(
+    features[0], labels[0], num_classes=model.num_classes, l2=stage.solver.l2,
+    standardize=stage.solver.standardize, max_steps=stage.solver.max_steps,
+  )  # fmt: skip
+  if training.validation is None:
+    chosen, note = 0, {"l2": float(path.l2[0])}
+  else:
+    choice = probe.choose(path, features[1], labels[1])
+    chosen, note = choice.index, _probe_note(path, choice)
+  head = path.head(chosen)
+  if stage.solver.rescale:
+    head = probe.rescale(head, np.std(training.variables["params"]["head"]["kernel"]))
+  logits, *validation = (f @ head["kernel"] + head["bias"] for f in features)
+  watch.add_to(training)
+  training.stages[index] |= note
+  row = {
+    "stage": index,
+    "epoch": 1,
+    "train_loss": evaluate.cross_entropy(logits, labels[0]),
+    "train_accuracy": evaluate.accuracy(logits, labels[0]),
+  }
+  variables = {
+    **training.variables,
+    "params": {**training.variables["params"], "head": jax.tree.map(jnp.asarray, head)},
+  }
+  training.record(row, validation[0] if validation else None, lambda: variables)
+  return variables
+
+
+def _features(training: Any, examples: Any) -> np.ndarray:
+  """What the head reads, [n, features] float32."""
+  engine = training.engine
+  if engine.prefix_cache and training.shares(examples, trainable_split.HEAD):
+    kept = examples.prefix.at(trainable_split.HEAD)
+    if kept is not None:
+      return np.asarray(kept[examples.rows], np.float32)
+  options = engine.options() | {"stop": trainable_split.HEAD}
+  features = evaluate.run_units(engine.model, training.variables, examples.images, **options)
+  return np.asarray(features, np.float32)
+
+
+def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
+  """What a record keeps of the strengths that were tried."""
+  return {
+    "l2": float(path.l2[choice.index]),
+    "grid": [
+      {
+        "learning_rate": float(l2),
+        "validation_accuracy": float(acc),
+        "validation_loss": float(loss),
+      }
+      for l2, acc, loss in zip(path.l2, choice.accuracy, choice.loss, strict=True)
+    ],
+    "grid_edge": bool(choice.at_edge),
+  }
+
+
+def gradient_stage(
+  training: Any, index: int, stage: methods.Stage, plan: trainable_split.Plan, found: Any
+) -> PyTree:
+  """Mini-batch steps; evaluates on validation and may write a checkpoint after every epoch."""
+  engine, mesh = training.engine, training.engine.mesh
+  watch = timing.Watch()
+  inputs, validation = _stage_inputs(training, plan)
+  n, epochs = len(training.train.labels), stage.solver.epochs
+  steps = stage.solver.steps_per_epoch or n // training.batch_size
+  spec = step_lib.StepSpec(
+    engine.model, plan, stage, epochs * steps, engine.preprocessing,
+    None if inputs.start else engine.augmentation, inputs.start,
+  )  # fmt: skip
+  assembled = _assembled(engine, spec)
+  moving, fixed = trainable_split.split_variables(training.variables, plan)
+  create = (assembled or spec).create_state
+  state = create(mesh_lib.put(moving, mesh))
+  first_epoch = 0
+  if found and found.note["stage"] == index:
+    state, first_epoch = found.fill("state", state), found.note["epoch"]
+  state = mesh_lib.put(state, mesh)
+  fixed = jax.device_put(fixed, mesh_lib.replicated(mesh))
+  initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
+  columns = getattr(training.train, "columns", batches.NO_COLUMNS)
+  source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
+  compile_epoch = _compile_streamed if source.streamed else _compile_resident
+  example = _first_order(training, stage.solver)
+  run_epoch = compile_epoch(training, assembled or spec, state, fixed, initial, source, example)
+  set_rates = auto_rates.setter(training, spec, fixed, source)
+  for epoch in range(first_epoch, epochs):
+    order = epoch_order(
+      training.seed, index, epoch, n, training.batch_size, stage.solver.steps_per_epoch
+    )
+    if inputs.rows is not None:
+      order = inputs.rows[order].astype(np.int32)
+    state, rates = set_rates(state, order, epoch)
+    if stage.solver.leave_out is None:
+      state, metrics = run_epoch(state, order, epoch)
+    else:
+      orders = lolsgd.orders(
+        stage.solver.leave_out, np.asarray(inputs.labels), order, [training.seed, index, epoch]
+      )
+      state, metrics = lolsgd.run(run_epoch, state, orders, epoch, mesh)
+    _check_finite(metrics["loss"], stage, epoch)
+    logits = None
+    if validation is not None and (training.validate == "epoch" or epoch + 1 == epochs):
+      options = engine.options() | {"start": validation.start, "rows": validation.rows}
+      logits = evaluate.predict(engine.model, _current(state, fixed), validation.x, **options)
+    watch.add_to(training)
+    row = {"stage": index, "epoch": epoch + 1} | _measured(metrics, order.size) | rates
+    training.record(row, logits, functools.partial(_current, state, fixed))
+    training.save(index, epoch + 1, state)
+    watch.lap()  # hooks and checkpoints are not training
+  return _current(state, fixed)
+
+
+def _measured(metrics: Any, num_seen: int) -> dict[str, float]:
+  """What an epoch says of itself; the share of time spent waiting for data where it streams."""
+  row = {
+    "train_loss": float(np.mean(metrics["loss"])),
+    "train_accuracy": float(np.sum(metrics["correct"]) / num_seen),
+    "gradient_norm": float(np.mean(metrics["gradient_norm"])),
+  }
+  if "data_wait" in metrics:
+    row["data_wait"] = float(metrics["data_wait"])
+  return row
+
+
+def _assembled(engine: Any, spec: step_lib.StepSpec) -> blockwise_step.Step | None:
+  """The step in pieces, where the engine asks for it and the stage allows it."""
+  if not engine.in_pieces:
+    return None
+  reason = blockwise_step.why_not(spec, engine.mesh.size)
+  if reason:
+    logging.info("stage %r is compiled whole, because of %s", spec.stage.name, reason)
+    return None
+  return blockwise_step.Step(spec)
+
+
+def _current(state: step_lib.TrainState, fixed: PyTree) -> PyTree:
+  """The whole variables; the running average, if any, in place of the trained leaves."""
+  moving = state.moving
+  if state.average is not None:
+    moving = {**moving, "params": state.average}
+  return trainable_split.join_variables(moving, fixed)
+
+
+def _view(training: Any, epoch: int) -> dict[str, jax.Array]:
+  seen = {"seed": np.int32(training.seed), "epoch": np.int32(epoch)}
+  return jax.device_put(seen, mesh_lib.replicated(training.engine.mesh))
+
+
+def _first_order(training: Any, solver: methods.Gradient) -> np.ndarray:
+  """An order of the right shape, to compile with."""
+  n, steps = len(training.train.labels), solver.steps_per_epoch
+  return epoch_order(training.seed, 0, 0, n, training.batch_size, steps)
+
+
+def _compile_resident(training: Any, spec, state, fixed, initial, source, order):
+  """(state, order [steps, batch], epoch) -> (state, metrics [steps]); a step whole or in pieces."""
+  mesh = training.engine.mesh
+  data = batches.resident(source, mesh)
+  assembled = isinstance(spec, blockwise_step.Step)
+  scan = False if assembled else training.engine.scan
+  scan = jax.default_backend() != "cpu" if scan is None else scan
+  sharding = mesh_lib.split(mesh)
+  if scan:
+    sharding = jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec(None, mesh_lib.DATA_AXIS)
+    )
+  if assembled:
+    step = spec
+  else:
+    sample = jax.device_put(order if scan else order[0], sharding)
+    step, _ = step_lib.compile_step(
+      spec, mesh, state, fixed, initial, data, sample, _view(training, 0), scan=scan
+    )
+
+  def run_epoch(state, order, epoch):
+    seen = _view(training, epoch)
+    if scan:
+      return step(state, fixed, initial, data, jax.device_put(order, sharding), seen)
+    rows = []
+    for indices in order:
+      state, metrics = step(state, fixed, initial, data, jax.device_put(indices, sharding), seen)
+      rows.append(metrics)
+    return state, _stacked(rows)
+
+  return run_epoch
+
+
+def _compile_streamed(training: Any, spec, state, fixed, initial, source, order):
+  """As `_compile_resident`, a batch at a time; "data_wait" is the share of the epoch spent waiting
+  for batches."""
+  mesh = training.engine.mesh
+  example = batches.one(source, order[0], mesh)
+  step = spec
+  if not isinstance(spec, blockwise_step.Step):
+    step, _ = step_lib.compile_step(
+      spec, mesh, state, fixed, initial, example, None, _view(training, 0)
+    )
+
+  def run_epoch(state, order, epoch):
+    begin = time.perf_counter()
+    seen, rows = _view(training, epoch), []
+    with batches.stream(source, order, mesh) as ahead:
+      for batch in ahead:
+        state, metrics = step(state, fixed, initial, batch, None, seen)
+        rows.append(metrics)
+      metrics = _stacked(rows)
+    share = ahead.waited_seconds / (time.perf_counter() - begin)
+    logging.info("epoch %d: %.0f %% of the time was spent waiting for data", epoch + 1, 100 * share)
+    return state, metrics | {"data_wait": share}
+
+  return run_epoch
+
+
+def _stacked(rows: list[Any]) -> dict[str, np.ndarray]:
+  """Metrics [steps] on the host."""
+  rows = jax.device_get(rows)
+  return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+
+
+def _check_finite(losses: Any, stage: methods.Stage, epoch: int) -> None:
+  losses = np.asarray(losses)
+  bad = np.flatnonzero(~np.isfinite(losses))
+  if len(bad):
+    step = epoch * len(losses) + int(bad[0]) + 1
+    rates = dict(stage.solver.learning_rates)
+    raise NonFiniteLossError(
+      f"the loss is {losses[bad[0]]} at step {step} (epoch {epoch + 1}) of stage {stage.name!r} "
+      f"with learning rates {rates}; lower them, or clip the gradient (clip_norm)"
+    )
