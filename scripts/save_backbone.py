@@ -13,7 +13,7 @@ import pathlib
 import sys
 
 from subtune_jax import models, weights
-from subtune_jax.report import records
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.training import export
 
 
@@ -24,7 +24,7 @@ def save(workdir: pathlib.Path, path: pathlib.Path) -> None:
     ValueError: the run has not exactly one chosen training, or is not from random weights.
     FileNotFoundError: there is no finished run.
   """
-  record = json.loads((workdir / records.RESULTS).read_text())
+  record = json.loads((workdir / compare_record.RESULTS).read_text())
   keys = [t["key"] for t in record["trainings"] if t["chosen"]]
   backbone, config = record["backbone"], record["config"]["backbone"]
   if len(keys) != 1 or backbone["weights"] != "random":

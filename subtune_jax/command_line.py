@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from subtune_jax.report import records
 from subtune_jax.studies import workdir
 
 CONFIGS = pathlib.Path("configs")
@@ -68,7 +67,7 @@ def parse(argv: list[str]) -> list[str]:
   files = [a.removeprefix("config=") for a in given if a.startswith("config=")]
   try:
     if files:
-      fields = list(records.flatten(workdir.as_json(_load_config(files[-1]))))
+      fields = list(workdir.flatten(workdir.as_json(_load_config(files[-1]))))
       for argument in given:
         name = argument.split("=", 1)[0].removeprefix("config.")
         if argument.startswith("config.") and name not in fields:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subtune_jax.report import plots, style, table
+from subtune_jax.report import charts, estimate, style, words
 
 if TYPE_CHECKING:
   from matplotlib.artist import Artist
@@ -46,7 +46,7 @@ def label_room(names: Sequence[str]) -> float:
 def interval(
   axes: "Axes",
   at: float,
-  value: table.Estimate,
+  value: estimate.Estimate,
   color: str,
   *,
   line: float = 1.5,
@@ -101,7 +101,7 @@ def point(
   )[0]
 
 
-def level_line(axes: "Axes", value: table.Estimate, color: str, dashes: Any) -> None:
+def level_line(axes: "Axes", value: estimate.Estimate, color: str, dashes: Any) -> None:
   """A horizontal line at an accuracy, with its interval as a band."""
   if not (math.isnan(value.low) or math.isnan(value.high)):
     axes.axhspan(100 * value.low, 100 * value.high, color=color, alpha=0.09, linewidth=0, zorder=0)
@@ -142,11 +142,11 @@ def legend(figure: "Figure", entries: Sequence[tuple["Artist", str]]) -> None:
   """A legend above all axes, in as many columns as the figure is wide."""
   figure.legend(
     [handle for handle, _ in entries],
-    [plots.plain(plots.shorten(label, LONGEST_SET)) for _, label in entries],
+    [charts.plain(words.shorten(label, LONGEST_SET)) for _, label in entries],
     loc="outside upper left",
     ncols=_legend_columns([label for _, label in entries], figure.get_figwidth()),
     frameon=False,
-    fontsize=plots.SIZE - 0.5,
+    fontsize=charts.SIZE - 0.5,
     handletextpad=0.5,
     columnspacing=1.6,
   )
@@ -172,7 +172,7 @@ def accuracy_axis(axes: "Axes", values: Sequence[float], label: str = ACCURACY) 
   axes.set_ylim(low, high)
   axes.yaxis.set_major_locator(ticker.MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
   note = "" if low == 0 else f"\n(axis starts at {low:.0f} %)"
-  axes.set_ylabel(label + note, fontsize=plots.SIZE)
+  axes.set_ylabel(label + note, fontsize=charts.SIZE)
 
 
 def unit_ticks(
@@ -180,13 +180,13 @@ def unit_ticks(
 ) -> None:
   """Names of units at x = 0, 1, ...: slanted where they would touch, upright where even that is
   too wide; `width` is the axis in inches."""
-  short = [plots.shorten(name, _LONGEST) for name in names]
-  axes.set_xticks(range(len(names)), [plots.plain(name) for name in short], fontsize=plots.SMALL)
+  short = [words.shorten(name, _LONGEST) for name in names]
+  axes.set_xticks(range(len(names)), [charts.plain(name) for name in short], fontsize=charts.SMALL)
   labels, room = axes.get_xticklabels(), width / max(len(names), 1)
   if max(map(len, short)) * _CHAR + 0.06 > room:
     turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     if room < 0.2:
-      turn = {"rotation": 90, "fontsize": plots.SMALL - 1.5}
+      turn = {"rotation": 90, "fontsize": charts.SMALL - 1.5}
     for text in labels:
       text.set(**turn)
   _embolden(labels, names, bold)
@@ -194,8 +194,8 @@ def unit_ticks(
 
 def row_ticks(axes: "Axes", names: Sequence[str], *, bold: Sequence[str] = ()) -> None:
   """Names at y = 0, 1, ..."""
-  short = ["\n".join(plots.shorten(line, _LONGEST) for line in n.split("\n")) for n in names]
-  axes.set_yticks(range(len(names)), [plots.plain(name) for name in short], fontsize=plots.SMALL)
+  short = ["\n".join(words.shorten(line, _LONGEST) for line in n.split("\n")) for n in names]
+  axes.set_yticks(range(len(names)), [charts.plain(name) for name in short], fontsize=charts.SMALL)
   _embolden(axes.get_yticklabels(), names, bold)
 
 
@@ -216,7 +216,7 @@ def heat_map(
   axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
   axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
   axes.grid(True, which="minor", color="white", linewidth=1.2)
-  axes.tick_params(which="both", length=0, colors=style.INK, labelsize=plots.SMALL)
+  axes.tick_params(which="both", length=0, colors=style.INK, labelsize=charts.SMALL)
   axes.spines[:].set_visible(False)
   return image
 
@@ -239,7 +239,7 @@ def in_cell(
     ha="center",
     va="center",
     color=ink_on(image, value),
-    **{"fontsize": plots.SMALL, **how},
+    **{"fontsize": charts.SMALL, **how},
   )
 
 
@@ -274,8 +274,8 @@ def color_bar(figure: "Figure", image: "AxesImage", axes: "Axes", label: str) ->
   """A colour bar as high as the cells, at their right."""
   inches = max(axes.get_window_extent().width / figure.dpi, 1.0)
   bar = figure.colorbar(image, cax=axes.inset_axes([1 + 0.15 / inches, 0, 0.2 / inches, 1]))
-  bar.set_label(label, fontsize=plots.SIZE)
-  bar.ax.tick_params(labelsize=plots.SMALL)
+  bar.set_label(label, fontsize=charts.SIZE)
+  bar.ax.tick_params(labelsize=charts.SMALL)
   bar.outline.set_visible(False)
 
 
@@ -324,7 +324,7 @@ def gain_map(
   """
   image = heat_map(axes, values, *gain_colors(values), aspect="auto")
   room = width / values.shape[1]
-  size = plots.SMALL if room > 0.55 else plots.SMALL - 1.5
+  size = charts.SMALL if room > 0.55 else charts.SMALL - 1.5
   for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
     value = values[row, column]
     text = f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if room > 0.4 else ""

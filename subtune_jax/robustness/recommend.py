@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from subtune_jax.report import intervals, table
+from subtune_jax.report import estimate, intervals, words
 
 # Proxy A-distance (0 to 2) from which a shift counts as large: 90 % of the images told apart.
 LARGE_SHIFT = 1.6
@@ -67,7 +67,7 @@ def recommend(
   leaders = [best]
   leaders += [
     name for name in correct
-    if name != best and table.Estimate(*against[name]).verdict == table.UNDECIDED
+    if name != best and estimate.Estimate(*against[name]).verdict == estimate.UNDECIDED
   ]  # fmt: skip
   reasons = [_who_leads(means, leaders, titles)]
   poor = probe in correct and probe not in leaders
@@ -113,7 +113,7 @@ def _quality(means, against, best, probe, titles, poor) -> str:
   text = f"The probe on the pretrained features reaches {100 * means[probe]:.1f} % on validation"
   if probe == best:
     return f"{text}, and no method is above it: the features are good for this task."
-  difference = table.difference_text(table.Estimate(*against[probe]))
+  difference = words.difference(estimate.Estimate(*against[probe]))
   judged = "are not enough for this task" if poor else "serve this task about as well as tuned ones"
   return f"{text}, {difference} points from {titles[best]}: the features {judged}."
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, plots, style
+from subtune_jax.report import chart_elements, charts, style
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ def toy(picture: Mapping[str, Any]) -> "Figure":
   Returns:
     A matplotlib figure. Fine-tuning has one line per head, which is written at it.
   """
-  figure = plots.new_figure(11.6, 4.1)
+  figure = charts.new_figure(11.6, 4.1)
   features, models, errors = figure.subplots(1, 3)
   _draw_features(features, picture)
   _draw_models(models, picture)
@@ -60,15 +60,15 @@ def _dashes(number: int):
 
 def _plane(axes, picture: Mapping[str, Any], title: str) -> None:
   """Axes through the origin with the inputs on x."""
-  plots.clean(axes)
+  charts.clean(axes)
   axes.grid(False)
   axes.axhline(0, color=style.GRID, linewidth=1, zorder=0)
   axes.axvline(0, color=style.GRID, linewidth=1, zorder=0)
   inputs = np.asarray(picture["inputs"])
   axes.plot(inputs[:, 0], inputs[:, 1], "o", color=_DATA, markersize=4, zorder=1)
-  axes.set_title(title, fontsize=plots.SIZE, loc="left")
-  axes.set_xlabel("direction of all inputs", fontsize=plots.SIZE)
-  axes.set_ylabel("direction that no input has", fontsize=plots.SIZE)
+  axes.set_title(title, fontsize=charts.SIZE, loc="left")
+  axes.set_xlabel("direction of all inputs", fontsize=charts.SIZE)
+  axes.set_ylabel("direction that no input has", fontsize=charts.SIZE)
   points = np.concatenate([np.reshape(picture[key], (-1, 2)) for key in _POINTS])
   room = 0.3
   axes.set_xlim(points[:, 0].min() - room, points[:, 0].max() + room)
@@ -92,7 +92,7 @@ def _note(axes, text: str, at, shift, color: str = style.INK, **how) -> None:
     at,
     shift,
     textcoords="offset points",
-    fontsize=plots.SMALL,
+    fontsize=charts.SMALL,
     color=color,
     **how,
   )
@@ -179,7 +179,7 @@ def _draw_errors(axes, picture: Mapping[str, Any]) -> None:
   axes.set_yscale("log")
   axes.set_ymargin(0.12)
   title = "OOD error: FT's depends on its head,\nhowever early it is stopped"
-  axes.set_title(title, fontsize=plots.SIZE, loc="left")
-  axes.set_xlabel("time of the gradient flow", fontsize=plots.SIZE)
-  axes.set_ylabel("mean squared error, all directions", fontsize=plots.SIZE)
-  plots.clean(axes)
+  axes.set_title(title, fontsize=charts.SIZE, loc="left")
+  axes.set_xlabel("time of the gradient flow", fontsize=charts.SIZE)
+  axes.set_ylabel("mean squared error, all directions", fontsize=charts.SIZE)
+  charts.clean(axes)

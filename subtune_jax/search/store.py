@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.report import records
+from subtune_jax import files
 from subtune_jax.training import ledger as ledger_lib
 
 Row = dict[str, Any]
@@ -63,7 +63,7 @@ class Store:
 
   def add(self, row: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the logits, then the line, which makes the training finished."""
-    records.write_npz(self._logits / f"{row['key']}.npz", arrays)
+    files.write_npz(self._logits / f"{row['key']}.npz", arrays)
     self._ledger.append(row)
     self._rows[row["key"]] = dict(row)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.report import records
+from subtune_jax import files
 from subtune_jax.training import loop
 
 Row = Mapping[str, Any]
@@ -24,7 +24,7 @@ def read(file: pathlib.Path) -> dict[str, np.ndarray]:
   Raises:
     FileNotFoundError, ValueError: it is missing or damaged.
   """
-  return records.read_npz(file, "what was seen of a training")
+  return files.read_npz(file, "what was seen of a training")
 
 
 def watch(
@@ -43,7 +43,7 @@ def watch(
   def of(key: str) -> loop.OnVariables:
     def on_variables(epoch, variables):
       if wanted(epoch):
-        records.write_npz(path(workdir, key, epoch), look(variables))
+        files.write_npz(path(workdir, key, epoch), look(variables))
 
     return on_variables
 

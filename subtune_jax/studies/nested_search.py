@@ -8,8 +8,10 @@ from typing import Any, TextIO
 
 import jax
 
-from subtune_jax.report import intervals, records, table
+from subtune_jax.report import intervals
 from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.search import run as search
 
@@ -34,7 +36,7 @@ def finished(folder: pathlib.Path, config: Any) -> Row | None:
   Raises:
     ValueError: it was run with other settings, or its record is damaged.
   """
-  path = folder / records.RESULTS
+  path = folder / compare_record.RESULTS
   if not path.is_file():
     return None
   record = read(path)
@@ -77,10 +79,10 @@ def own_config(config: Any, fields: tuple[str, ...], name: str, title: str) -> A
   return made
 
 
-def final_run(folder: pathlib.Path) -> tuple[records.Run, table.Summary]:
+def final_run(folder: pathlib.Path) -> tuple[compare_record.Run, summary_lib.Summary]:
   """The final comparison of a search, and its statistics."""
-  run = records.load(folder / search.FINAL)
-  return run, table.summarize(run)
+  run = compare_record.load(folder / search.FINAL)
+  return run, summary_lib.summarize(run)
 
 
 def scores_on_test(folder: pathlib.Path) -> dict[str, Row]:

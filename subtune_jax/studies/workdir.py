@@ -6,12 +6,23 @@ import os
 import pathlib
 from typing import Any
 
-from subtune_jax.report import records
+from subtune_jax import files
 
 # Fields that change how a run goes on, not what it computes.
 _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds")
 # Names of studies in configs of older runs.
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Fields of a nested config by dotted name: {"data.image_size": 64}."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[f"{prefix}{name}"] = value
+  return flat
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -22,12 +33,12 @@ def as_json(config: Any) -> dict[str, Any]:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON to a file, whole or not at all."""
   text = json.dumps(value, indent=1, sort_keys=True) + "\n"
-  records.write_atomically(path, text.encode())
+  files.write_atomically(path, text.encode())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Lines "field: old -> new" for the fields that decide the result."""
-  old, new = records.flatten(old), records.flatten(new)
+  old, new = flatten(old), flatten(new)
   for name, values in _RENAMED.items():
     old[name] = values.get(old.get(name), old.get(name))
   return [

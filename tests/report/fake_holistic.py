@@ -5,7 +5,8 @@ import pathlib
 
 import numpy as np
 
-from subtune_jax.report import records
+from subtune_jax import files
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import intervals as holistic_intervals
 from subtune_jax.studies.holistic_transfer import numbers as holistic_numbers
@@ -64,7 +65,7 @@ class Study:
 
   def _write(self, file: str, arrays) -> str:
     (self.workdir / file).parent.mkdir(parents=True, exist_ok=True)
-    records.write_npz(self.workdir / file, arrays)
+    files.write_npz(self.workdir / file, arrays)
     return file
 
   def partition(self, seed: int, how: str, num_seen: int) -> int:
@@ -211,5 +212,5 @@ def _record(study: Study, methods, units, num_classes: int, pcv: bool) -> dict:
       "blocks": blocks,
     },
   }  # fmt: skip
-  (study.workdir / records.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  (study.workdir / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
   return record

@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from subtune_jax.report import records
+from subtune_jax.studies.compare import record as compare_record
 
 DOMAINS = ("noto", "twemoji", "openmoji", "fluent")
 SKILL = {
@@ -166,12 +166,12 @@ def write(
         "history": _history(method, rng), "test": tests,
       })  # fmt: skip
   record = _record(names, list(class_names), num_test, methods, trainings)
-  (workdir / records.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  (workdir / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
   images = {
     name: np.stack([_image(label, shade, rng) for label in labels[:num_images]])
     for shade, name in enumerate(names)
   }
-  records.save_images(workdir, images, {name: ids[name][:num_images] for name in names})
+  compare_record.save_images(workdir, images, {name: ids[name][:num_images] for name in names})
   return record
 
 

@@ -11,8 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from subtune_jax import calibration
-from subtune_jax.report import html, plots, records, style
+from subtune_jax import calibration, files
+from subtune_jax.report import charts, html, style
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import curve_figures as holistic_curves
 from subtune_jax.studies.holistic_transfer import figures as holistic_plots
 from subtune_jax.studies.holistic_transfer import page as holistic_page
@@ -39,7 +40,7 @@ STUDIES = {"sizes", "sweep", "blocks"}
 def small_images():
   """Figures of fewer pixels, which are drawn faster."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(plots, "DPI", 30)
+    patch.setattr(charts, "DPI", 30)
     yield
 
 
@@ -326,7 +327,7 @@ def test_a_sweep_that_diverged_everywhere(whole):
   for network in record["holistic"]["networks"]:
     if network["use"] == "sweep":
       network |= {"epochs": [], "validation_accuracy": None}
-  plots.png(holistic_studies.sweep(holistic_records.of(record, whole.workdir)))
+  charts.png(holistic_studies.sweep(holistic_records.of(record, whole.workdir)))
 
 
 def test_units_stand_beside_fine_tuning(whole):
@@ -392,7 +393,7 @@ def test_a_page_loads_nothing(bare):
   ],
 )
 def test_other_records_are_refused(bare, change, words):
-  record = json.loads((bare.workdir / records.RESULTS).read_text(encoding="utf-8"))
+  record = json.loads((bare.workdir / compare_record.RESULTS).read_text(encoding="utf-8"))
   change(record)
   with pytest.raises(ValueError, match=words):
     holistic_page.write_page(record, bare.workdir)
@@ -407,7 +408,7 @@ def test_files_that_are_not_there_damaged_or_of_something_else(bare, tmp_path):
   path.write_bytes(b"PK\x03\x04 no archive")
   with pytest.raises(ValueError, match="is damaged"):
     found.curves("pretrained")
-  records.write_npz(path, {"test/labels": np.zeros(3, int)})
+  files.write_npz(path, {"test/labels": np.zeros(3, int)})
   with pytest.raises(ValueError, match="lacks"):
     found.curves("pretrained")
   with pytest.raises(ValueError, match="outside of"):

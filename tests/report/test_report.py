@@ -12,7 +12,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from subtune_jax.report import html, plots, records, style, table
+from subtune_jax import files as files_lib
+from subtune_jax.report import document, estimate, html, style, terminal, words
+from subtune_jax.studies.compare import figures as compare_figures
+from subtune_jax.studies.compare import page as compare_page
+from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.compare import summary as summary_lib
 from tests.report import fake_run
 
 HOSTILE = '<script>alert("1")</script> & $x_0$'
@@ -29,8 +34,8 @@ def workdir(tmp_path_factory) -> pathlib.Path:
   record["methods"][1]["title"] = f"FT {HOSTILE}"
   record["methods"][2]["stages"][0]["title"] = HOSTILE
   record["data"]["attribution"] = {"noto": HOSTILE}
-  (path / records.RESULTS).write_text(json.dumps(record), encoding="utf-8")
-  html.write_report(path)
+  (path / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  compare_page.write_report(path)
   return path
 
 
@@ -42,13 +47,18 @@ def small(tmp_path) -> pathlib.Path:
 
 
 def edit(workdir: pathlib.Path, change) -> None:
-  path = workdir / records.RESULTS
+  path = workdir / compare_record.RESULTS
   record = json.loads(path.read_text(encoding="utf-8"))
   change(record)
   path.write_text(json.dumps(record), encoding="utf-8")
 
 
-def run_of(right: dict[str, dict[str, list[list[int]]]]) -> records.Run:
+def text_of(summary: summary_lib.Summary, **how) -> str:
+  """What a terminal shows of the numbers."""
+  return terminal.render(document.Document("", "", compare_page.numbers(summary)), **how)
+
+
+def run_of(right: dict[str, dict[str, list[list[int]]]]) -> compare_record.Run:
   """A run whose test sets are given as {set: {method: right (1) or wrong (0) [seeds][images]}}."""
   tests = {}
   for name, by_method in right.items():
@@ -57,7 +67,9 @@ def run_of(right: dict[str, dict[str, list[list[int]]]]) -> records.Run:
     ids = np.array([f"{name}/{i}" for i in range(size)])
     groups = np.array([f"concept{i}" for i in range(size)])
     labels = np.zeros(size, np.int32)
-    tests[name] = records.TestSet(name, labels, groups, ids, matrices, tuple(range(num_seeds)))
+    tests[name] = compare_record.TestSet(
+      name, labels, groups, ids, matrices, tuple(range(num_seeds))
+    )
   methods = list(next(iter(right.values())))
   names = list(right)
   trainings = [
@@ -75,7 +87,7 @@ def run_of(right: dict[str, dict[str, list[list[int]]]]) -> records.Run:
     "methods": entries,
     "trainings": trainings,
   }
-  return records.Run(pathlib.Path("."), record, tests)
+  return compare_record.Run(pathlib.Path("."), record, tests)
 
 
 def test_summary_is_that_by_hand():
@@ -86,7 +98,7 @@ def test_summary_is_that_by_hand():
       "d/c": {"lp": [[1, 1, 0, 0], [1, 1, 0, 0]], "ft": [[1, 0, 0, 0], [1, 0, 0, 0]]},
     }
   )
-  summary = table.summarize(run, num_resamples=200)
+  summary = summary_lib.summarize(run, num_resamples=200)
   assert [c.title for c in summary.columns] == ["a (ID)", "b", "c", "mean OOD"]
   lp, ft = summary.rows
   assert [lp.accuracy[c.key].mean for c in summary.columns] == pytest.approx(
@@ -110,14 +122,14 @@ def test_a_winner_needs_every_difference_to_exclude_zero():
   right, wrong = [[1] * 40] * 2, [[0] * 40] * 2
   mixed = [[1, 0] * 20] * 2
   run = run_of({"d/a": {"lp": wrong, "ft": right, "other": mixed}})
-  summary = table.summarize(run, num_resamples=200)
+  summary = summary_lib.summarize(run, num_resamples=200)
   assert summary.leaders == {"d/a": ("ft",)}
   assert summary.winner("d/a") == "ft"
   run = run_of({"d/a": {"lp": mixed, "ft": mixed, "other": wrong}})
-  summary = table.summarize(run, num_resamples=200)
+  summary = summary_lib.summarize(run, num_resamples=200)
   assert sorted(summary.leaders["d/a"]) == ["ft", "lp"]
   assert summary.winner("d/a") is None
-  text = table.format_table(summary)
+  text = text_of(summary)
   assert "undecided between" in text
   assert summary.differences["ft"]["d/a"].verdict == "undecided"
   assert summary.differences["other"]["d/a"].verdict == "lower"
@@ -129,12 +141,12 @@ def test_a_winner_needs_every_difference_to_exclude_zero():
    (0.0, 0.02, "undecided"), (-0.02, 0.0, "undecided")],
 )  # fmt: skip
 def test_verdict(low, high, verdict):
-  assert table.Estimate((low + high) / 2, low, high).verdict == verdict
+  assert estimate.Estimate((low + high) / 2, low, high).verdict == verdict
 
 
 def test_table_text(workdir):
-  run = records.load(workdir)
-  text = table.format_table(table.summarize(run, num_resamples=200))
+  run = compare_record.load(workdir)
+  text = text_of(summary_lib.summarize(run, num_resamples=200))
   lines = text.splitlines()
   assert max(len(line) for line in lines) <= 120
   row = next(line for line in lines if line.startswith("LP-FT"))
@@ -148,34 +160,34 @@ def test_table_text(workdir):
 
 def test_without_a_reference_or_a_second_seed_the_table_says_so():
   run = run_of({"d/a": {"ft": [[1, 0, 1, 1]], "x": [[1, 1, 1, 0]]}})
-  summary = table.summarize(run, num_resamples=50)
+  summary = summary_lib.summarize(run, num_resamples=50)
   assert summary.reference is None
   assert summary.differences == {}
-  text = table.format_table(summary)
+  text = text_of(summary)
   assert "Against" not in text
   assert "1 seed per method" in text
   assert "with one seed they say nothing about another training" in " ".join(text.split())
 
 
 def test_a_narrow_terminal_gets_several_tables(workdir):
-  summary = table.summarize(records.load(workdir), num_resamples=50)
-  text = table.format_table(summary, width=60)
+  summary = summary_lib.summarize(compare_record.load(workdir), num_resamples=50)
+  text = text_of(summary, width=60)
   assert max(len(line) for line in text.splitlines()) <= 60
-  assert text.count("test accuracy, %") > 1
+  assert text.count("Test accuracy, %") > 1
 
 
 @pytest.mark.parametrize(
   ("function", "value", "text"),
   [
-    (table.parameters, 928, "928"),
-    (table.parameters, 57645, "57.6 k"),
-    (table.parameters, 3371024, "3.37 M"),
-    (table.parameters, 588000, "588 k"),
-    (table.setting_value, 3e-4, "3e-4"),
-    (table.setting_value, 10**-2.5, "3.2e-3"),
-    (table.setting_value, 0.03, "0.03"),
-    (table.setting_value, 0.0, "0"),
-    (table.percent, float("nan"), "n/a"),
+    (words.parameters, 928, "928"),
+    (words.parameters, 57645, "57.6 k"),
+    (words.parameters, 3371024, "3.37 M"),
+    (words.parameters, 588000, "588 k"),
+    (words.setting_value, 3e-4, "3e-4"),
+    (words.setting_value, 10**-2.5, "3.2e-3"),
+    (words.setting_value, 0.03, "0.03"),
+    (words.setting_value, 0.0, "0"),
+    (words.percent, float("nan"), "n/a"),
   ],
 )
 def test_numbers_as_text(function, value, text):
@@ -183,7 +195,7 @@ def test_numbers_as_text(function, value, text):
 
 
 def test_load_gives_what_was_written(small):
-  run = records.load(small)
+  run = compare_record.load(small)
   assert run.methods == ["lp", "ft"]
   assert run.seeds == fake_run.SEEDS
   assert list(run.tests) == [f"emoji_domains/{d}" for d in fake_run.DOMAINS]
@@ -199,19 +211,19 @@ def test_a_deterministic_method_may_be_trained_once(small):
 
   edit(small, change)
   with pytest.raises(ValueError, match="the same ones"):
-    records.load(small)
+    compare_record.load(small)
 
   def change_again(record):
     record["trainings"] = [t for t in record["trainings"] if (t["method"], t["seed"]) != ("lp", 2)]
 
   edit(small, change_again)
-  run = records.load(small)
+  run = compare_record.load(small)
   assert run.seeds == (0, 1, 2)
   assert run.tests["emoji_domains/noto"].predicted["lp"].shape == (1, 30)
-  summary = table.summarize(run, num_resamples=50)
+  summary = summary_lib.summarize(run, num_resamples=50)
   assert summary.trained_once == ("lp",)
-  assert "3 seeds per method (one: Linear probing)" in table.format_table(summary)
-  assert plots.accuracy_bars(run, summary).axes
+  assert "3 seeds per method (one: Linear probing)" in text_of(summary)
+  assert compare_figures.accuracy_bars(run, summary).axes
 
 
 def test_an_accuracy_that_is_not_that_of_its_logits_raises(small):
@@ -220,12 +232,12 @@ def test_an_accuracy_that_is_not_that_of_its_logits_raises(small):
 
   edit(small, change)
   with pytest.raises(ValueError, match=r"'ft', seed 1, on 'emoji_domains/openmoji'.*accuracy"):
-    records.load(small)
+    compare_record.load(small)
 
 
 def test_missing_results(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"No results\.json in .*when a run ends"):
-    html.write_report(tmp_path)
+    compare_page.write_report(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -237,9 +249,9 @@ def test_missing_results(tmp_path):
   ],
 )
 def test_damaged_or_foreign_results(small, content, message):
-  (small / records.RESULTS).write_text(content, encoding="utf-8")
+  (small / compare_record.RESULTS).write_text(content, encoding="utf-8")
   with pytest.raises(ValueError, match=message):
-    records.load(small)
+    compare_record.load(small)
 
 
 def _drop_seed(record):
@@ -269,7 +281,7 @@ def _outside(record):
 def test_a_record_that_contradicts_itself_raises(small, change, message):
   edit(small, change)
   with pytest.raises(ValueError, match=message):
-    records.load(small)
+    compare_record.load(small)
 
 
 def _logits_path(workdir: pathlib.Path) -> pathlib.Path:
@@ -279,14 +291,14 @@ def _logits_path(workdir: pathlib.Path) -> pathlib.Path:
 def test_missing_logits(small):
   _logits_path(small).unlink()
   with pytest.raises(FileNotFoundError, match=r"ft_0_emoji_domains_noto\.npz is missing"):
-    records.load(small)
+    compare_record.load(small)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut off"])
 def test_damaged_logits(small, content):
   _logits_path(small).write_bytes(content)
   with pytest.raises(ValueError, match="is damaged"):
-    records.load(small)
+    compare_record.load(small)
 
 
 @pytest.mark.parametrize(
@@ -306,15 +318,15 @@ def test_logits_of_other_images_raise(small, key, change, message):
     arrays[key] = changed
   np.savez(_logits_path(small), **arrays)
   with pytest.raises(ValueError, match=message):
-    records.load(small)
+    compare_record.load(small)
 
 
 def test_images_come_back_as_they_were(tmp_path):
   rng = np.random.default_rng(0)
   images = {"a/b": rng.integers(0, 256, (5, 8, 6, 3)).astype(np.uint8)}
   ids = {"a/b": np.array(list("vwxyz"))}
-  records.save_images(tmp_path, images, ids, max_images=3)
-  found = records.load_images(tmp_path)
+  compare_record.save_images(tmp_path, images, ids, max_images=3)
+  found = compare_record.load_images(tmp_path)
   assert list(found) == ["a/b"]
   np.testing.assert_array_equal(found["a/b"].images, images["a/b"][:3])
   assert found["a/b"].ids.tolist() == ["v", "w", "x"]
@@ -324,33 +336,33 @@ def test_images_come_back_as_they_were(tmp_path):
 def test_images_that_do_not_fit_raise(tmp_path, small):
   images = np.zeros((2, 4, 4, 3), np.uint8)
   with pytest.raises(ValueError, match="uint8"):
-    records.save_images(tmp_path, {"a": images / 255}, {"a": np.array(["0", "1"])})
+    compare_record.save_images(tmp_path, {"a": images / 255}, {"a": np.array(["0", "1"])})
   with pytest.raises(ValueError, match="2 images and ids"):
-    records.save_images(tmp_path, {"a": images}, {"a": np.array(["0"])})
+    compare_record.save_images(tmp_path, {"a": images}, {"a": np.array(["0"])})
   with pytest.raises(ValueError, match="must agree"):
-    records.save_images(tmp_path, {"a": images}, {})
-  np.savez(small / records.IMAGES, other=images)
+    compare_record.save_images(tmp_path, {"a": images}, {})
+  np.savez(small / compare_record.IMAGES, other=images)
   with pytest.raises(ValueError, match="in pairs"):
-    records.load_images(small)
-  stored = records.TestImages(images, np.array(["nobody", "knows"]))
+    compare_record.load_images(small)
+  stored = compare_record.TestImages(images, np.array(["nobody", "knows"]))
   with pytest.raises(ValueError, match="'nobody', 'knows'"):
-    plots.example_images(records.load(small), "emoji_domains/noto", stored)
+    compare_figures.example_images(compare_record.load(small), "emoji_domains/noto", stored)
 
 
 def test_no_images_is_no_error(tmp_path):
-  assert records.load_images(tmp_path) == {}
+  assert compare_record.load_images(tmp_path) == {}
 
 
 def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
   path = tmp_path / "x.html"
-  records.write_atomically(path, b"old")
+  files_lib.write_atomically(path, b"old")
 
   def fail(*_):
     raise OSError("disk is gone")
 
-  monkeypatch.setattr(records.os, "replace", fail)
+  monkeypatch.setattr(files_lib.os, "replace", fail)
   with pytest.raises(OSError, match="disk is gone"):
-    records.write_atomically(path, b"new")
+    files_lib.write_atomically(path, b"new")
   assert path.read_bytes() == b"old"
   assert [p.name for p in tmp_path.iterdir()] == ["x.html"]
 
@@ -373,14 +385,14 @@ def test_text_color(color, text):
 
 def test_stages_stand_one_behind_the_other():
   rows = [{"stage": s, "epoch": e} for s in (0, 1) for e in (1, 2, 3)]
-  assert plots._stage_offsets([rows, rows[:-1]]) == {0: 0, 1: 3}
+  assert compare_figures._stage_offsets([rows, rows[:-1]]) == {0: 0, 1: 3}
   rows = [{"stage": s, "epoch": e} for s in (0, 1) for e in (0, 1, 2)]
-  assert plots._stage_offsets([rows]) == {0: 1, 1: 4}
+  assert compare_figures._stage_offsets([rows]) == {0: 1, 1: 4}
 
 
 def test_blocks_are_coloured_where_they_are_trained(small):
-  run = records.load(small)
-  axes = plots.trained_blocks(run).axes[0]
+  run = compare_record.load(small)
+  axes = compare_figures.trained_blocks(run).axes[0]
   boxes = len(fake_run.BLOCK_PARAMS) + 1
   faces = [plots_hex(patch.get_facecolor()) for patch in axes.patches]
   assert faces[:boxes] == [style.FROZEN.lower()] * (boxes - 1) + ["#000000"]
@@ -396,14 +408,14 @@ def plots_hex(color) -> str:
 def test_a_head_that_is_not_named_is_seen_by_its_parameters():
   backbone = {"block_params": {"a": 10, "b": 20}}
   stage = {"blocks": ["b"], "trained_params": 25}
-  assert records.trained_blocks(stage, backbone) == {"b", "head"}
-  assert records.trained_blocks({**stage, "trained_params": 20}, backbone) == {"b"}
+  assert compare_record.trained_blocks(stage, backbone) == {"b", "head"}
+  assert compare_record.trained_blocks({**stage, "trained_params": 20}, backbone) == {"b"}
 
 
 def test_bars_have_the_heights_of_the_table(small):
-  run = records.load(small)
-  summary = table.summarize(run, num_resamples=50)
-  axes = plots.accuracy_bars(run, summary).axes[0]
+  run = compare_record.load(small)
+  summary = summary_lib.summarize(run, num_resamples=50)
+  axes = compare_figures.accuracy_bars(run, summary).axes[0]
   heights = [patch.get_height() for patch in axes.patches]
   wanted = [100 * row.accuracy[c.key].mean for row in summary.rows for c in summary.columns]
   assert heights == pytest.approx(wanted)
@@ -421,7 +433,7 @@ def test_page_escapes_every_name(workdir):
   page = (workdir / html.PAGE).read_text(encoding="utf-8")
   assert "alert(" in page
   assert "<script" not in page.lower()
-  assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; $x_0$" in page
+  assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; $x_0$" in page
 
 
 def test_page_shows_the_run(workdir):
@@ -449,8 +461,8 @@ def test_every_image_decodes_and_has_an_alt_text(workdir):
 
 
 def test_bold_marks_winners_only(workdir):
-  summary = table.summarize(records.load(workdir), num_resamples=200)
-  rendered = html.results_section(summary)
+  summary = summary_lib.summarize(compare_record.load(workdir), num_resamples=200)
+  rendered = html.render(document.Document("", "", [compare_page.results(summary)]))
   winners = [summary.winner(column.key) for column in summary.columns]
   bold = rendered.count('class="best"')
   assert bold == 2 * sum(winner is not None for winner in winners)
@@ -459,7 +471,7 @@ def test_bold_marks_winners_only(workdir):
 
 def test_matplotlib_and_pyplot_stay_out_of_an_import():
   code = (
-    "import sys; from subtune_jax.report import html; "
+    "import sys; from subtune_jax.studies.compare import page; "
     "sys.exit(any(m in sys.modules for m in ('matplotlib', 'tensorflow', 'clu')))"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
@@ -467,5 +479,5 @@ def test_matplotlib_and_pyplot_stay_out_of_an_import():
 
 def test_short_names():
   names = ["emoji_domains/noto", "fashion_mnist", "fashion_mnist+fog/5", "cifar10_c/fog/5"]
-  assert list(records.short_names(names).values()) == ["noto", "fashion_mnist", "fog/5", "5"]
-  assert list(records.short_names(["a/x", "b/x"]).values()) == ["a/x", "b/x"]
+  assert list(compare_record.short_names(names).values()) == ["noto", "fashion_mnist", "fog/5", "5"]
+  assert list(compare_record.short_names(["a/x", "b/x"]).values()) == ["a/x", "b/x"]

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from subtune_jax.report import html, plots, records, table
+from subtune_jax.report import charts, estimate, html, terminal, words
+from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.robustness import curve_figures as robustness_curves
 from subtune_jax.studies.robustness import figures as robustness_plots
 from subtune_jax.studies.robustness import page as robustness_page
@@ -105,7 +107,7 @@ def fake_selection(rule: str, method: str, trainings, sets) -> dict:
   rate = max(picked, key=lambda r: np.mean([score(e) for e in picked[r]]))
   accuracy, columns = {}, {name: [name] for name in sets}
   if len(sets) > 3:
-    columns[table.MEAN_OOD] = sets[2:]
+    columns[summary_lib.MEAN_OOD] = sets[2:]
   for column, names in columns.items():
     by_seed = [float(np.mean([e["accuracy"][n] for n in names])) for e in picked[rate]]
     accuracy[column] = fake_score(by_seed)
@@ -149,7 +151,7 @@ def fake_steps(sets, steps) -> list[dict]:
   rows = []
   for number, step in enumerate(steps):
     share = 1 - np.exp(-number)
-    columns = [*sets, table.MEAN_OOD]
+    columns = [*sets, summary_lib.MEAN_OOD]
     probe = {n: fake_score([0.02 + 0.3 * share / (1 + 0.2 * i)]) for i, n in enumerate(columns)}
     tuned = {n: fake_score([0.4 + 0.08 * share - 0.05 * i]) for i, n in enumerate(columns)}
     rows.append({"steps": step, "seed": 0, "probe": probe, "tuned": tuned})
@@ -212,7 +214,7 @@ def write(
   with fake_settings(num_ood, seeds):
     record = fake_run.write(workdir, methods=methods, num_test=num_test, num_images=6)
     add_study(record, seeds, num_rates=num_rates, steps=steps, units=list(units), rule=rule)
-  (workdir / records.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  (workdir / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
   return record
 
 
@@ -225,15 +227,15 @@ def workdir(tmp_path_factory) -> pathlib.Path:
   record["methods"][1]["title"] = f"FT {HOSTILE}"
   record["methods"][2]["stages"][1]["title"] = HOSTILE
   record["robustness"]["recommendation"]["reasons"].append(HOSTILE)
-  (path / records.RESULTS).write_text(json.dumps(record), encoding="utf-8")
-  run = records.load(path)
-  robustness_page.write_page(run, table.summarize(run, num_resamples=100))
+  (path / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  run = compare_record.load(path)
+  robustness_page.write_page(run, summary_lib.summarize(run, num_resamples=100))
   return path
 
 
 @pytest.fixture(scope="module")
 def study(workdir) -> study_lib.Study:
-  return study_lib.of(records.load(workdir).record)
+  return study_lib.of(compare_record.load(workdir).record)
 
 
 @pytest.fixture(scope="module")
@@ -276,12 +278,12 @@ def test_tables_show_the_record(study, page):
   row = section[section.index("LP-FT") :]
   chosen = study.selection("early_stopping", "lp_ft")
   score = chosen["accuracy"][study.ood_column]
-  assert table.percent(score["mean"]) in row
+  assert words.percent(score["mean"]) in row
   for level in ("90", "95"):
-    low, high = (table.percent(end) for end in score[level])
+    low, high = (words.percent(end) for end in score[level])
     assert f"{level}: {low}\N{EN DASH}{high}" in row
   assert "! edge of grid" in row
-  assert f"lr {table.setting_value(chosen['learning_rate'])}" in row
+  assert f"lr {words.setting_value(chosen['learning_rate'])}" in row
   assert "l2 1e-3" in section
 
 
@@ -304,8 +306,8 @@ def test_only_the_oracle_is_marked_as_one(page):
 
 
 def test_recommendation_is_compared_with_every_other_method(workdir):
-  run = records.load(workdir)
-  summary = table.summarize(run, num_resamples=100)
+  run = compare_record.load(workdir)
+  summary = summary_lib.summarize(run, num_resamples=100)
   against = robustness_page.against_others(run, summary, "ft")
   assert list(against) == ["lp", "lp_ft", "subtuning"]
   for column in summary.columns:
@@ -320,7 +322,7 @@ def test_recommendation_is_compared_with_every_other_method(workdir):
 
 def test_fared_text(study):
   def verdict(sign):
-    return {study.id: table.Estimate(sign * 0.1, sign * 0.1 - 0.05, sign * 0.1 + 0.05)}
+    return {study.id: estimate.Estimate(sign * 0.1, sign * 0.1 - 0.05, sign * 0.1 + 0.05)}
 
   against = {"lp": verdict(1), "ft": verdict(-1), "lp_ft": verdict(0)}
   text = robustness_page.fared_text(study, against, study.id)
@@ -335,7 +337,7 @@ def test_text(tmp_path, strength, start):
   record = small(tmp_path)
   record["robustness"]["recommendation"]["strength"] = strength
   text = robustness_page.format_text(record)
-  assert max(len(line) for line in text.splitlines()) <= table.WIDTH
+  assert max(len(line) for line in text.splitlines()) <= terminal.WIDTH
   assert text.count("Linear probing  ") == 3
   assert f"ORACLE. {robustness_page.NOT_A_RESULT[:40]}" in text
   assert f"Which method should I use? SubTuning. {start}:" in " ".join(text.split())
@@ -355,8 +357,8 @@ def test_text(tmp_path, strength, start):
 )  # fmt: skip
 def test_page_of_less(tmp_path, options, absent):
   record = small(tmp_path, **options)
-  run = records.load(tmp_path)
-  summary = table.summarize(run, num_resamples=50)
+  run = compare_record.load(tmp_path)
+  summary = summary_lib.summarize(run, num_resamples=50)
   drawn = robustness_page.figures(study_lib.of(record))
   every = {"id_ood", "distortion", "distortion_blocks", "distortion_epochs", "interpolation",
            "accuracy_epochs", "rates", "probe_steps"}  # fmt: skip
@@ -378,7 +380,7 @@ def test_several_sides_are_means_over_the_shifted_sets(study):
     np.mean(moved)
   )
   assert study.block_distortion("ft", "relative", ood=False).shape == (3, len(UNITS))
-  assert study.ood_column == table.MEAN_OOD
+  assert study.ood_column == summary_lib.MEAN_OOD
   assert study.title_of(study.ood_column) == "mean OOD"
 
 
@@ -407,7 +409,7 @@ def test_best_alpha_is_chosen_by_validation(tmp_path):
   [([0.0, 1.0, 20.0], "linear"), ([0.0, 0.01, 20.0], "symlog"), ([0.0], "linear")],
 )
 def test_axes_over_decades_are_logarithmic_and_keep_zero(values, scale):
-  axes = plots.new_figure(4, 3).add_subplot()
+  axes = charts.new_figure(4, 3).add_subplot()
   robustness_plots.from_zero(axes, [*values, float("nan")])
   assert axes.get_yscale() == scale
   assert axes.get_ylim()[0] == 0

@@ -14,7 +14,8 @@ from PIL import Image
 import pytest
 from scipy import stats
 
-from subtune_jax.report import chart_elements, html, intervals, plots, records, style, table
+from subtune_jax.report import chart_elements, charts, html, intervals, style, terminal, words
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.corruption import figures as corruption_plots
 from subtune_jax.studies.corruption import page as corruption_page
 from subtune_jax.studies.dataset_size import figures as size_plots
@@ -100,7 +101,7 @@ FIGURES = {
 def small_images():
   """Figures of fewer pixels, which are drawn faster."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(plots, "DPI", 40)
+    patch.setattr(charts, "DPI", 40)
     yield
 
 
@@ -122,7 +123,7 @@ def pages(tmp_path_factory):
     if name not in found:
       workdir = tmp_path_factory.mktemp(name)
       with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "png", lambda figure: b"no image")  # made, not turned into pixels
+        patch.setattr(charts, "png", lambda figure: b"no image")  # made, not turned into pixels
         found[name] = (*written(workdir, RECORDS[name]()), workdir)
     return found[name]
 
@@ -164,7 +165,7 @@ def test_every_record_gives_a_page_and_a_text(name, pages):
   assert all(len(re.search(r'alt="([^"]*)"', image)[1]) > 20 for image in images)
   for text in (record["title"], record["devices"], record["backbone"]["sha256"][:16]):
     assert text in page
-  for width in (table.WIDTH, 70):
+  for width in (terminal.WIDTH, 70):
     lines = PAGES[record["kind"]].format_text(record, width).splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) > 3
@@ -183,7 +184,7 @@ def test_figures_are_images(hostile, search):
   found = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]*)", hostile)]
   assert len(found) == 4 + 3 + 4
   for draw in (search_plots.windows, search_plots.pairs):
-    found.append(plots.png(draw(search)))
+    found.append(charts.png(draw(search)))
   for data in found:
     with Image.open(io.BytesIO(data)) as image:
       image.load()
@@ -209,8 +210,8 @@ def test_search_page_shows_the_numbers_of_the_record(pages):
   for shown in (
     sentence, f"Chosen: {name}, with the head",
     f"with a probability of {100 * record['certificate']['probability_best']:.0f} %",
-    f"{table.parameters(chosen['trained_params'])} of "
-    f"{table.parameters(record['backbone']['num_params'])} parameters",
+    f"{words.parameters(chosen['trained_params'])} of "
+    f"{words.parameters(record['backbone']['num_params'])} parameters",
     f"{record['cost']['trainings']:,} trainings (0 spared by a race)",
     "210 TFLOP in all", "930 TFLOP, 4.4 times as much",
     f"Undecided at 95 %: {len(search_records.in_doubt(record['certificate']))} other sets",
@@ -224,7 +225,7 @@ def test_search_page_shows_the_numbers_of_the_record(pages):
   best = max(record["sets"], key=lambda tried: tried["mean"])
   row = next(line for line in search_page.format_text(record).splitlines() if "95 %" not in line
              and f"{100 * best['mean']:.1f}" in line)  # fmt: skip
-  assert table.parameters(best["trained_params"]) in row
+  assert words.parameters(best["trained_params"]) in row
 
 
 def test_a_decided_certificate_says_so(search):
@@ -339,7 +340,7 @@ def test_final_comparison_is_part_of_the_page(search, tmp_path, monkeypatch):
   (tmp_path / "final" / html.PAGE).touch()
   search_page.write_page(record, tmp_path)
   page = (tmp_path / html.PAGE).read_text(encoding="utf-8")
-  run = records.load(tmp_path / "final")
+  run = compare_record.load(tmp_path / "final")
   assert set(run.methods) == set(search_records.METHODS)
   for method in run.methods:
     assert html.escape(run.titles[method]) in page
@@ -362,8 +363,8 @@ def test_size_page_shows_the_numbers_of_the_record(pages):
       low, high = 100 * method["low"], 100 * method["high"]
       assert f"{100 * method['accuracy']:.1f} [{low:.1f}, {high:.1f}]" in text
     value = search_records.estimate(size["against_ft"]["subtuning"])
-    assert table.difference_text(value) in text
-    assert table.difference_text(value) in page
+    assert words.difference(value) in text
+    assert words.difference(value) in page
   assert "Units that SubTuning trains" in text
   assert "block12 + block13" in page
   values, near, heads = size_plots.gains(record)

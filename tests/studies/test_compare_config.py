@@ -5,7 +5,6 @@ import ast
 import pytest
 
 from subtune_jax import hooks, methods
-from subtune_jax.report import records
 from subtune_jax.studies import workdir
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.corruption import run as corruption
@@ -27,7 +26,7 @@ DECLARED = {
 
 
 def fields(config) -> set[str]:
-  return {name.split(".")[-1] for name in records.flatten(workdir.as_json(config))}
+  return {name.split(".")[-1] for name in workdir.flatten(workdir.as_json(config))}
 
 
 def names_read() -> set[str]:
@@ -115,8 +114,8 @@ def test_every_config_file_loads_and_shows_its_command(path):
   config = module.get_config()
   assert f"--config=configs/{path.name}" in module.__doc__
   declared = DECLARED[config.experiment].default()
-  assert set(records.flatten(workdir.as_json(config))) == set(
-    records.flatten(workdir.as_json(declared))
+  assert set(workdir.flatten(workdir.as_json(config))) == set(
+    workdir.flatten(workdir.as_json(declared))
   )
   own = holistic_config if config.experiment == "holistic_transfer" else compare_config
   for name in config.methods:

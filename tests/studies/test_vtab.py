@@ -11,8 +11,11 @@ import pytest
 
 from subtune_jax import data, models
 from subtune_jax.data import errors, registry, tfds_source, vtab
-from subtune_jax.report import html, records, table
+from subtune_jax.report import words
+from subtune_jax.studies.compare import page as compare_page
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
+from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
 from subtune_jax.studies.vtab import run as suite_run
@@ -46,7 +49,7 @@ def prepared():
     patch.setattr(
       models, "create", lambda name, num_classes, **_: Net(num_classes=num_classes, depth=2)
     )
-    patch.setattr(html, "figures", lambda *_: [])
+    patch.setattr(compare_page, "figures", lambda *_: {})
     patch.setattr(jax, "clear_caches", lambda: None)  # saves time, changes no number
     patch.setattr(tfds_source.Source, "is_prepared", lambda source: True)
     yield
@@ -81,9 +84,9 @@ def test_the_table_is_that_of_the_tasks_own_runs(whole):
   assert record == json.loads((workdir / "results.json").read_text())
   assert [row["task"] for row in record["tasks"]] == ["dtd", "svhn"]
   for row in record["tasks"]:
-    own = records.load(workdir / row["folder"])
+    own = compare_record.load(workdir / row["folder"])
     assert own.record["data"]["train"] == row["name"]
-    summary = table.summarize(own)
+    summary = summary_lib.summarize(own)
     for method, expected in zip(row["methods"], summary.rows, strict=True):
       estimate = expected.accuracy[row["name"]]
       found = [method[name] for name in ("accuracy", "low", "high")]
@@ -92,7 +95,7 @@ def test_the_table_is_that_of_the_tasks_own_runs(whole):
       assert method["by_seed"] == tests
       assert method["accuracy"] == pytest.approx(np.mean(tests))
       assert method["low"] <= method["accuracy"] <= method["high"]
-      shown = table.percent(estimate.mean)
+      shown = words.percent(estimate.mean)
       assert shown in suite.task_line(row)
       assert shown in suite.page(record)
     assert f"\n{suite.task_line(row)}\n" in text

@@ -18,15 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtune_jax import data, masks, methods, models, weights
+from subtune_jax import data, files, masks, methods, models, weights
 from subtune_jax.data import choices as choices
 from subtune_jax.data import dataset, preprocess, shifts, splits
 from subtune_jax.models import compile_cache, heads
-from subtune_jax.report import html, records, table
+from subtune_jax.report import document
 from subtune_jax.studies import progress as progress_lib
-from subtune_jax.studies import provenance, writers
+from subtune_jax.studies import provenance, publish, writers
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies.compare import page as compare_page
+from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.training import (
   checkpoint,
   evaluate,
@@ -112,7 +115,7 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Run:
     writer, progress,
   )  # fmt: skip
   examples = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
-  records.write_npz(workdir / "logits/validation/examples.npz", examples)
+  files.write_npz(workdir / "logits/validation/examples.npz", examples)
   return state
 
 
@@ -127,7 +130,9 @@ def finish(
   command: str,
   *,
   more: Callable[[], Mapping[str, Any]] = dict,
-  write_page: Callable[[records.Run, table.Summary], pathlib.Path] = html.write_page,
+  report: Callable[
+    [compare_record.Run, summary_lib.Summary], document.Document
+  ] = compare_page.report,
 ) -> Row:
   """Reads the test splits and writes record, page and table.
 
@@ -136,17 +141,16 @@ def finish(
     chosen: what that returned.
     command: how the run was started.
     more: makes further entries of the record, after the test splits were read.
-    write_page: of the report.
+    report: makes the document that is published.
   """
   run.progress.line("reading the test splits")
   record = _record(run, chosen, command) | dict(more())
   run.writer.close()
-  workdir_lib.write_json(run.workdir / records.RESULTS, record)
-  written = records.load(run.workdir)
-  summary = table.summarize(written)
-  report = write_page(written, summary)
+  workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
+  written = compare_record.load(run.workdir)
+  made = report(written, summary_lib.summarize(written))
   run.progress.close()
-  run.progress.stream.write(f"{table.format_table(summary)}\n\nreport: {report}\n")
+  publish.publish(made, run.workdir, run.progress.stream)
   return record
 
 
@@ -456,7 +460,7 @@ def _fit(run: Run, method, seed, saver, what, key, train, validation) -> Row:
   def on_epoch(row, logits):
     path = run.workdir / f"logits/validation/{key}/{row['stage']}-{row['epoch']}.npz"
     if logits is not None:
-      records.write_npz(path, {"logits": np.asarray(logits, np.float32)})
+      files.write_npz(path, {"logits": np.asarray(logits, np.float32)})
     run.writer.write(next(steps), what.replace(" ", "/"), row)
     run.progress.epoch(what, row)
 
@@ -517,7 +521,7 @@ def _test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -
       logits = masked(run.config, test, run.engine.predict(variables, test.images))
       path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
       arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
-      records.write_npz(run.workdir / path, {"logits": logits, **arrays})
+      files.write_npz(run.workdir / path, {"logits": logits, **arrays})
       tests[key][test.name] = {
         "accuracy": evaluate.accuracy(logits, test.labels),
         "loss": evaluate.cross_entropy(logits, test.labels),
@@ -540,7 +544,7 @@ def _record(run: Run, chosen: Mapping[str, Row], command: str) -> Row:
   for folder in (run.workdir / "tasks").iterdir():
     if folder.name not in keep:  # learning rates that were not chosen
       shutil.rmtree(folder)
-  records.save_images(
+  compare_record.save_images(
     run.workdir, {t.name: t.images for t in tests_read}, {t.name: t.ids for t in tests_read}
   )
   return {

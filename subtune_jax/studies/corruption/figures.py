@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, plots, style, table
+from subtune_jax.report import chart_elements, charts, estimate, style, words
 from subtune_jax.studies.search import figures as search_plots
 from subtune_jax.studies.search import record as search_lib
 
@@ -63,7 +63,7 @@ def gain_map(record: Row) -> "Figure | None":
   if not np.isfinite(values[:, -1]).any():
     values, near, names = values[:, :-2], near[:, :-2], names[:-2]
   width = chart_elements.page_width(len(names), 0.54)
-  figure = plots.new_figure(width, 0.7 + chart_elements.label_room(names) + 0.4 * len(values))
+  figure = charts.new_figure(width, 0.7 + chart_elements.label_room(names) + 0.4 * len(values))
   axes = figure.add_subplot()
   chart_elements.gain_map(figure, axes, values, near, width - 2.6, ranked=len(record["units"]))
   chart_elements.unit_ticks(axes, names, width - 2.6)
@@ -79,7 +79,7 @@ def greedy_order(record: Row) -> "Figure | None":
     return None
   names = search_lib.unit_names(record)
   width = chart_elements.page_width(len(names), 0.54)
-  figure = plots.new_figure(width, 0.7 + chart_elements.label_room(names) + 0.34 * len(rows))
+  figure = charts.new_figure(width, 0.7 + chart_elements.label_room(names) + 0.34 * len(rows))
   axes = figure.add_subplot()
   refused = False
   for number, row in enumerate(rows):
@@ -133,7 +133,7 @@ def _draw_step(axes, row: int, column: int, place: int, taken: bool) -> None:
     str(place),
     ha="center",
     va="center",
-    fontsize=plots.SIZE - 0.5,
+    fontsize=charts.SIZE - 0.5,
     fontweight="bold" if taken else "normal",
     color=style.text_color(face) if taken else style.MUTED,
   )
@@ -149,7 +149,7 @@ def profiles(record: Row) -> "Figure | None":
   columns = min(len(rows), 3 if len(names) > 12 else 4)
   bands = math.ceil(len(rows) / columns)
   width = max(12.0 if columns > 2 else 9.5, 6.0)
-  figure = plots.new_figure(width, 0.5 + chart_elements.label_room(names) + 1.95 * bands)
+  figure = charts.new_figure(width, 0.5 + chart_elements.label_room(names) + 1.95 * bands)
   panels = figure.subplots(bands, columns, squeeze=False, sharey=True)
   values = []
   for index in range(bands * columns):
@@ -159,7 +159,7 @@ def profiles(record: Row) -> "Figure | None":
       continue
     title, row = rows[index]
     values += _draw_profile(axes, names, row)
-    axes.set_title(plots.plain(plots.shorten(title, 34)), fontsize=plots.SIZE, loc="left", pad=4)
+    axes.set_title(charts.plain(words.shorten(title, 34)), fontsize=charts.SIZE, loc="left", pad=4)
     axes.set_xlim(-0.6, len(names) - 0.4)
     if index + columns >= len(rows):
       chart_elements.unit_ticks(axes, names, (width - 1.0) / columns)
@@ -171,7 +171,7 @@ def profiles(record: Row) -> "Figure | None":
   low = panels[0, 0].get_ylim()[0]
   label = "held-out\naccuracy, %" + (f"\n(from {low:.0f} %)" if low > 0 else "")
   for axes in panels[:, 0]:
-    axes.set_ylabel(label, fontsize=plots.SIZE - 0.5)
+    axes.set_ylabel(label, fontsize=charts.SIZE - 0.5)
   chart_elements.legend(figure, _profile_entries([row for _, row in rows]))
   return figure
 
@@ -196,7 +196,7 @@ def _draw_profile(axes, names, row: Row) -> list[float]:
       filled=filled, size=5.5,
     )  # fmt: skip
     shown += [value.mean, value.low, value.high]
-  plots.clean(axes)
+  charts.clean(axes)
   axes.tick_params(axis="x", length=0)
   return shown
 
@@ -232,7 +232,7 @@ def test_accuracy(record: Row) -> "Figure | None":
     return None
   rows = [(title, row) for title, row in zip(labels(record), record["rows"], strict=True)
           if row["test"]]  # fmt: skip
-  figure = plots.new_figure(9.5, 1.3 + 0.5 * len(rows))
+  figure = charts.new_figure(9.5, 1.3 + 0.5 * len(rows))
   axes = figure.add_subplot()
   colors, markers, values = style.colors(methods), style.markers(methods), []
   for place, (_, row) in enumerate(rows):
@@ -248,11 +248,11 @@ def test_accuracy(record: Row) -> "Figure | None":
         values += [value.mean, value.low, value.high]
   chart_elements.row_ticks(axes, [title for title, _ in rows])
   axes.set_ylim(len(rows) - 0.5, -0.5)
-  plots.clean(axes, grid="x")
+  charts.clean(axes, grid="x")
   axes.tick_params(axis="y", length=0)
   low = min(value for value in values if not math.isnan(value))
   note = "\n(axis does not start at 0)" if low > 0.05 else ""
-  axes.set_xlabel(f"test accuracy, %{note}", fontsize=plots.SIZE)
+  axes.set_xlabel(f"test accuracy, %{note}", fontsize=charts.SIZE)
   chart_elements.legend(
     figure,
     [(chart_elements.point_entry(colors[m], markers[m], filled=True), titles[m]) for m in methods],
@@ -260,7 +260,7 @@ def test_accuracy(record: Row) -> "Figure | None":
   return figure
 
 
-def mean_test(record: Row) -> dict[str, table.Estimate]:
+def mean_test(record: Row) -> dict[str, estimate.Estimate]:
   """Mean test accuracy over the corruptions; methods that were not tested under all are absent.
 
   There is no interval: corruptions of one set of images err together.
@@ -270,5 +270,5 @@ def mean_test(record: Row) -> dict[str, table.Estimate]:
   for name in method_titles(record):
     if all(name in test for test in rows):
       mean = float(np.mean([test[name]["accuracy"] for test in rows]))
-      found[name] = table.Estimate(mean, math.nan, math.nan)
+      found[name] = estimate.Estimate(mean, math.nan, math.nan)
   return found

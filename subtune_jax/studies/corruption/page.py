@@ -9,7 +9,7 @@ import os
 import pathlib
 import textwrap
 
-from subtune_jax.report import html, table
+from subtune_jax.report import document, html, terminal, words
 from subtune_jax.studies.corruption import figures as corruption_plots
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.studies.search import record as search_lib
@@ -39,13 +39,13 @@ def headline(record: Row) -> list[str]:
   means, titles = corruption_plots.mean_test(record), corruption_plots.method_titles(record)
   if means:
     listed = ", ".join(
-      f"{titles[name]} {table.percent(value.mean)} %" for name, value in means.items()
+      f"{titles[name]} {words.percent(value.mean)} %" for name, value in means.items()
     )
     lines.append(f"Mean test accuracy over the corruptions: {listed}.")
   return lines
 
 
-def format_text(record: Row, width: int = table.WIDTH) -> str:
+def format_text(record: Row, width: int = terminal.WIDTH) -> str:
   """The report as plain text for a terminal of `width` columns."""
   wide = min(width, 100)
   parts = ["\n".join(search_page.wrapped(line, wide) for line in headline(record))]
@@ -70,11 +70,11 @@ def _choice_text(record: Row, width: int) -> str:
       search_lib.chance_text(certificate["probability_best"]) if certificate else "",
       str(len(search_lib.in_doubt(certificate))) if certificate else "",
     ])  # fmt: skip
-  return table.grid(header, rows, width)
+  return terminal.grid(header, rows, width)
 
 
 def _percent(entry: Row | None) -> str:
-  return table.percent(entry["mean"]) if entry else ""
+  return words.percent(entry["mean"]) if entry else ""
 
 
 def order_text(row: Row) -> str:
@@ -91,11 +91,11 @@ def _test_text(record: Row, width: int) -> str:
     if row["test"]:
       rows.append([title, *(search_page.test_text(row["test"].get(name)) for name in methods)])
   means = corruption_plots.mean_test(record)
-  rows.append(["mean", *(table.percent(means[n].mean) if n in means else "" for n in methods)])
-  return table.grid(header, rows, width)
+  rows.append(["mean", *(words.percent(means[n].mean) if n in means else "" for n in methods)])
+  return terminal.grid(header, rows, width)
 
 
-def figures(record: Row) -> dict[str, html.Figure]:
+def figures(record: Row) -> dict[str, document.Figure]:
   """The figures of a study by name, rendered; those that its record has nothing for are absent."""
   drawn = [
     (
@@ -124,7 +124,7 @@ def figures(record: Row) -> dict[str, html.Figure]:
       "Points: accuracies. Lines: 95 % intervals.",
     ),
   ]  # fmt: skip
-  return {figure.name: figure for figure in html.rendered(drawn)}
+  return {figure.name: figure for figure in document.rendered(drawn)}
 
 
 def _links(record: Row, workdir: pathlib.Path) -> list[str]:
@@ -208,7 +208,7 @@ def _tests(record: Row, links: Sequence[str]) -> str:
   return f"<h2>Test accuracies</h2>{grid}<p>{html.escape(_TEST_NOTE)}</p>"
 
 
-def page(record: Row, drawn: dict[str, html.Figure], workdir: str | os.PathLike) -> str:
+def page(record: Row, drawn: dict[str, document.Figure], workdir: str | os.PathLike) -> str:
   """The whole page as text; corruptions whose own report is in `workdir` are links to it."""
   data, links = record["data"], _links(record, pathlib.Path(workdir))
   first, *others = headline(record)

@@ -10,10 +10,10 @@ import sys
 from typing import Any, TextIO
 
 from subtune_jax import data
-from subtune_jax.report import records
 from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies import provenance
 from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.corruption import page as corruption_page
 from subtune_jax.studies.search import config as search_config
 
@@ -71,7 +71,7 @@ def run(
     record = studies.run_search(folder, own, command, stream)
     rows.append(_row(folder, shift, record))
   study = _record(config, rows, record, command)
-  workdir_lib.write_json(workdir / records.RESULTS, study)
+  workdir_lib.write_json(workdir / compare_record.RESULTS, study)
   page = corruption_page.write_page(study, workdir)
   stream.write(f"{corruption_page.format_text(study)}\n\nreport: {page}\n")
   return study

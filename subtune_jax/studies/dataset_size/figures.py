@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, plots, style, table
+from subtune_jax.report import chart_elements, charts, estimate, style, words
 from subtune_jax.studies.search import record as search_lib
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _size_axis(axes, record: Row) -> None:
   axes.xaxis.set_minor_locator(ticker.NullLocator())
   axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
   axes.set_xlim(sizes[0] / room, sizes[-1] * room)
-  axes.set_xlabel("training images (logarithmic)", fontsize=plots.SIZE)
+  axes.set_xlabel("training images (logarithmic)", fontsize=charts.SIZE)
 
 
 def _dodge(record: Row, index: int, count: int) -> float:
@@ -43,7 +43,7 @@ def _dodge(record: Row, index: int, count: int) -> float:
 def curves(record: Row) -> "Figure":
   """Test accuracy of every method against the number of training images."""
   titles = methods(record)
-  figure = plots.new_figure(9.5, 5.0)
+  figure = charts.new_figure(9.5, 5.0)
   axes = figure.add_subplot()
   entries, values = [], []
   for index, name in enumerate(titles):
@@ -64,12 +64,12 @@ def curves(record: Row) -> "Figure":
     entries.append((chart_elements.point_entry(color, marker, filled=True), titles[name]))
   chart_elements.accuracy_axis(axes, values, "test accuracy, %")
   _size_axis(axes, record)
-  plots.clean(axes)
+  charts.clean(axes)
   chart_elements.legend(figure, entries)
   return figure
 
 
-def _accuracy(method: Row) -> table.Estimate:
+def _accuracy(method: Row) -> estimate.Estimate:
   return search_lib.estimate(method, "accuracy")
 
 
@@ -81,7 +81,7 @@ def differences(record: Row) -> "Figure | None":
   found = {name: by_size for name, by_size in found.items() if by_size and name != REFERENCE}
   if not found:
     return None
-  figure = plots.new_figure(9.5, 4.6)
+  figure = charts.new_figure(9.5, 4.6)
   axes = figure.add_subplot()
   zero = style.METHOD_COLORS[REFERENCE]
   axes.axhline(0, color=zero, linewidth=1.8, zorder=1)
@@ -92,9 +92,9 @@ def differences(record: Row) -> "Figure | None":
     entries.append((chart_elements.point_entry(color, marker, filled=True), titles[name]))
   entries.append((chart_elements.point_entry(style.INK, "o", filled=False), "hollow: undecided"))
   axes.margins(y=0.1)
-  axes.set_ylabel("difference from full\nfine-tuning, points", fontsize=plots.SIZE)
+  axes.set_ylabel("difference from full\nfine-tuning, points", fontsize=charts.SIZE)
   _size_axis(axes, record)
-  plots.clean(axes)
+  charts.clean(axes)
   chart_elements.legend(figure, entries)
   return figure
 
@@ -108,7 +108,7 @@ def _draw_differences(
   for x, entry in zip(xs, by_size.values(), strict=True):
     value = search_lib.estimate(entry)
     axes.vlines(x, 100 * value.low, 100 * value.high, color=color, linewidth=1.5, zorder=3)
-    decided = search_lib.has_interval(value) and value.verdict != table.UNDECIDED
+    decided = search_lib.has_interval(value) and value.verdict != estimate.UNDECIDED
     chart_elements.point(axes, x, 100 * value.mean, color=color, marker=marker, filled=decided)
 
 
@@ -140,11 +140,11 @@ def unit_map(record: Row) -> "Figure | None":
   values, near, heads = gains(record)
   units: Sequence[str] = record["map"]["units"]
   width = chart_elements.page_width(len(units), 0.54)
-  figure = plots.new_figure(width, 0.8 + chart_elements.label_room(units) + 0.5 * len(heads))
+  figure = charts.new_figure(width, 0.8 + chart_elements.label_room(units) + 0.5 * len(heads))
   axes = figure.add_subplot()
   chart_elements.gain_map(figure, axes, values, near, width - 2.4)
   chart_elements.unit_ticks(axes, units, width - 2.4)
-  labels = [f"{head['size']:,} images\nhead {table.percent(head['mean'])} %" for head in heads]
+  labels = [f"{head['size']:,} images\nhead {words.percent(head['mean'])} %" for head in heads]
   chart_elements.row_ticks(axes, labels)
   chart_elements.legend(figure, chart_elements.gain_map_entries(near))
   return figure

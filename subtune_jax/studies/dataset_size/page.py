@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import os
 import pathlib
 
-from subtune_jax.report import html, table
+from subtune_jax.report import document, html, terminal, words
 from subtune_jax.studies.dataset_size import figures as size_plots
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.studies.search import record as search_lib
@@ -52,7 +52,7 @@ def best_units(record: Row) -> list[tuple[Row, Row, list[str]]]:
   return found
 
 
-def format_text(record: Row, width: int = table.WIDTH) -> str:
+def format_text(record: Row, width: int = terminal.WIDTH) -> str:
   """The report as plain text for a terminal of `width` columns."""
   titles = size_plots.methods(record)
   header = ["test accuracy, %", *titles.values()]
@@ -60,7 +60,10 @@ def format_text(record: Row, width: int = table.WIDTH) -> str:
   for size in record["sizes"]:
     cells = [search_page.test_text(_method(size, name)) for name in titles]
     rows.append([f"{_images(size)} images", *cells])
-  parts = [search_page.wrapped(headline(record), min(width, 100)), table.grid(header, rows, width)]
+  parts = [
+    search_page.wrapped(headline(record), min(width, 100)),
+    terminal.grid(header, rows, width),
+  ]
   against = {name for size in record["sizes"] for name in size["against_ft"]}
   against = [name for name in titles if name in against]
   if against:
@@ -69,15 +72,15 @@ def format_text(record: Row, width: int = table.WIDTH) -> str:
       [f"{_images(size)} images", *(_difference_text(size["against_ft"].get(n)) for n in against)]
       for size in record["sizes"]
     ]
-    parts.append(table.grid(header, rows, width))
+    parts.append(terminal.grid(header, rows, width))
   best = best_units(record)
   if best:
     header = ["one unit alone, held-out %", "head alone", "best unit", "its accuracy", "undecided"]
     rows = [
-      [f"{head['size']:,} images", table.percent(head["mean"]), row["unit"],
-       table.percent(row["mean"]), f"{len(near)} more"] for head, row, near in best
+      [f"{head['size']:,} images", words.percent(head["mean"]), row["unit"],
+       words.percent(row["mean"]), f"{len(near)} more"] for head, row, near in best
     ]  # fmt: skip
-    parts.append(table.grid(header, rows, width))
+    parts.append(terminal.grid(header, rows, width))
   chosen = [f"{_images(size)} images: {_chosen_text(size)}" for size in record["sizes"]
             if "chosen" in size]  # fmt: skip
   if chosen:
@@ -98,7 +101,7 @@ def _difference_text(entry: Row | None) -> str:
   return f"{search_page.points_text(value)}\n{value.verdict}"
 
 
-def figures(record: Row) -> list[html.Figure]:
+def figures(record: Row) -> list[document.Figure]:
   """The figures of a study, rendered; those that its record has nothing for are left out."""
   drawn = [
     (
@@ -121,7 +124,7 @@ def figures(record: Row) -> list[html.Figure]:
       "over the folds, includes 0.",
     ),
   ]  # fmt: skip
-  return html.rendered(drawn)
+  return document.rendered(drawn)
 
 
 def _link(size: Row, workdir: pathlib.Path) -> str:
@@ -174,7 +177,7 @@ def _difference_cell(entry: Row | None) -> str:
 def _setting_cell(method: Row | None) -> str:
   if method is None or method.get("value") is None:
     return ""
-  name, value = table.setting_name(method["setting"]), table.setting_value(method["value"])
+  name, value = words.setting_name(method["setting"]), words.setting_value(method["value"])
   return html.escape(f"{name} {value}")
 
 
@@ -190,7 +193,7 @@ def _best_section(record: Row) -> str:
   return f"<h3>The best single unit</h3>{html.grid(header, rows, 'results')}" if rows else ""
 
 
-def page(record: Row, drawn: Sequence[html.Figure], workdir: str | os.PathLike) -> str:
+def page(record: Row, drawn: Sequence[document.Figure], workdir: str | os.PathLike) -> str:
   """The whole page as text; sizes whose own report is in `workdir` are links to it."""
   data, sizes = record["data"], [f"{size['size']:,}" for size in record["sizes"]]
   facts = [

@@ -9,10 +9,11 @@ import pathlib
 import sys
 from typing import Any, TextIO
 
-from subtune_jax.report import records, table
+from subtune_jax.report import estimate as estimate_lib
 from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies import provenance
 from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.dataset_size import page as size_page
 from subtune_jax.studies.search import config as search_config
 
@@ -63,7 +64,7 @@ def run(
     rows.append(_size_row(folder, size, record))
     found.append(record)
   record = _record(config, rows, found, workdir, command)
-  workdir_lib.write_json(workdir / records.RESULTS, record)
+  workdir_lib.write_json(workdir / compare_record.RESULTS, record)
   page = size_page.write_page(record, workdir)
   stream.write(f"{size_page.format_text(record)}\n\nreport: {page}\n")
   return record
@@ -126,13 +127,13 @@ def crossover(rows: list[Row], method: str = "subtuning") -> str:
     difference = row["against_ft"].get(method)
     if difference is None:
       continue
-    estimate = table.Estimate(difference["mean"], difference["low"], difference["high"])
+    estimate = estimate_lib.Estimate(difference["mean"], difference["low"], difference["high"])
     verdicts.append((row["size"], estimate))
   if not verdicts:
     return "SubTuning and full fine-tuning were not both run."
-  above = [str(n) for n, e in verdicts if e.verdict == table.HIGHER]
-  below = [str(n) for n, e in verdicts if e.verdict == table.LOWER]
-  open_ = [str(n) for n, e in verdicts if e.verdict == table.UNDECIDED]
+  above = [str(n) for n, e in verdicts if e.verdict == estimate_lib.HIGHER]
+  below = [str(n) for n, e in verdicts if e.verdict == estimate_lib.LOWER]
+  open_ = [str(n) for n, e in verdicts if e.verdict == estimate_lib.UNDECIDED]
   parts = [
     f"{what} at {', '.join(sizes)} images"
     for what, sizes in (

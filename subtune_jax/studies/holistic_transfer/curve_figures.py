@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, plots, style
+from subtune_jax.report import chart_elements, charts, style, words
 from subtune_jax.studies.holistic_transfer import record as holistic_records
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def _finish(axes, label: str, title: str = "", *, last: int) -> None:
 
   axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True, min_n_ticks=1))
   axes.set_xlim(0, last + 0.15)
-  axes.set_xlabel("epoch (0: the source model)", fontsize=plots.SIZE)
-  axes.set_ylabel(label, fontsize=plots.SIZE)
-  axes.set_title(title, fontsize=plots.SIZE, loc="left")
-  plots.clean(axes)
+  axes.set_xlabel("epoch (0: the source model)", fontsize=charts.SIZE)
+  axes.set_ylabel(label, fontsize=charts.SIZE)
+  axes.set_title(title, fontsize=charts.SIZE, loc="left")
+  charts.clean(axes)
 
 
 def _last(found: Mapping[str, Sequence[Sequence[Row]]]) -> int:
@@ -57,7 +57,7 @@ def _method_entries(study: Study, found: Mapping[str, object]):
   return [
     (
       chart_elements.level_entry(study.colors[study.title(m)], "-"),
-      plots.shorten(study.title(m), 28),
+      words.shorten(study.title(m), 28),
     )
     for m in found
   ]
@@ -68,7 +68,7 @@ def absent_accuracy(study: Study) -> "Figure | None":
   found = study.along()
   if not found:
     return None
-  figure = plots.new_figure(9.5, 4.2)
+  figure = charts.new_figure(9.5, 4.2)
   panels = figure.subplots(1, 2, sharey=True)
   titles = {"U/U": "among absent classes, Acc U/U", "U/Y": "among all classes, Acc U/Y"}
   for axes, (pair, title) in zip(panels, titles.items(), strict=True):
@@ -97,7 +97,7 @@ def absent_probability(study: Study) -> "Figure | None":
   found = study.along()
   if not found:
     return None
-  figure = plots.new_figure(9.5, 4.2)
+  figure = charts.new_figure(9.5, 4.2)
   panels = figure.subplots(1, 2, sharey=True)
   titles = {"p_absent": "probability of the absent classes, P(U|x)",
             "answered_absent": "share answered with an absent class"}  # fmt: skip
@@ -136,7 +136,7 @@ def margins(study: Study) -> "Figure | None":
   found = study.along()
   if "ft" not in found:
     return None
-  figure = plots.new_figure(9.5, 4.6)
+  figure = charts.new_figure(9.5, 4.6)
   panels = figure.subplots(1, 2)
   for axes, kinds, title in (
     (panels[0], _MARGINS, "mean logits"), (panels[1], _GAPS, "mean differences")
@@ -160,7 +160,7 @@ def _own_legend(axes, kinds) -> None:
   ]
   axes.legend(
     handles, [label for label, *_ in kinds.values()], loc="upper left", frameon=False,
-    bbox_to_anchor=(-0.02, -0.15), fontsize=plots.SIZE - 0.5, handlelength=3.2,
+    bbox_to_anchor=(-0.02, -0.15), fontsize=charts.SIZE - 0.5, handlelength=3.2,
   )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def directions(study: Study) -> "Figure | None":
   from matplotlib import colors
 
   cosine, num_seen = _cosines(study, networks[0])
-  figure = plots.new_figure(8.4, 7.0)
+  figure = charts.new_figure(8.4, 7.0)
   axes = figure.add_subplot()
   image = axes.imshow(
     cosine, cmap="PuOr_r", norm=colors.Normalize(-1, 1), interpolation="nearest", aspect="equal"
@@ -183,13 +183,13 @@ def directions(study: Study) -> "Figure | None":
   count = len(cosine)
   places = [(num_seen - 1) / 2, (num_seen + count - 1) / 2]
   labels = [f"{num_seen} seen classes", f"{count - num_seen} absent classes"]
-  axes.set_xticks(places, labels, fontsize=plots.SIZE)
-  axes.set_yticks(places, labels, fontsize=plots.SIZE, rotation=90, va="center")
+  axes.set_xticks(places, labels, fontsize=charts.SIZE)
+  axes.set_yticks(places, labels, fontsize=charts.SIZE, rotation=90, va="center")
   axes.tick_params(length=0, colors=style.INK)
   axes.spines[:].set_visible(False)
   bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
-  bar.set_label("cosine of the two updates", fontsize=plots.SIZE)
-  bar.ax.tick_params(labelsize=plots.SMALL)
+  bar.set_label("cosine of the two updates", fontsize=charts.SIZE)
+  bar.ax.tick_params(labelsize=charts.SMALL)
   bar.outline.set_visible(False)
   return figure
 

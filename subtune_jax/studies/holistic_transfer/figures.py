@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, plots, style
+from subtune_jax.report import chart_elements, charts, style, words
 from subtune_jax.studies.holistic_transfer import record as holistic_records
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ _THIN = {"linewidth": 0.7, "alpha": 0.45}
 
 def swatch_entries(study: Study, titles: Sequence[str]) -> list[tuple["Artist", str]]:
   """Legend entries: a line of each method's colour."""
-  return [(chart_elements.level_entry(study.colors[t], "-"), plots.shorten(t, 28)) for t in titles]
+  return [(chart_elements.level_entry(study.colors[t], "-"), words.shorten(t, 28)) for t in titles]
 
 
 def percent_axes(axes: "Axes", label: str) -> None:
   """A label, and an axis of per cent from 0 with some room above the data."""
-  axes.set_ylabel(label, fontsize=plots.SIZE)
+  axes.set_ylabel(label, fontsize=charts.SIZE)
   axes.set_ylim(bottom=0)
-  plots.clean(axes)
+  charts.clean(axes)
 
 
 def seed_dots(
@@ -63,7 +63,7 @@ def bar_look(color: str, *, pale: bool = False) -> dict[str, object]:
 
 def plane(study: Study) -> "Figure":
   """Acc_S/Y against Acc_U/Y: the curves of the source model and of fine-tuning (figure 2)."""
-  figure = plots.new_figure(8.6, 6.2)
+  figure = charts.new_figure(8.6, 6.2)
   axes = figure.add_subplot()
   shown = set()
   for method, title in zip(("pretrained", "ft"), study.compared, strict=True):
@@ -84,9 +84,9 @@ def plane(study: Study) -> "Figure":
         markeredgecolor=color if kind == "star" else "white", markeredgewidth=1.2,
       )  # fmt: skip
   axes.set(xlim=(0, None), ylim=(0, None))
-  axes.set_xlabel(SEEN, fontsize=plots.SIZE)
-  axes.set_ylabel(ABSENT, fontsize=plots.SIZE)
-  plots.clean(axes, grid="both")
+  axes.set_xlabel(SEEN, fontsize=charts.SIZE)
+  axes.set_ylabel(ABSENT, fontsize=charts.SIZE)
+  charts.clean(axes, grid="both")
   entries = swatch_entries(study, study.compared)
   chart_elements.legend(
     figure, entries + calibration_entries([k for k in CALIBRATED if k in shown])
@@ -118,7 +118,7 @@ def _point(study: Study, title: str, kind: str) -> tuple[list[float], list[float
 def plane_methods(study: Study) -> "Figure":
   """Every method in the plane of Acc_S/Y and Acc_U/Y, a line from gamma = 0 to ALG."""
   titles = [title for title in study.names if study.numbers(title, "alg")]
-  figure = plots.new_figure(8.6, 6.4)
+  figure = charts.new_figure(8.6, 6.4)
   axes = figure.add_subplot()
   for title in titles:
     color, marker = study.colors[title], study.markers[title]
@@ -128,13 +128,13 @@ def plane_methods(study: Study) -> "Figure":
     for x, y, filled in ((x0, y0, False), (x1, y1, True)):
       chart_elements.point(axes, x, y, color=color, marker=marker, filled=filled, size=8)
   axes.margins(0.08)
-  axes.set_xlabel(SEEN, fontsize=plots.SIZE)
-  axes.set_ylabel(ABSENT, fontsize=plots.SIZE)
-  plots.clean(axes, grid="both")
+  axes.set_xlabel(SEEN, fontsize=charts.SIZE)
+  axes.set_ylabel(ABSENT, fontsize=charts.SIZE)
+  charts.clean(axes, grid="both")
   entries = [
     (
       chart_elements.point_entry(study.colors[t], study.markers[t], filled=True),
-      plots.shorten(t, 28),
+      words.shorten(t, 28),
     )
     for t in titles
   ]
@@ -153,7 +153,7 @@ def nearest_means(study: Study) -> "Figure | None":
     return None
   pairs = {"U/Y": "absent classes, Acc U/Y", "S/Y": "seen classes, Acc S/Y",
            "U/U": "among absent classes, Acc U/U"}  # fmt: skip
-  figure = plots.new_figure(9.5, 4.0)
+  figure = charts.new_figure(9.5, 4.0)
   panels = figure.subplots(1, len(pairs), sharey=True)
   for axes, (pair, title) in zip(panels, pairs.items(), strict=True):
     for place, (name, found) in enumerate(numbers.items()):
@@ -162,10 +162,10 @@ def nearest_means(study: Study) -> "Figure | None":
       for side, number in ((-0.5, head), (0.5, means)):
         _bar(axes, place + 0.38 * side, 0.36, holistic_records.estimate(number),
              bar_look(study.colors[name], pale=side > 0))  # fmt: skip
-    axes.set_xticks(range(len(numbers)), [plots.plain(plots.shorten(t, 16)) for t in numbers])
+    axes.set_xticks(range(len(numbers)), [charts.plain(words.shorten(t, 16)) for t in numbers])
     axes.set_xlim(-0.6, len(numbers) - 0.4)
-    axes.set_title(title, fontsize=plots.SIZE, loc="left")
-    plots.clean(axes)
+    axes.set_title(title, fontsize=charts.SIZE, loc="left")
+    charts.clean(axes)
     axes.tick_params(axis="x", length=0)
   percent_axes(panels[0], "test accuracy, %")
   panels[0].set_ylim(top=1.06 * panels[0].get_ylim()[1])
@@ -188,14 +188,14 @@ def _bar(axes, x: float, width: float, value: Estimate, look) -> None:
   seed_dots(axes, x, seeds, width)
   axes.annotate(
     f"{100 * value.mean:.1f}", (x, max([*seeds, 100 * value.mean])), (0, 5), ha="center",
-    textcoords="offset points", fontsize=plots.SMALL, color=style.INK,
+    textcoords="offset points", fontsize=charts.SMALL, color=style.INK,
   )  # fmt: skip
 
 
 def ausuc_bars(study: Study) -> "Figure":
   """AUSUC of every method of the table (figure 7)."""
   titles = list(study.names)
-  figure = plots.new_figure(9.5, 1.3 + 0.36 * len(titles))
+  figure = charts.new_figure(9.5, 1.3 + 0.36 * len(titles))
   axes = figure.add_subplot()
   for place, title in enumerate(titles):
     numbers = study.numbers(title)
@@ -212,14 +212,14 @@ def ausuc_bars(study: Study) -> "Figure":
                 zorder=6)  # fmt: skip
     # In a column of their own: behind a bar they would stand at another mark of its row.
     axes.annotate(f"{value.mean:.3f}", (1.01, place), xycoords=("axes fraction", "data"),
-                  va="center", fontsize=plots.SMALL, color=style.INK)  # fmt: skip
+                  va="center", fontsize=charts.SMALL, color=style.INK)  # fmt: skip
   axes.annotate("the classifier", (1.01, 1.0), xycoords="axes fraction", va="bottom",
-                fontsize=plots.SMALL, color=style.INK)  # fmt: skip
+                fontsize=charts.SMALL, color=style.INK)  # fmt: skip
   chart_elements.row_ticks(axes, titles)
   axes.set_ylim(len(titles) - 0.4, -0.6)
   axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
-  axes.set_xlabel("AUSUC, area under the seen-unseen curve", fontsize=plots.SIZE)
-  plots.clean(axes, grid="x")
+  axes.set_xlabel("AUSUC, area under the seen-unseen curve", fontsize=charts.SIZE)
+  charts.clean(axes, grid="x")
   axes.tick_params(axis="y", length=0)
   chart_elements.legend(figure, _ausuc_entries(any(map(study.is_oracle, titles))))
   return figure

@@ -8,7 +8,9 @@ import math
 import os
 import pathlib
 
-from subtune_jax.report import html, records, style, table
+from subtune_jax import files
+from subtune_jax.report import document, estimate, html, style, words
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import curve_figures as holistic_curves
 from subtune_jax.studies.holistic_transfer import figures as holistic_plots
 from subtune_jax.studies.holistic_transfer import record as holistic_records
@@ -73,10 +75,10 @@ def table_rows(study: Study) -> Iterator[tuple[Row, str]]:
 def _percent_cell(number: Row) -> str:
   """A mean in per cent, in small its interval, or the range over seeds where it has none."""
   value = holistic_records.estimate(number)
-  text = table.percent(value.mean)
+  text = words.percent(value.mean)
   ends = _ends(value)
   if ends:
-    low, high = map(table.percent, ends)
+    low, high = map(words.percent, ends)
     text += f"<small>{low}\N{EN DASH}{high}</small>"
   return text
 
@@ -161,13 +163,13 @@ def differences_section(study: Study) -> str:
   return f'<h2>Differences</h2>{grid}<p class="quiet">{html.escape(note)}</p>'
 
 
-def _difference_cell(value: table.Estimate | None) -> str:
+def _difference_cell(value: estimate.Estimate | None) -> str:
   if value is None:
     return ""
   if value.low == value.mean == value.high == 0:
     return "0"  # calibration leaves AUSUC as it is
   low, high = _signed(100 * value.low), _signed(100 * value.high)
-  css = "undecided" if value.verdict == table.UNDECIDED else "best"
+  css = "undecided" if value.verdict == estimate.UNDECIDED else "best"
   return f'<span class="{css}">{_signed(100 * value.mean)}</span><small>{low} to {high}</small>'
 
 
@@ -308,13 +310,13 @@ def blocks_section(study: Study) -> str:
   return html.grid(header, rows, "results")
 
 
-def figures(study: Study) -> list[html.Figure]:
+def figures(study: Study) -> list[document.Figure]:
   """The figures of the study, rendered; those that its record has nothing for are left out."""
   seeds = " Thin: single seeds." if study.num_seeds > 1 else ""
   dots = " Dots: single seeds." if study.num_seeds > 1 else ""
   lines = " Lines: 95 % intervals of the mean." if study.has_intervals else ""
   drawn = [*_paper_figures(study, seeds, dots, lines), *_further_figures(study, seeds, dots, lines)]
-  return html.rendered(drawn)
+  return document.rendered(drawn)
 
 
 def _paper_figures(study: Study, seeds: str, dots: str, lines: str) -> list[tuple]:
@@ -437,7 +439,7 @@ def run_section(study: Study) -> str:
   known = source.get("test_accuracy")
   facts = [source.get("data") or "pretrained weights", source.get("method")]
   if known is not None:
-    facts.append(f"{table.percent(known)} % on its own test images")
+    facts.append(f"{words.percent(known)} % on its own test images")
   first = study.body["partitions"][0]
   counts = f"{first['num_seen']} of {len(data['class_names'])}, drawn by: {first['how']}"
   rows = [
@@ -455,7 +457,7 @@ def run_section(study: Study) -> str:
     text = f"{study.title(entry['method'])}, seed {entry['seed']}: gamma {entry['gamma']:.2f} from "
     rows.append(("PCV", html.escape(f"{text}{len(entry['splits'])} pseudo splits")))
   chosen = [
-    html.escape(f"{entry['title']} {table.setting_value(entry['learning_rate'])}")
+    html.escape(f"{entry['title']} {words.setting_value(entry['learning_rate'])}")
     + (' <span class="edge">! edge of grid</span>' if entry["grid_edge"] else "")
     for entry in study.body["methods"]
   ]
@@ -464,7 +466,7 @@ def run_section(study: Study) -> str:
   return f"<h2>The run</h2>{html.fact_list(rows)}"
 
 
-def page(study: Study, drawn: Sequence[html.Figure]) -> str:
+def page(study: Study, drawn: Sequence[document.Figure]) -> str:
   """The whole page as text."""
   record = study.record
   data = record["data"]
@@ -510,4 +512,4 @@ def write_page(record: Row, workdir: str | os.PathLike) -> pathlib.Path:
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Reads WORKDIR/results.json and writes the page again; see `write_page`."""
   workdir = pathlib.Path(workdir)
-  return write_page(records.read_record(workdir / records.RESULTS), workdir)
+  return write_page(files.read_record(workdir / compare_record.RESULTS), workdir)

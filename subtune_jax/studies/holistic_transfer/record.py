@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subtune_jax.report import records, style, table
+from subtune_jax import files
+from subtune_jax.report import estimate as estimate_lib
+from subtune_jax.report import style
+from subtune_jax.studies import fields
+from subtune_jax.studies.compare import record as compare_record
 
 Row = Mapping[str, Any]
 PRETRAINED, FT = "pretrained", "ft"
@@ -47,9 +51,9 @@ class Estimate:
 
 def estimate(number: Row) -> Estimate:
   """A number of the record's table."""
-  seeds = tuple(records.number(value) for value in number["by_seed"])
+  seeds = tuple(fields.number(value) for value in number["by_seed"])
   interval = tuple(map(float, number["95"])) if "95" in number else None
-  return Estimate(records.number(number["mean"]), seeds, interval)
+  return Estimate(fields.number(number["mean"]), seeds, interval)
 
 
 class Curve(NamedTuple):
@@ -133,7 +137,7 @@ class Study:
         return row
     return None
 
-  def against(self, row: Row, reference: str, name: str) -> table.Estimate | None:
+  def against(self, row: Row, reference: str, name: str) -> estimate_lib.Estimate | None:
     """The difference of a row of the tables from the source model or from fine-tuning as it is.
 
     Args:
@@ -145,7 +149,7 @@ class Study:
       With its 95 % interval; None where the record has none.
     """
     found = row.get("against", {}).get(reference)
-    return table.Estimate(*found[name]) if found else None
+    return estimate_lib.Estimate(*found[name]) if found else None
 
   def is_oracle(self, title: str) -> bool:
     """Whether a method of the table saw absent classes in its training."""
@@ -185,7 +189,7 @@ class Study:
     path = self.workdir / file
     if not path.resolve().is_relative_to(self.workdir.resolve()):
       raise ValueError(f"the record names a file {file!r}, outside of {self.workdir}.")
-    return records.read_npz(path, "which the record names", names)
+    return files.read_npz(path, "which the record names", names)
 
   def curves(self, method: str) -> list[Curve]:
     """The exact seen-unseen curve of the last epoch, per seed."""
@@ -222,19 +226,19 @@ def of(record: Row, workdir: str | os.PathLike) -> Study:
   Raises:
     ValueError: it is not the record of a study of holistic transfer.
   """
-  where = f"{pathlib.Path(workdir) / records.RESULTS}"
-  records.check_fields(record, {**_RECORD, "holistic": dict}, where)
-  records.check_fields(record["holistic"], _BODY, f"{where}: holistic")
+  where = f"{pathlib.Path(workdir) / compare_record.RESULTS}"
+  fields.check_fields(record, {**_RECORD, "holistic": dict}, where)
+  fields.check_fields(record["holistic"], _BODY, f"{where}: holistic")
   methods = [row["method"] for row in record["holistic"]["table"]]
   for method in (PRETRAINED, FT):
-    records.check_one_of(method, methods, f"{where}: a method that the table needs")
+    fields.check_one_of(method, methods, f"{where}: a method that the table needs")
   return Study(record, pathlib.Path(workdir))
 
 
 def values(trainings: Sequence[Sequence[Row]], read: Callable[[Row], float | None]) -> np.ndarray:
   """[trainings, epochs] of a number after every epoch; nan where there is none."""
   length = min(map(len, trainings))
-  return np.array([[records.number(read(e)) for e in epochs[:length]] for epochs in trainings])
+  return np.array([[fields.number(read(e)) for e in epochs[:length]] for epochs in trainings])
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax import data
+from subtune_jax import data, files
 from subtune_jax.calibration import class_splits
-from subtune_jax.report import records
 from subtune_jax.robustness import interpolation
 from subtune_jax.studies import epoch_files, provenance
 from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import intervals as holistic_intervals
@@ -42,7 +42,7 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
     },
     "holistic": body,
   }  # fmt: skip
-  workdir_lib.write_json(study.workdir / records.RESULTS, record)
+  workdir_lib.write_json(study.workdir / compare_record.RESULTS, record)
   _clean(study, body)
   page = holistic_page.write_page(record, study.workdir)
   study.run.progress.close()
@@ -205,7 +205,7 @@ def _wise(
     start = study.source.pretrained.variables
     end, _ = export.load_task(study.workdir / "tasks" / row["key"], start)
     between = interpolation.interpolate(start, end, alpha)
-    records.write_npz(path, holistic_study.read_target(study, between))
+    files.write_npz(path, holistic_study.read_target(study, between))
   arrays, absent = epoch_files.read(path), study.main(seed).absent
   epoch = {"stage": None, "epoch": None, "file": _relative(study, path)}
   return {

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, plots, style, table
+from subtune_jax.report import chart_elements, charts, style, words
 from subtune_jax.studies.holistic_transfer import figures as holistic_plots
 from subtune_jax.studies.holistic_transfer import record as holistic_records
 
@@ -35,7 +35,7 @@ def sizes(study: Study) -> "Figure | None":
   networks = [n for n in size_networks(study) if n.get("common")]
   if not networks:
     return None
-  figure = plots.new_figure(9.5, 4.4)
+  figure = charts.new_figure(9.5, 4.4)
   panels = figure.subplots(1, 2, sharey=True)
   hows = [how for how in _HOWS if any(study.partition(n)["how"] == how for n in networks)]
   titles = {"Y": "among all classes", "own": "among these absent classes"}
@@ -50,10 +50,10 @@ def sizes(study: Study) -> "Figure | None":
     for kind, dashes in (("head", "-"), ("ncm", DASHES)):
       axes.axhline(100 * source[kind][space], color=style.METHOD_COLORS["pretrained"],
                    linestyle=dashes, linewidth=1.3, zorder=1)  # fmt: skip
-    axes.set_title(title, fontsize=plots.SIZE, loc="left")
-    axes.set_xlabel("classes fine-tuned on", fontsize=plots.SIZE)
+    axes.set_title(title, fontsize=charts.SIZE, loc="left")
+    axes.set_xlabel("classes fine-tuned on", fontsize=charts.SIZE)
     axes.set_xticks(numbers)
-    plots.clean(axes)
+    charts.clean(axes)
   holistic_plots.percent_axes(panels[0], "accuracy on the shared\nabsent classes, %")
   entries = [
     (chart_elements.point_entry(_HOWS[h][1], _HOWS[h][2], filled=True), f"seen: {_HOWS[h][0]}")
@@ -131,7 +131,7 @@ def sweep(study: Study) -> "Figure | None":
   bands = -(-len(optimizers) // columns)
   height = 0.42 * len(decays) + 0.95
   width = max(columns * (0.62 * len(rates) + 0.5) + 2.2, 6.5)
-  figure = plots.new_figure(width, 0.5 + height * bands)
+  figure = charts.new_figure(width, 0.5 + height * bands)
   panels = figure.subplots(bands, columns, squeeze=False, sharex=True, sharey=True).ravel()
   known = [100 * row["epochs"][-1]["ausuc"] for row in rows if row["epochs"]]
   look = chart_elements.accuracy_colors(np.array(known or [0.0]))
@@ -141,13 +141,13 @@ def sweep(study: Study) -> "Figure | None":
   for axes in panels[len(optimizers) :]:
     axes.remove()
   for axes in panels[: len(optimizers) : columns]:
-    axes.set_ylabel("weight decay", fontsize=plots.SIZE)
+    axes.set_ylabel("weight decay", fontsize=charts.SIZE)
   for axes in panels[max(len(optimizers) - columns, 0) : len(optimizers)]:
-    axes.set_xlabel("learning rate", fontsize=plots.SIZE)
+    axes.set_xlabel("learning rate", fontsize=charts.SIZE)
     axes.tick_params(labelbottom=True)
   bar = figure.colorbar(image, ax=list(panels[: len(optimizers)]), pad=0.015, aspect=25)
-  bar.set_label("AUSUC, hundredths", fontsize=plots.SIZE)
-  bar.ax.tick_params(labelsize=plots.SMALL)
+  bar.set_label("AUSUC, hundredths", fontsize=charts.SIZE)
+  bar.ax.tick_params(labelsize=charts.SMALL)
   bar.outline.set_visible(False)
   chart_elements.legend(
     figure, [(chart_elements.outline_entry(), "highest accuracy on validation images")]
@@ -183,13 +183,13 @@ def _draw_sweep(
     if np.isfinite(value):
       chart_elements.in_cell(axes, image, i, j, value, f"{value:.1f}")
     elif (optimizer, decays[i], rates[j]) in cells:
-      axes.text(j, i, "diverged", ha="center", va="center", fontsize=plots.SMALL - 1.5,
+      axes.text(j, i, "diverged", ha="center", va="center", fontsize=charts.SMALL - 1.5,
                 color=style.WARNING)  # fmt: skip
   if best:
     chart_elements.outline(axes, *best)
-  axes.set_xticks(range(len(rates)), [table.setting_value(r) for r in rates])
-  axes.set_yticks(range(len(decays)), [table.setting_value(d) for d in decays])
-  axes.set_title(plots.plain(optimizer), fontsize=plots.SIZE, loc="left", pad=4)
+  axes.set_xticks(range(len(rates)), [words.setting_value(r) for r in rates])
+  axes.set_yticks(range(len(decays)), [words.setting_value(d) for d in decays])
+  axes.set_title(charts.plain(optimizer), fontsize=charts.SIZE, loc="left", pad=4)
   return image
 
 
@@ -204,7 +204,7 @@ def blocks(study: Study) -> "Figure | None":
   if not units:
     return None
   width = chart_elements.page_width(len(units), 0.7)
-  figure = plots.new_figure(width, 7.4 + chart_elements.label_room(list(units.values())))
+  figure = charts.new_figure(width, 7.4 + chart_elements.label_room(list(units.values())))
   panels = figure.subplots(3, 1, sharex=True)
   color = style.METHOD_COLORS["subtuning"]
   reads = (
@@ -216,8 +216,8 @@ def blocks(study: Study) -> "Figure | None":
     _draw_units(axes, study, list(units), read, kind, scale, color, filled=True)
     for title, dashes in zip(study.compared, (DASHES, "-"), strict=True):
       _level(axes, study, title, read, kind, scale, dashes)
-    axes.set_ylabel(label, fontsize=plots.SIZE)
-    plots.clean(axes)
+    axes.set_ylabel(label, fontsize=charts.SIZE)
+    charts.clean(axes)
   _draw_units(panels[2], study, list(units), reads[2][1], "alg", 100.0, color, filled=False)
   _level(panels[2], study, study.compared[1], reads[2][1], "alg", 100.0, _DOTTED)
   for axes in panels[1:]:
@@ -226,13 +226,13 @@ def blocks(study: Study) -> "Figure | None":
   panels[2].set_ylim(top=1.08 * panels[2].get_ylim()[1])
   chart_elements.unit_ticks(panels[2], list(units.values()), width - 1.2)
   panels[2].set_xlim(-0.5, len(units) - 0.5)
-  panels[2].set_xlabel("unit trained, input to head", fontsize=plots.SIZE)
+  panels[2].set_xlabel("unit trained, input to head", fontsize=charts.SIZE)
   entries = [
     (chart_elements.point_entry(color, "^", filled=True), "SubTuning of the unit"),
     (chart_elements.point_entry(color, "^", filled=False), "the same with ALG"),
   ]
   entries += [
-    (chart_elements.level_entry(study.colors[t], dashes), plots.shorten(t, 28))
+    (chart_elements.level_entry(study.colors[t], dashes), words.shorten(t, 28))
     for t, dashes in zip(study.compared, (DASHES, "-"), strict=True)
   ]
   tuned = study.compared[1]

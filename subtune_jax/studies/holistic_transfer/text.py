@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subtune_jax.report import table
+from subtune_jax.report import estimate, terminal, words
 
 Row = Mapping[str, Any]
 _CALIBRATIONS = {"none": "", "alg": "+ ALG", "pcv": "+ PCV", "star": "+ gamma*"}
@@ -47,9 +47,9 @@ def _accuracies(rows: Sequence[Row], width: int) -> str:
     micro, balanced = (numbers["accuracy"][name] for name in ("micro", "balanced"))
     values = [micro[p] for p in _PAIRS] + [numbers["ausuc"], micro["U/U"]]
     values += [balanced[p] for p in _PAIRS]
-    cells.append([_title(row), *(table.percent(v["mean"]) for v in values),
+    cells.append([_title(row), *(words.percent(v["mean"]) for v in values),
                   f"{numbers['gamma']['mean']:.2f}"])  # fmt: skip
-  return table.grid(header, cells, width)
+  return terminal.grid(header, cells, width)
 
 
 def _differences(rows: Sequence[Row], width: int) -> str:
@@ -59,9 +59,9 @@ def _differences(rows: Sequence[Row], width: int) -> str:
   cells = []
   for row in (row for row in rows if not row["oracle"]):
     found = [row["against"].get(reference, {}).get(name) for reference, name in columns]
-    texts = [table.difference_text(table.Estimate(*f)) if f else "" for f in found]
+    texts = [words.difference(estimate.Estimate(*f)) if f else "" for f in found]
     cells.append([_title(row), *texts])
-  return table.grid(header, cells, width)
+  return terminal.grid(header, cells, width)
 
 
 def _title(row: Row) -> str:
@@ -85,10 +85,10 @@ def _gaps(body: Row, width: int) -> str:
     absent = numbers["probabilities"]["absent"]
     cells.append([
       row["title"], f"{gamma:.2f}", f"{numbers['margins']['seen_over_absent']['mean']:.2f}",
-      table.percent(absent["p_absent"]["mean"]), table.percent(absent["answered_absent"]["mean"]),
-      table.percent(numbers["ncm"]["cosine"]["micro"]["U/Y"]["mean"]),
+      words.percent(absent["p_absent"]["mean"]), words.percent(absent["answered_absent"]["mean"]),
+      words.percent(numbers["ncm"]["cosine"]["micro"]["U/Y"]["mean"]),
     ])  # fmt: skip
-  return table.grid(header, cells, width)
+  return terminal.grid(header, cells, width)
 
 
 def _single(networks: Sequence[Row], partitions: Sequence[Row], use: str, width: int) -> str:
@@ -104,8 +104,8 @@ def _single(networks: Sequence[Row], partitions: Sequence[Row], use: str, width:
     if network["epochs"]:
       last = network["epochs"][-1]
       micro = last["accuracy"]["none"]["micro"]
-      values = [table.percent(v) for v in (micro["U/Y"], micro["U/U"], last["ausuc"])]
+      values = [words.percent(v) for v in (micro["U/Y"], micro["U/U"], last["ausuc"])]
     shared = network.get("common", {}).get("ncm")
-    shown = table.percent(shared["Y"]) if shared else ""
+    shown = words.percent(shared["Y"]) if shared else ""
     cells.append([name, f"{network['learning_rate']:g}", *values, shown])
-  return table.grid(header, cells, width)
+  return terminal.grid(header, cells, width)

@@ -8,8 +8,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from subtune_jax import files
 from subtune_jax.calibration import class_splits
-from subtune_jax.report import records
 from subtune_jax.studies import epoch_files, writers
 from subtune_jax.studies import progress as progress_lib
 from subtune_jax.studies import workdir as workdir_lib
@@ -207,7 +207,7 @@ def source_arrays(study: Study) -> dict[str, np.ndarray]:
   """What is stored of the source model."""
   path = source_path(study)
   if not path.exists():
-    records.write_npz(path, read_target(study, study.source.pretrained.variables))
+    files.write_npz(path, read_target(study, study.source.pretrained.variables))
   return epoch_files.read(path)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, plots, style
+from subtune_jax.report import chart_elements, charts, style, words
 from subtune_jax.studies.robustness import figures as robustness_plots
 from subtune_jax.studies.robustness import record as study_lib
 
@@ -43,7 +43,7 @@ def distortion_by_epoch(study: study_lib.Study) -> "Figure | None":
   if not study.tuned:
     return None
   found = robustness_plots.sides(study)
-  figure = plots.new_figure(max(5.4 * len(found), 8.0), 6.4)
+  figure = charts.new_figure(max(5.4 * len(found), 8.0), 6.4)
   panels = figure.subplots(2, len(found), squeeze=False, sharex=True, sharey="row")
   colors, markers = style.colors(study.methods), style.markers(study.methods)
   shown, alike = [], []
@@ -62,18 +62,18 @@ def distortion_by_epoch(study: study_lib.Study) -> "Figure | None":
           [curves.shape[1] - 1], [curves[:, -1].mean()], marker=markers[name], markersize=6,
           color=colors[name], linestyle="none", clip_on=False, zorder=4,
         )  # fmt: skip
-    panels[0, column].set_title(title, fontsize=plots.SIZE, loc="left", pad=4)
-    panels[1, column].set_xlabel("epoch, over all stages", fontsize=plots.SIZE)
+    panels[0, column].set_title(title, fontsize=charts.SIZE, loc="left", pad=4)
+    panels[1, column].set_xlabel("epoch, over all stages", fontsize=charts.SIZE)
   robustness_plots.from_zero(panels[0, 0], np.concatenate(shown))
   least = float(np.nanmin(np.concatenate(alike)))
   room = max(1 - least, 0.01)
   panels[1, 0].set_ylim(max(1 - 1.05 * room, 0), 1 + 0.02 * room)
-  panels[0, 0].set_ylabel(robustness_plots.MOVED, fontsize=plots.SIZE)
-  panels[1, 0].set_ylabel("linear CKA with the\npretrained features", fontsize=plots.SIZE)
+  panels[0, 0].set_ylabel(robustness_plots.MOVED, fontsize=charts.SIZE)
+  panels[1, 0].set_ylabel("linear CKA with the\npretrained features", fontsize=charts.SIZE)
   for axes in panels.flat:
     axes.set_xlim(left=0)
     robustness_plots.integer_epochs(axes)
-    plots.clean(axes)
+    charts.clean(axes)
   chart_elements.legend(figure, robustness_plots.method_entries(study, study.methods, line=True))
   return figure
 
@@ -95,13 +95,13 @@ def accuracy_by_epoch(study: study_lib.Study) -> "Figure":
     _mark_stages(study, axes, name, trainings[0], last)
     axes.set_xlim(0.5, last + 0.5)
     robustness_plots.integer_epochs(axes)
-    axes.set_xlabel("epoch, over all stages", fontsize=plots.SIZE)
-    plots.clean(axes)
+    axes.set_xlabel("epoch, over all stages", fontsize=charts.SIZE)
+    charts.clean(axes)
   low, high = np.concatenate(values).min(), np.concatenate(values).max()
   room = max(0.06 * (high - low), 1.0)
   panels[0].set_ylim(max(low - room, 0), high + room)
   for axes in panels[::_PER_ROW]:
-    axes.set_ylabel("test accuracy, %", fontsize=plots.SIZE)
+    axes.set_ylabel("test accuracy, %", fontsize=charts.SIZE)
   chart_elements.legend(figure, robustness_plots.side_entries(study))
   return figure
 
@@ -110,7 +110,7 @@ def _method_panels(methods: Sequence[str], height: float, *, shared: bool = True
   """(figure, a panel per method in rows of four, on one scale of accuracy if `shared`)."""
   columns = min(len(methods), _PER_ROW)
   bands = math.ceil(len(methods) / columns)
-  figure = plots.new_figure(max(3.0 * columns, 9.0), 0.4 + height * bands)
+  figure = charts.new_figure(max(3.0 * columns, 9.0), 0.4 + height * bands)
   panels = figure.subplots(bands, columns, squeeze=False, sharey=shared).ravel()
   for axes in panels[len(methods) :]:
     axes.remove()
@@ -125,7 +125,9 @@ def _stages(training: Row, length: int) -> list[tuple[int, int]]:
 
 def _mark_stages(study: study_lib.Study, axes, method: str, training: Row, length: int) -> None:
   """The method above its panel; below it the names of the stages, dashed lines between them."""
-  axes.set_title(plots.plain(plots.shorten(study.titles[method], 30)), fontsize=plots.SIZE, pad=20)
+  axes.set_title(
+    charts.plain(words.shorten(study.titles[method], 30)), fontsize=charts.SIZE, pad=20
+  )
   stages, ranges = study.method(method)["stages"], _stages(training, length)
   for number, (begin, end) in enumerate(ranges):
     if number:
@@ -136,9 +138,9 @@ def _mark_stages(study: study_lib.Study, axes, method: str, training: Row, lengt
     if len(ranges) > 1:
       title = f"{stage + 1}: {title}" if room >= 8 else str(stage + 1)
     axes.annotate(
-      plots.plain(plots.shorten(title, max(room, 2))), ((begin + end + 1) / 2, 1.0), (0, 4),
+      charts.plain(words.shorten(title, max(room, 2))), ((begin + end + 1) / 2, 1.0), (0, 4),
       xycoords=("data", "axes fraction"), textcoords="offset points", ha="center",
-      fontsize=plots.SMALL - 0.5, color=style.MUTED,
+      fontsize=charts.SMALL - 0.5, color=style.MUTED,
     )  # fmt: skip
 
 
@@ -150,17 +152,19 @@ def interpolation(study: study_lib.Study) -> "Figure | None":
   figure, panels = _method_panels(list(curves), 3.7, shared=False)
   for axes, (name, rows) in zip(panels, curves.items(), strict=True):
     _draw_line(study, axes, name, rows)
-    axes.set_title(plots.plain(plots.shorten(study.titles[name], 30)), fontsize=plots.SIZE, pad=20)
+    axes.set_title(
+      charts.plain(words.shorten(study.titles[name], 30)), fontsize=charts.SIZE, pad=20
+    )
     label = f"accuracy on {study.title_of(study.id)}, %" if study.ood else "alpha"
-    axes.set_xlabel(label, fontsize=plots.SIZE)
+    axes.set_xlabel(label, fontsize=charts.SIZE)
     axes.margins(0.08)
     axes.set_ylim(_at_least(*axes.get_ylim()))
     if study.ood:
       axes.set_xlim(_at_least(*axes.get_xlim()))
-    plots.clean(axes, grid="both")
+    charts.clean(axes, grid="both")
   side = study.ood_column or study.id
   for axes in panels[::_PER_ROW]:
-    axes.set_ylabel(f"accuracy on\n{study.title_of(side)}, %", fontsize=plots.SIZE)
+    axes.set_ylabel(f"accuracy on\n{study.title_of(side)}, %", fontsize=charts.SIZE)
   chart_elements.legend(figure, [
     (chart_elements.point_entry(style.MUTED, "o", filled=False), "alpha = 0: the probe"),
     (chart_elements.point_entry(style.MUTED, "o", filled=True), "alpha = 1: fine-tuned"),
@@ -210,7 +214,7 @@ def _draw_line(study: study_lib.Study, axes, name: str, rows: Sequence[Row]) -> 
   robustness_plots.ring(axes, x[best], y[best], style.INK)
   axes.annotate(
     f"highest on validation: alpha = {alphas[best]:.2g}", (0.5, 1.0), (0, 5),
-    xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=plots.SMALL,
+    xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=charts.SMALL,
     color=style.MUTED,
   )  # fmt: skip
 
@@ -221,7 +225,7 @@ def probe_steps(study: study_lib.Study) -> "Figure | None":
   if not rows:
     return None
   found = robustness_plots.sides(study)
-  figure = plots.new_figure(max(4.8 * len(found), 8.0), 4.2)
+  figure = charts.new_figure(max(4.8 * len(found), 8.0), 4.2)
   panels = figure.subplots(1, len(found), squeeze=False)[0]
   colors, markers = style.colors(study.methods), style.markers(study.methods)
   looks = {"probe": (study_lib.PROBE, "the probe"), "tuned": ("lp_ft", "after fine-tuning (LP-FT)")}
@@ -240,9 +244,9 @@ def probe_steps(study: study_lib.Study) -> "Figure | None":
   for axes, title in zip(panels, found.values(), strict=True):
     axes.set_xticks(range(len(rows)), [str(row["steps"]) for row in rows])
     axes.set_xlim(-0.4, len(rows) - 0.6)
-    axes.set_title(title, fontsize=plots.SIZE, loc="left")
-    axes.set_xlabel("L-BFGS steps of the probe", fontsize=plots.SIZE)
-    plots.clean(axes)
-  panels[0].set_ylabel("test accuracy, %", fontsize=plots.SIZE)
+    axes.set_title(title, fontsize=charts.SIZE, loc="left")
+    axes.set_xlabel("L-BFGS steps of the probe", fontsize=charts.SIZE)
+    charts.clean(axes)
+  panels[0].set_ylabel("test accuracy, %", fontsize=charts.SIZE)
   chart_elements.legend(figure, entries)
   return figure

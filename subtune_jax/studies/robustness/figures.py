@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, plots, records, style
+from subtune_jax.report import chart_elements, charts, style, words
+from subtune_jax.studies import fields
 from subtune_jax.studies.robustness import record as study_lib
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def method_entries(
         [], [], color=colors[name], marker=markers[name], markersize=6,
         linestyle="-" if line else "none", linewidth=1.8,
       ),
-      plots.shorten(study.titles[name], 28),
+      words.shorten(study.titles[name], 28),
     )
     for name in methods
   ]  # fmt: skip
@@ -123,19 +124,19 @@ def id_against_ood(study: study_lib.Study) -> "Figure | None":
   low, high = np.nanmin(ends, axis=(0, 2)), np.nanmax(ends, axis=(0, 2))
   every = np.concatenate([*faint.values()])
   closer = bool(np.any(np.ptp(every, axis=0) > 1.5 * (high - low)))
-  figure = plots.new_figure(11.0 if closer else 8.5, 5.2)
+  figure = charts.new_figure(11.0 if closer else 8.5, 5.2)
   panels = figure.subplots(1, 2 if closer else 1, squeeze=False)[0]
   for axes in panels:
     _draw_points(study, axes, faint, chosen)
-    axes.set_xlabel(f"accuracy on {study.title_of(study.id)}, %", fontsize=plots.SIZE)
-    plots.clean(axes, grid="both")
-  panels[0].set_ylabel(f"accuracy on {study.title_of(study.ood_column)}, %", fontsize=plots.SIZE)
+    axes.set_xlabel(f"accuracy on {study.title_of(study.id)}, %", fontsize=charts.SIZE)
+    charts.clean(axes, grid="both")
+  panels[0].set_ylabel(f"accuracy on {study.title_of(study.ood_column)}, %", fontsize=charts.SIZE)
   room = np.maximum(0.08 * (high - low), 0.5)
   (left, bottom), (right, top) = low - room, high + room
   if closer:
     _frame(panels[0], left, bottom, right, top)
-    panels[0].set_title("all trainings", fontsize=plots.SIZE, loc="left")
-    panels[1].set_title("the chosen settings, closer", fontsize=plots.SIZE, loc="left")
+    panels[0].set_title("all trainings", fontsize=charts.SIZE, loc="left")
+    panels[1].set_title("the chosen settings, closer", fontsize=charts.SIZE, loc="left")
     panels[1].set(xlim=(left, right), ylim=(bottom, top))
   note = [(chart_elements.point_entry(style.MUTED, "o", filled=True, size=4), "one training")]
   chart_elements.legend(figure, [*method_entries(study, study.methods), *note])
@@ -184,7 +185,7 @@ def distortion_bars(study: study_lib.Study) -> "Figure | None":
     return None
   found = sides(study)
   methods, height = study.methods, 0.8 / len(found)
-  figure = plots.new_figure(9.5, 1.2 + 0.36 * len(methods) * len(found) + 0.12 * len(methods))
+  figure = charts.new_figure(9.5, 1.2 + 0.36 * len(methods) * len(found) + 0.12 * len(methods))
   axes, colors = figure.add_subplot(), style.colors(study.methods)
   values = {
     (name, ood): 100 * np.array([
@@ -200,8 +201,8 @@ def distortion_bars(study: study_lib.Study) -> "Figure | None":
       _draw_bar(axes, y, 0.9 * height, values[name, ood], colors[name], ood)
   chart_elements.row_ticks(axes, [study.titles[name] for name in methods])
   axes.set_ylim(len(methods) - 0.5, -0.5)
-  axes.set_xlabel(MOVED.replace("\n", " "), fontsize=plots.SIZE)
-  plots.clean(axes, grid="x")
+  axes.set_xlabel(MOVED.replace("\n", " "), fontsize=charts.SIZE)
+  charts.clean(axes, grid="x")
   axes.tick_params(axis="y", length=0)
   chart_elements.legend(figure, _bar_entries(found))
   return figure
@@ -217,7 +218,7 @@ def _draw_bar(axes, y: float, height: float, seeds: np.ndarray, color: str, ood:
                  zorder=5, clip_on=False)  # fmt: skip
   axes.annotate(
     short_percent(mean), (max(mean, *seeds), y), (7, 0), textcoords="offset points",
-    va="center", fontsize=plots.SMALL, color=style.INK, annotation_clip=False,
+    va="center", fontsize=charts.SMALL, color=style.INK, annotation_clip=False,
   )  # fmt: skip
 
 
@@ -250,7 +251,7 @@ def distortion_by_block(study: study_lib.Study) -> "Figure | None":
     return None
   units, found = study.entry["units"], sides(study)
   width = chart_elements.page_width(len(units), 0.54)
-  figure = plots.new_figure(width, 0.8 + chart_elements.label_room(units) + 2.6 * len(found))
+  figure = charts.new_figure(width, 0.8 + chart_elements.label_room(units) + 2.6 * len(found))
   panels = figure.subplots(len(found), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
   colors, markers = style.colors(study.methods), style.markers(study.methods)
   shown = []
@@ -262,9 +263,9 @@ def distortion_by_block(study: study_lib.Study) -> "Figure | None":
         axes.plot(values.T, color=colors[name], linewidth=0.7, alpha=_FAINT)
       axes.plot(values.mean(axis=0), color=colors[name], marker=markers[name], markersize=5,
                 linewidth=1.8, clip_on=False, zorder=3)  # fmt: skip
-    axes.set_title(title, fontsize=plots.SIZE, loc="left", pad=4)
-    axes.set_ylabel(MOVED, fontsize=plots.SIZE)
-    plots.clean(axes)
+    axes.set_title(title, fontsize=charts.SIZE, loc="left", pad=4)
+    axes.set_ylabel(MOVED, fontsize=charts.SIZE)
+    charts.clean(axes)
   from_zero(panels[0], np.concatenate(shown))
   chart_elements.unit_ticks(panels[-1], units, width - 1.2)
   panels[-1].set_xlim(-0.4, len(units) - 0.6)
@@ -280,7 +281,7 @@ def learning_rates(study: study_lib.Study) -> "Figure | None":
   found = {None: "weights moved, %"} | {
     ood: f"accuracy on\n{t}, %" for ood, t in sides(study).items()
   }
-  figure = plots.new_figure(max(4.1 * len(found), 8.0), 4.5)
+  figure = charts.new_figure(max(4.1 * len(found), 8.0), 4.5)
   panels = figure.subplots(1, len(found), squeeze=False)[0]
   for axes, (side, label) in zip(panels, found.items(), strict=True):
     shown = []
@@ -289,9 +290,9 @@ def learning_rates(study: study_lib.Study) -> "Figure | None":
       shown += _draw_rates(study, axes, name, side, apart)
     axes.set_xscale("log")
     axes.minorticks_off()
-    axes.set_xlabel("learning rate", fontsize=plots.SIZE)
-    axes.set_ylabel(label, fontsize=plots.SIZE)
-    plots.clean(axes)
+    axes.set_xlabel("learning rate", fontsize=charts.SIZE)
+    axes.set_ylabel(label, fontsize=charts.SIZE)
+    charts.clean(axes)
     if side is None:
       from_zero(axes, shown)
     elif study_lib.PROBE in study.methods:
@@ -317,7 +318,7 @@ def _draw_rates(
   for rate in _rates(study, method):
     rows = [row for row in study.trainings(method) if row["learning_rate"] == rate]
     values = [
-      100 * (records.number(row["moved"]) if side is None
+      100 * (fields.number(row["moved"]) if side is None
              else study.accuracy(row["epochs"][-1], ood=side))
       for row in rows
     ]  # fmt: skip
@@ -337,6 +338,6 @@ def _rate_entries(study: study_lib.Study):
   entries = [(ring_entry(), "rate chosen")]
   if study_lib.PROBE in study.methods:
     color = style.colors(study.methods)[study_lib.PROBE]
-    title = plots.shorten(study.titles[study_lib.PROBE], 28)
+    title = words.shorten(study.titles[study_lib.PROBE], 28)
     entries.append((chart_elements.level_entry(color, (0, (2, 2))), f"{title} (no rate)"))
   return entries

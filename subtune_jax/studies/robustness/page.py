@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.report import html, plots, records, style, table
+from subtune_jax.report import document, estimate, html, style, terminal
+from subtune_jax.report import words as words_lib
+from subtune_jax.studies import fields
+from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.robustness import curve_figures as robustness_curves
 from subtune_jax.studies.robustness import figures as robustness_plots
 from subtune_jax.studies.robustness import record as study_lib
@@ -49,9 +53,9 @@ def _setting(study: Study, rule: str, method: str) -> tuple[str, bool]:
   """(the rate chosen, or the probe's strength; whether it is at the edge of its grid)."""
   entry, chosen = study.method(method), study.selection(rule, method)
   if entry["setting"] != "learning_rate":  # the probe searched its strength itself
-    value = table.setting_value(entry["learning_rate"])
-    return f"{table.setting_name(entry['setting'])} {value}", entry["grid_edge"]
-  return f"lr {table.setting_value(chosen['learning_rate'])}", chosen["at_edge"]
+    value = words_lib.setting_value(entry["learning_rate"])
+    return f"{words_lib.setting_name(entry['setting'])} {value}", entry["grid_edge"]
+  return f"lr {words_lib.setting_value(chosen['learning_rate'])}", chosen["at_edge"]
 
 
 def _epochs_text(study: Study, rule: str, method: str) -> str:
@@ -69,7 +73,7 @@ def _seeds_note(study: Study, rule: str, method: str) -> str:
 
 
 def _weights_moved(study: Study, rule: str, method: str) -> str:
-  rows = [records.number(row["moved"]) for row in study.picked(rule, method)]
+  rows = [fields.number(row["moved"]) for row in study.picked(rule, method)]
   return f"{robustness_plots.short_percent(100 * float(np.mean(rows)))} %"
 
 
@@ -87,9 +91,9 @@ def _swatch(study: Study, method: str) -> str:
 
 def _accuracy_cell(score: study_lib.Row) -> str:
   """A mean, its 90 % and its 95 % interval in small."""
-  text = table.percent(score["mean"])
+  text = words_lib.percent(score["mean"])
   for level in ("90", "95"):
-    low, high = (table.percent(end) for end in score[level])
+    low, high = (words_lib.percent(end) for end in score[level])
     text += f"<small>{level}: {low}\N{EN DASH}{high}</small>"
   return text
 
@@ -107,7 +111,7 @@ def _rule_table(study: Study, rule: str) -> str:
       moved += f"<br>{_features_moved(study, rule, method, ood=True)} OOD"
     rows.append([
       _swatch(study, method), *(_accuracy_cell(scores[column]) for column in study.columns),
-      table.percent(scores[study.validation]["mean"]), html.escape(setting) + edge,
+      words_lib.percent(scores[study.validation]["mean"]), html.escape(setting) + edge,
       _epochs_text(study, rule, method) + _seeds_note(study, rule, method),
       _weights_moved(study, rule, method), moved,
     ])  # fmt: skip
@@ -135,8 +139,8 @@ def _oracle_answer(study: Study) -> list[str]:
 
 def _with_interval(score: study_lib.Row) -> str:
   value = study_lib.estimate(score)
-  low, high = table.percent(value.low), table.percent(value.high)
-  return f"{table.percent(value.mean)} % [{low}, {high}]"
+  low, high = words_lib.percent(value.low), words_lib.percent(value.high)
+  return f"{words_lib.percent(value.mean)} % [{low}, {high}]"
 
 
 def rule_sections(study: Study) -> str:
@@ -171,21 +175,25 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def against_others(
-  run: records.Run, summary: table.Summary, method: str
-) -> dict[str, dict[str, table.Estimate]]:
+  run: compare_record.Run, summary: summary_lib.Summary, method: str
+) -> dict[str, dict[str, estimate.Estimate]]:
   """Other method -> column -> accuracy of `method` minus that of the other, paired."""
   if summary.reference != method:
-    summary = table.summarize(run, reference=method, num_resamples=summary.num_resamples)
+    summary = summary_lib.summarize(run, reference=method, num_resamples=summary.num_resamples)
   return {
-    other: {key: table.Estimate(-d.mean, -d.high, -d.low) for key, d in columns.items()}
+    other: {key: estimate.Estimate(-d.mean, -d.high, -d.low) for key, d in columns.items()}
     for other, columns in summary.differences.items()
   }
 
 
-def fared_text(study: Study, against: dict[str, dict[str, table.Estimate]], column: str) -> str:
+def fared_text(study: Study, against: dict[str, dict[str, estimate.Estimate]], column: str) -> str:
   """In a sentence: which methods the recommended one was above, below, and undecided against."""
   method = study.titles[study.entry["recommendation"]["method"]]
-  words = {table.HIGHER: "above", table.LOWER: "below", table.UNDECIDED: "undecided against"}
+  words = {
+    estimate.HIGHER: "above",
+    estimate.LOWER: "below",
+    estimate.UNDECIDED: "undecided against",
+  }
   parts = []
   for verdict, word in words.items():
     names = [study.titles[m] for m, found in against.items() if found[column].verdict == verdict]
@@ -194,7 +202,9 @@ def fared_text(study: Study, against: dict[str, dict[str, table.Estimate]], colu
   return f"On {study.title_of(column)}, {method} is {'; '.join(parts)}."
 
 
-def recommendation_section(run: records.Run, summary: table.Summary, study: Study) -> str:
+def recommendation_section(
+  run: compare_record.Run, summary: summary_lib.Summary, study: Study
+) -> str:
   """The answer, its reasons, and how it fared on the test sets afterwards."""
   found = study.entry["recommendation"]
   reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in found["reasons"])
@@ -212,8 +222,8 @@ def recommendation_section(run: records.Run, summary: table.Summary, study: Stud
     cells = [f"against {_swatch(study, other)}"]
     for column in summary.columns:
       value = differences[column.key]
-      css = "undecided" if value.verdict == table.UNDECIDED else "best"
-      text = html.escape(table.difference_text(value))
+      css = "undecided" if value.verdict == estimate.UNDECIDED else "best"
+      text = html.escape(words_lib.difference(value))
       cells.append(f'{text}<small class="{css}">{value.verdict}</small>')
     rows.append(cells)
   header = ["Difference, points", *(html.escape(c.title) for c in summary.columns)]
@@ -227,9 +237,9 @@ def recommendation_section(run: records.Run, summary: table.Summary, study: Stud
   return "".join(parts)
 
 
-def figures(study: Study) -> list[html.Figure]:
+def figures(study: Study) -> list[document.Figure]:
   """The figures of the study, rendered; those that its record has nothing for are left out."""
-  return html.rendered(_drawn(study))
+  return document.rendered(_drawn(study))
 
 
 def _drawn(study: Study) -> list[tuple[str, str, Any, str, str]]:
@@ -292,10 +302,10 @@ def _drawn(study: Study) -> list[tuple[str, str, Any, str, str]]:
 
 
 def page(
-  run: records.Run,
-  summary: table.Summary,
-  common: Sequence[html.Figure],
-  own: Sequence[html.Figure],
+  run: compare_record.Run,
+  summary: summary_lib.Summary,
+  common: Sequence[document.Figure],
+  own: Sequence[document.Figure],
 ) -> str:
   """The whole page as text.
 
@@ -310,10 +320,10 @@ def page(
   body = [
     f"<h1>{html.escape(record['title'])}</h1>",
     f'<p class="quiet">{html.escape(record["name"])}, {html.escape(record["created"])}. '
-    f"{html.escape(table.seeds_text(summary))}, {html.escape(table.sizes_text(summary))}.</p>",
+    f"{html.escape(summary_lib.seeds_text(summary))}, {html.escape(summary_lib.sizes_text(summary))}.</p>",
     html.results_section(summary),
     html.differences_section(summary),
-    f"<h3>What the intervals mean</h3><p>{html.escape(table.interval_text(summary))}</p>",
+    f"<h3>What the intervals mean</h3><p>{html.escape(summary_lib.interval_text(summary))}</p>",
     sections.pop("accuracy", ""),
     rule_sections(study),
     *(html.figure_section(figure) for figure in own),
@@ -327,7 +337,7 @@ def page(
   return html.document(record["title"], body)
 
 
-def write_page(run: records.Run, summary: table.Summary) -> pathlib.Path:
+def write_page(run: compare_record.Run, summary: summary_lib.Summary) -> pathlib.Path:
   """Writes report.html and figures/*.png into the run's workdir; returns the page's path."""
   common, own = html.figures(run, summary), figures(study_lib.of(run.record))
   return html.write(run.workdir, page(run, summary, common, own), [*common, *own])
@@ -342,19 +352,19 @@ def _rule_text(study: Study, rule: str, width: int) -> str:
   for method in study.methods:
     scores = study.selection(rule, method)["accuracy"]
     setting, at_edge = _setting(study, rule, method)
-    cells = [plots.shorten(study.titles[method], 19)]
+    cells = [words_lib.shorten(study.titles[method], 19)]
     for value in (study_lib.estimate(scores[column]) for column in sides):
-      low, high = table.percent(value.low), table.percent(value.high)
-      cells.append(f"{table.percent(value.mean)} [{low}, {high}]")
-    cells += [table.percent(scores[study.validation]["mean"])]
-    cells += [setting + (f" {table.EDGE_MARK}" if at_edge else "  ")]
+      low, high = words_lib.percent(value.low), words_lib.percent(value.high)
+      cells.append(f"{words_lib.percent(value.mean)} [{low}, {high}]")
+    cells += [words_lib.percent(scores[study.validation]["mean"])]
+    cells += [setting + (f" {summary_lib.EDGE_MARK}" if at_edge else "  ")]
     cells += [_epochs_text(study, rule, method), _weights_moved(study, rule, method)]
     cells += [_features_moved(study, rule, method, ood=ood) for ood in (False, True)[: len(sides)]]
     rows.append(cells)
-  return table.grid(header, rows, width)
+  return terminal.grid(header, rows, width)
 
 
-def format_text(record: study_lib.Row, width: int = table.WIDTH) -> str:
+def format_text(record: study_lib.Row, width: int = terminal.WIDTH) -> str:
   """The tables of the rules and the recommendation as plain text for a terminal.
 
   Args:
@@ -371,7 +381,7 @@ def format_text(record: study_lib.Row, width: int = table.WIDTH) -> str:
       parts += [search_page.wrapped(line, wide) for line in _oracle_answer(study)[1:]]
   parts.append(search_page.wrapped(
     "In brackets: 95 % intervals. weights: moved by the whole training. features: relative "
-    f"distortion of the last block's at the epoch chosen. {table.EDGE_MARK}: edge of the grid.",
+    f"distortion of the last block's at the epoch chosen. {summary_lib.EDGE_MARK}: edge of the grid.",
     wide,
   ))  # fmt: skip
   found = study.entry["recommendation"]

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.report import records, table
+from subtune_jax.report import estimate as estimate_lib
+from subtune_jax.studies import fields
+from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.compare import summary as summary_lib
 
 Row = Mapping[str, Any]
 ENTRY = "robustness"
@@ -33,9 +36,9 @@ _ENTRY = {
 _TRAINING = {
   "key": str,
   "method": str,
-  "learning_rate": records.NUMBER,
+  "learning_rate": fields.NUMBER,
   "seed": int,
-  "moved": records.MAYBE_NUMBER,
+  "moved": fields.MAYBE_NUMBER,
   "epochs": list,
 }
 _EPOCH = {"stage": int, "epoch": int, "accuracy": dict, "distortion": dict}
@@ -43,10 +46,10 @@ _SELECTION = {
   "rule": str,
   "oracle": bool,
   "method": str,
-  "learning_rate": records.NUMBER,
+  "learning_rate": fields.NUMBER,
   "at_edge": bool,
   "epochs": list,
-  "score": records.NUMBER,
+  "score": fields.NUMBER,
   "accuracy": dict,
 }
 _RECOMMENDATION = {"method": str, "among": (list, tuple), "strength": str,
@@ -104,9 +107,9 @@ class Study:
   @property
   def columns(self) -> dict[str, str]:
     """Key of an accuracy in a selection -> its title; in distribution first, the mean last."""
-    short = records.short_names([self.id, *self.ood])
+    short = compare_record.short_names([self.id, *self.ood])
     found = {self.id: f"{short[self.id]} (ID)"} | {name: short[name] for name in self.ood}
-    return found | ({table.MEAN_OOD: table.MEAN_OOD} if len(self.ood) > 1 else {})
+    return found | ({summary_lib.MEAN_OOD: summary_lib.MEAN_OOD} if len(self.ood) > 1 else {})
 
   @property
   def ood_column(self) -> str | None:
@@ -117,7 +120,7 @@ class Study:
     """How figures call `id` and `ood_column`."""
     if column == self.id:
       return self.columns[self.id]
-    return self.columns[column] + ("" if column == table.MEAN_OOD else " (OOD)")
+    return self.columns[column] + ("" if column == summary_lib.MEAN_OOD else " (OOD)")
 
   def method(self, name: str) -> Row:
     return next(method for method in self.record["methods"] if method["name"] == name)
@@ -155,7 +158,7 @@ class Study:
 
   def distortion(self, by_set: Mapping[str, Row], kind: str, *, ood: bool) -> float:
     """One kind of distortion, on the test images of one side; nan where it is not defined."""
-    values = {name: records.number(by_set[name][kind]) for name in (self.id, *self.ood)}
+    values = {name: fields.number(by_set[name][kind]) for name in (self.id, *self.ood)}
     return self.out(values) if ood else values[self.id]
 
   def block_distortion(self, method: str, kind: str, *, ood: bool) -> np.ndarray:
@@ -183,9 +186,9 @@ def stage_starts(training: Row) -> list[int]:
   return [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
 
 
-def estimate(score: Row, level: str = "95") -> table.Estimate:
+def estimate(score: Row, level: str = "95") -> estimate_lib.Estimate:
   """An accuracy of a selection with its interval."""
-  return table.Estimate(score["mean"], *score[level])
+  return estimate_lib.Estimate(score["mean"], *score[level])
 
 
 def of(record: Row) -> Study:
@@ -195,20 +198,20 @@ def of(record: Row) -> Study:
     ValueError: the entry is missing, lacks a field, or its parts contradict each other.
   """
   entry = record.get(ENTRY)
-  records.check_fields(entry, _ENTRY, ENTRY)
+  fields.check_fields(entry, _ENTRY, ENTRY)
   study = Study(record)
   sets = [entry["validation"], study.id, *study.ood]
   for row in entry["trainings"]:
     where = f"{ENTRY}: training {row.get('key')!r}"
-    records.check_fields(row, _TRAINING, where)
+    fields.check_fields(row, _TRAINING, where)
     if not row["epochs"]:
       raise ValueError(f"{where} has no epochs; leave out trainings that failed.")
     for epoch in row["epochs"]:
-      records.check_fields(epoch, _EPOCH, where)
+      fields.check_fields(epoch, _EPOCH, where)
       for kind in ("accuracy", "distortion"):
         _check_names(epoch[kind], sets, f"{where}: {kind}")
-  records.check_fields(entry["recommendation"], _RECOMMENDATION, f"{ENTRY}: recommendation")
-  records.check_one_of(entry["recommendation"]["method"], study.methods, f"{ENTRY}: recommendation")
+  fields.check_fields(entry["recommendation"], _RECOMMENDATION, f"{ENTRY}: recommendation")
+  fields.check_one_of(entry["recommendation"]["method"], study.methods, f"{ENTRY}: recommendation")
   _check_selections(study)
   return study
 
@@ -217,9 +220,9 @@ def _check_selections(study: Study) -> None:
   """Every rule has chosen for every method, a training and an epoch that are there."""
   for row in study.entry["selections"]:
     where = f"{ENTRY}: selection {row.get('rule')!r} of {row.get('method')!r}"
-    records.check_fields(row, _SELECTION, where)
-    records.check_one_of(row["rule"], list(RULES), f"{where}: rule")
-    records.check_one_of(row["method"], study.methods, f"{where}: method")
+    fields.check_fields(row, _SELECTION, where)
+    fields.check_one_of(row["rule"], list(RULES), f"{where}: rule")
+    fields.check_one_of(row["method"], study.methods, f"{where}: method")
     if row["oracle"] != (row["rule"] == ORACLE):
       raise ValueError(f"{where}: oracle is {row['oracle']}; only {ORACLE!r} reads test labels.")
     _check_names(row["accuracy"], [study.validation, *study.columns], f"{where}: accuracy")
@@ -230,7 +233,7 @@ def _check_selections(study: Study) -> None:
         f"{row['learning_rate']:g}; there has to be one epoch of each."
       )
     for training, number in zip(picked, row["epochs"], strict=True):
-      records.check_one_of(number, [e["epoch"] for e in last_stage(training)], f"{where}: epoch")
+      fields.check_one_of(number, [e["epoch"] for e in last_stage(training)], f"{where}: epoch")
   wanted = {(rule, method) for rule in [study.rule, *study.rules] for method in study.methods}
   found = {(row["rule"], row["method"]) for row in study.entry["selections"]}
   if wanted - found:

@@ -17,7 +17,7 @@ import numpy as np
 
 from subtune_jax import data
 from subtune_jax.data import splits
-from subtune_jax.report import intervals, records, table
+from subtune_jax.report import intervals
 from subtune_jax.robustness import (
   distortion,
   domain_gap,
@@ -27,7 +27,9 @@ from subtune_jax.robustness import (
 )
 from subtune_jax.studies import epoch_files
 from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
+from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.robustness import config as robustness_config
 from subtune_jax.studies.robustness import page as robustness_page
 from subtune_jax.training import export, trainable_split
@@ -280,7 +282,7 @@ def _scores(epochs: Mapping[str, Sequence[_Epoch]], seen: _Seen) -> dict[str, Ro
   groups = {own.name: own.examples.groups for own in seen.sets}
   ood = [own.name for own in seen.sets[2:]]
   if len(ood) > 1:
-    correct[table.MEAN_OOD], groups[table.MEAN_OOD] = table.equal_weights(
+    correct[summary_lib.MEAN_OOD], groups[summary_lib.MEAN_OOD] = summary_lib.equal_weights(
       [correct[name] for name in ood], [groups[name] for name in ood]
     )
   scores = {method: {} for method in epochs}
@@ -355,7 +357,7 @@ def _recommendation(seen: _Seen, final: Mapping[str, Sequence[_Epoch]], shift: R
     name: float(np.mean([e.row["distortion"][VALIDATION]["relative"] for e in epochs]))
     for name, epochs in final.items()
   }
-  short = records.short_names(list(shift))
+  short = compare_record.short_names(list(shift))
   found = recommend.recommend(
     correct, seen.sets[0].examples.groups, moved, {short[k]: v for k, v in shift.items()},
     compare_config.TITLES,

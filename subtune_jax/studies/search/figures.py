@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, plots, records, style, table
+from subtune_jax.report import block_strip, chart_elements, charts, estimate, style, words
 from subtune_jax.studies.search import record as search_lib
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ _CANDIDATE = "#B0B0B0"
 _WINDOW_LOOKS = ((COLOR, MARKER), ("#003D2E", "o"), ("#5FC2A5", "s"), (style.MUTED, "D"))
 
 
-def _percent(value: table.Estimate) -> str:
-  return f"{table.percent(value.mean)} %"
+def _percent(value: estimate.Estimate) -> str:
+  return f"{words.percent(value.mean)} %"
 
 
 def _references(axes, sets, names) -> list[tuple["Artist", str]]:
@@ -71,7 +71,7 @@ def profile(record: Row) -> "Figure | None":
   if not alone:
     return None
   chosen, width = record["chosen"], chart_elements.page_width(len(names))
-  figure = plots.new_figure(width, 5.0 + chart_elements.label_room(names))
+  figure = charts.new_figure(width, 5.0 + chart_elements.label_room(names))
   axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1.15])
   entries = _references(axes, sets, names)
   for i, name in enumerate(names):
@@ -86,7 +86,7 @@ def profile(record: Row) -> "Figure | None":
   entries += _profile_entries(record, alone)
   shown = [*alone.values(), *(sets[units] for units in ((), names) if units in sets)]
   chart_elements.accuracy_axis(axes, _all_values(shown))
-  plots.clean(axes)
+  charts.clean(axes)
   axes.tick_params(axis="x", length=0, labelbottom=False)
   _draw_params(below, record, {unit["name"]: unit["params"] for unit in record["units"]}, chosen)
   chart_elements.unit_ticks(below, names, width - 1.0, bold=chosen)
@@ -118,20 +118,20 @@ def _draw_params(axes, record: Row, counts: dict[str, int], chosen: Sequence[str
   upright = len(counts) > 14
   for i, height in enumerate(heights):
     axes.annotate(
-      table.parameters(int(height)),
+      words.parameters(int(height)),
       (i, height),
       (0, 3),
       textcoords="offset points",
       ha="center",
       va="bottom",
       rotation=90 if upright else 0,
-      fontsize=plots.SMALL - 1,
+      fontsize=charts.SMALL - 1,
       color=style.INK,
     )
   axes.set_ylim(0, max(heights.max(), 1) * (2.0 if upright else 1.35))
   axes.set_yticks([])
-  axes.set_ylabel("parameters\nof the unit", fontsize=plots.SIZE)
-  plots.clean(axes)
+  axes.set_ylabel("parameters\nof the unit", fontsize=charts.SIZE)
+  charts.clean(axes)
   axes.grid(False)
   axes.spines["left"].set_visible(False)
   axes.tick_params(axis="x", length=0)
@@ -150,7 +150,7 @@ def windows(record: Row) -> "Figure | None":
   if not set(series) - {1}:
     return None
   width = chart_elements.page_width(len(names))
-  figure = plots.new_figure(width, 4.0 + chart_elements.label_room(names))
+  figure = charts.new_figure(width, 4.0 + chart_elements.label_room(names))
   axes = figure.add_subplot()
   entries = _references(axes, sets, names)
   for number, (window, found) in enumerate(series.items()):
@@ -178,8 +178,8 @@ def windows(record: Row) -> "Figure | None":
   chart_elements.accuracy_axis(axes, _all_values(shown, folds=False))
   chart_elements.unit_ticks(axes, names, width - 1.0, bold=record["chosen"])
   axes.set_xlim(-0.6, len(names) - 0.4)
-  axes.set_xlabel("unit, or the middle of the window", fontsize=plots.SIZE)
-  plots.clean(axes)
+  axes.set_xlabel("unit, or the middle of the window", fontsize=charts.SIZE)
+  charts.clean(axes)
   chart_elements.legend(figure, entries)
   return figure
 
@@ -199,11 +199,11 @@ def pairs(record: Row) -> "Figure | None":
   side = min(max(0.4 * len(names), 4.6), 7.6)
   shown = ranked[: min(len(ranked), 8 if side < 5 else 14)]
   labels = [
-    plots.shorten(search_lib.set_name(tried["units"], names), chart_elements.LONGEST_SET)
+    words.shorten(search_lib.set_name(tried["units"], names), chart_elements.LONGEST_SET)
     for tried in shown
   ]
   width = chart_elements.text_width(names) + side + 1.25 + chart_elements.text_width(labels) + 3.2
-  figure = plots.new_figure(width, side + chart_elements.label_room(names) + 0.4)
+  figure = charts.new_figure(width, side + chart_elements.label_room(names) + 0.4)
   axes, beside = figure.subplots(1, 2, width_ratios=[side, 2.8])
   _draw_pair_map(figure, axes, record, ranked, side)
   _draw_ranking(beside, record, shown, labels)
@@ -232,11 +232,11 @@ def _draw_pair_map(figure, axes, record: Row, ranked: Sequence[Row], side: float
     text = f"{values[i, j]:.1f}" if show_numbers else ""
     size = 5.5 if is_near else 8
     if show_numbers and mark:
-      chart_elements.in_cell(axes, image, i - 0.17, j, values[i, j], text, fontsize=plots.SMALL)
+      chart_elements.in_cell(axes, image, i - 0.17, j, values[i, j], text, fontsize=charts.SMALL)
       chart_elements.in_cell(axes, image, i + 0.24, j, values[i, j], mark, fontsize=size)
     else:
       chart_elements.in_cell(
-        axes, image, i, j, values[i, j], text or mark, fontsize=plots.SMALL if text else size
+        axes, image, i, j, values[i, j], text or mark, fontsize=charts.SMALL if text else size
       )
   row, column = (names.index(name) for name in reversed(best["units"]))
   chart_elements.outline(axes, row, column)
@@ -254,7 +254,7 @@ def _draw_pair_map(figure, axes, record: Row, ranked: Sequence[Row], side: float
     transform=axes.transAxes,
     ha="right",
     va="top",
-    fontsize=plots.SMALL,
+    fontsize=charts.SMALL,
     color=style.INK,
     linespacing=1.5,
   )
@@ -275,11 +275,13 @@ def _draw_ranking(axes, record: Row, shown: Sequence[Row], labels: Sequence[str]
       marker=MARKER,
       filled=tried["units"] == record["chosen"],
     )
-  axes.set_yticks(range(len(shown)), [plots.plain(label) for label in labels], fontsize=plots.SMALL)
+  axes.set_yticks(
+    range(len(shown)), [charts.plain(label) for label in labels], fontsize=charts.SMALL
+  )
   axes.set_ylim(len(shown) - 0.4, -0.6)
-  axes.set_xlabel(f"{chart_elements.ACCURACY}\n(axis does not start at 0)", fontsize=plots.SIZE)
-  axes.set_title("the best pairs, 95 % intervals", fontsize=plots.SIZE, loc="left")
-  plots.clean(axes, grid="x")
+  axes.set_xlabel(f"{chart_elements.ACCURACY}\n(axis does not start at 0)", fontsize=charts.SIZE)
+  axes.set_title("the best pairs, 95 % intervals", fontsize=charts.SIZE, loc="left")
+  charts.clean(axes, grid="x")
   axes.tick_params(axis="y", length=0)
 
 
@@ -293,7 +295,7 @@ def greedy(record: Row) -> "Figure | None":
   columns, bands = (len(paths), 1) if beside else (1, len(paths))
   width = chart_elements.page_width(sum(counts) if beside else max(counts))
   room = chart_elements.label_room(search_lib.unit_names(record))
-  figure = plots.new_figure(width, 0.4 + (4.6 + room) * bands)
+  figure = charts.new_figure(width, 0.4 + (4.6 + room) * bands)
   axes = figure.subplots(
     2 * bands,
     columns,
@@ -356,7 +358,7 @@ def _draw_path(record: Row, path: Row, top, below, entries: dict, *, labels: boo
     _draw_path_params(below, number, tried["trained_params"], color, filled=on)
   below.set_yticks([])
   if labels:
-    below.set_ylabel("trained\nparameters", fontsize=plots.SIZE)
+    below.set_ylabel("trained\nparameters", fontsize=charts.SIZE)
   entries["step taken"] = chart_elements.point_entry(COLOR, MARKER, filled=True)
   if any(not on for _, _, on in points):
     entries["step not taken"] = chart_elements.point_entry(COLOR, MARKER, filled=False)
@@ -373,13 +375,13 @@ def _draw_path_params(axes, x: float, params: int, color: str, *, filled: bool) 
   face = color if filled else "white"
   axes.bar(x, params, width=0.62, color=face, edgecolor=color, linewidth=1.2)
   axes.annotate(
-    table.parameters(params),
+    words.parameters(params),
     (x, params),
     (0, 3),
     textcoords="offset points",
     ha="center",
     va="bottom",
-    fontsize=plots.SMALL - 1,
+    fontsize=charts.SMALL - 1,
     color=style.INK,
   )
 
@@ -401,7 +403,7 @@ def _label_path(record: Row, path: Row, top, below, width: float) -> None:
     labels.append(" ".join([*came, *went]))
   for axes in (top, below):
     axes.set_xlim(-0.6, max(len(labels) - 0.4, 5.6))
-    plots.clean(axes)
+    charts.clean(axes)
   below.grid(False)
   below.spines["left"].set_visible(False)
   top.tick_params(axis="x", length=0)
@@ -416,7 +418,7 @@ def _label_path(record: Row, path: Row, top, below, width: float) -> None:
     end = f"step {len(path['steps'])} not taken: {last['reason']}"
   text = textwrap.fill(end, max(int(width / 0.078), 20), max_lines=3)
   title = f"{direction}, rule: {path['rule']['kind']}{racing}\n{text}"
-  top.set_title(plots.plain(title), fontsize=plots.SIZE - 0.5, loc="left", linespacing=1.35)
+  top.set_title(charts.plain(title), fontsize=charts.SIZE - 0.5, loc="left", linespacing=1.35)
 
 
 def network(record: Row, *, most: int = 6) -> "Figure":
@@ -429,20 +431,24 @@ def network(record: Row, *, most: int = 6) -> "Figure":
   for number, other in enumerate(search_lib.in_doubt(certificate)[:most]):
     label = f"undecided, best: {search_lib.chance_text(other['probability'])}"
     row = _block_row(record, sets, other["units"], label, _PALE)
-    rows.append(plots.BlockRow(row.label, row.blocks, row.color, row.note, gap=number == 0))
-  return plots.network(record["backbone"], rows)
+    rows.append(block_strip.BlockRow(row.label, row.blocks, row.color, row.note, gap=number == 0))
+  return block_strip.network(record["backbone"], rows)
 
 
-def _block_row(record: Row, sets, units: Sequence[str], label: str, color: str) -> plots.BlockRow:
+def _block_row(
+  record: Row, sets, units: Sequence[str], label: str, color: str
+) -> block_strip.BlockRow:
   tried = sets.get(tuple(units))
-  note = "" if tried is None else f"{table.parameters(tried['trained_params'])} trained"
-  return plots.BlockRow(label, search_lib.blocks(record, units) | {records.HEAD}, color, note)
+  note = "" if tried is None else f"{words.parameters(tried['trained_params'])} trained"
+  return block_strip.BlockRow(
+    label, search_lib.blocks(record, units) | {block_strip.HEAD}, color, note
+  )
 
 
 def cost(record: Row) -> "Figure":
   """Trainings, seconds and operations of the search, beside those of the plain one."""
   spent = record["cost"]
-  figure = plots.new_figure(11, 1.9)
+  figure = charts.new_figure(11, 1.9)
   left, middle, right = figure.subplots(1, 3)
   _draw_bars(
     left,
@@ -491,14 +497,14 @@ def _draw_bars(
       (4, 0),
       textcoords="offset points",
       va="center",
-      fontsize=plots.SMALL,
+      fontsize=charts.SMALL,
       color=style.INK,
     )
-  axes.set_yticks(range(len(values)), list(values), fontsize=plots.SIZE - 0.5)
+  axes.set_yticks(range(len(values)), list(values), fontsize=charts.SIZE - 0.5)
   axes.set_ylim(len(values) - 0.5, -0.5)
   axes.set_xlim(0, 1.28 * max([*values.values(), 1e-9]))
-  axes.set_title(title, fontsize=plots.SIZE, loc="left")
-  plots.clean(axes, grid="x")
+  axes.set_title(title, fontsize=charts.SIZE, loc="left")
+  charts.clean(axes, grid="x")
   axes.spines["left"].set_visible(False)
   axes.tick_params(axis="y", length=0)
   axes.locator_params(axis="x", nbins=4)

@@ -11,7 +11,10 @@ import os
 import pathlib
 import textwrap
 
-from subtune_jax.report import html, plots, records, table
+from subtune_jax.report import charts, document, estimate, html, terminal, words
+from subtune_jax.studies.compare import figures as compare_figures
+from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import figures as search_plots
 from subtune_jax.studies.search import record as search_lib
 
@@ -47,7 +50,7 @@ class Ranked:
 
   name: str
   tried: Row
-  against_chosen: table.Estimate | None
+  against_chosen: estimate.Estimate | None
   probability: float | None
   role: str
 
@@ -102,14 +105,14 @@ def _accuracy_sentence(record: Row, chosen: Row) -> str:
     text += f": {' and '.join(against)}"
   total = record["backbone"]["num_params"]
   params = chosen["trained_params"]
-  return f"{text}. {table.parameters(params)} of {table.parameters(total)} parameters are trained."
+  return f"{text}. {words.parameters(params)} of {words.parameters(total)} parameters are trained."
 
 
-def accuracy_text(value: table.Estimate) -> str:
+def accuracy_text(value: estimate.Estimate) -> str:
   """ "52.2 % (95 % interval 48.3 to 56.0)"."""
-  text = f"{table.percent(value.mean)} %"
+  text = f"{words.percent(value.mean)} %"
   if search_lib.has_interval(value):
-    text += f" (95 % interval {table.percent(value.low)} to {table.percent(value.high)})"
+    text += f" (95 % interval {words.percent(value.low)} to {words.percent(value.high)})"
   return text
 
 
@@ -119,16 +122,16 @@ def test_text(entry: Row | None) -> str:
     return ""
   value = search_lib.estimate(entry, "accuracy")
   if not search_lib.has_interval(value):
-    return table.percent(value.mean)
-  return f"{table.percent(value.mean)} [{table.percent(value.low)}, {table.percent(value.high)}]"
+    return words.percent(value.mean)
+  return f"{words.percent(value.mean)} [{words.percent(value.low)}, {words.percent(value.high)}]"
 
 
-def points_text(value: table.Estimate) -> str:
+def points_text(value: estimate.Estimate) -> str:
   """A difference in points, with its interval where that is known."""
   if math.isnan(value.mean):
     return "n/a"
   if search_lib.has_interval(value):
-    return table.difference_text(value)
+    return words.difference(value)
   return f"{100 * value.mean:+.1f}"
 
 
@@ -174,7 +177,7 @@ def _fork_texts(record: Row, tried: Row) -> tuple[str, str]:
   return f"{tried['fork_macs'] / 1e6:.1f}", share
 
 
-def format_text(record: Row, width: int = table.WIDTH) -> str:
+def format_text(record: Row, width: int = terminal.WIDTH) -> str:
   """The report as plain text for a terminal of `width` columns."""
   wide = min(width, 100)
   parts = ["\n".join(wrapped(line, wide) for line in headline(record))]
@@ -204,20 +207,20 @@ def _ranking_text(record: Row, width: int) -> str:
       against = points_text(ranked.against_chosen)
     rows.append([
       mark + "\n    ".join(name),
-      table.percent(value.mean),
+      words.percent(value.mean),
       _interval_text(value),
       against,
-      table.parameters(ranked.tried["trained_params"]),
+      words.parameters(ranked.tried["trained_params"]),
       *_fork_texts(record, ranked.tried),
       search_lib.chance_text(ranked.probability),
     ])  # fmt: skip
-  return table.grid(header, rows, width)
+  return terminal.grid(header, rows, width)
 
 
-def _interval_text(value: table.Estimate) -> str:
+def _interval_text(value: estimate.Estimate) -> str:
   if not search_lib.has_interval(value):
     return "n/a"
-  return f"{table.percent(value.low)} to {table.percent(value.high)}"
+  return f"{words.percent(value.low)} to {words.percent(value.high)}"
 
 
 def _profile_text(record: Row, width: int) -> str:
@@ -229,14 +232,14 @@ def _profile_text(record: Row, width: int) -> str:
       value = search_lib.estimate(tried)
       dropped = "" if tried["complete"] else "dropped by the race"
       mark = "> " if unit["name"] in record["chosen"] else "  "
-      rows.append([mark + unit["name"], table.percent(value.mean), _interval_text(value),
-                   table.parameters(unit["params"]), dropped])  # fmt: skip
+      rows.append([mark + unit["name"], words.percent(value.mean), _interval_text(value),
+                   words.parameters(unit["params"]), dropped])  # fmt: skip
   if not rows:
     return ""
   header = ["one unit alone, %", "mean", "95 % interval", "parameters", ""]
   if not any(row[-1] for row in rows):
     header, rows = header[:-1], [row[:-1] for row in rows]
-  return table.grid(header, rows, width)
+  return terminal.grid(header, rows, width)
 
 
 def path_text(record: Row, path: Row) -> str:
@@ -246,11 +249,11 @@ def path_text(record: Row, path: Row) -> str:
   first = path["steps"][0]["base"] if path["steps"] else path["chosen"]
   parts = [search_lib.set_name(first, names)]
   start = search_lib.by_units(record).get(tuple(first))
-  parts[0] += f" {table.percent(start['mean'])}" if start else ""
+  parts[0] += f" {words.percent(start['mean'])}" if start else ""
   for step in path["steps"]:
     came = [f"+{_JOINED}{name}" for name in step["chosen"] if name not in step["base"]]
     went = [f"\N{MINUS SIGN}{_JOINED}{name}" for name in step["base"] if name not in step["chosen"]]
-    text = _JOINED.join([*came, *went, table.percent(step["score"])])
+    text = _JOINED.join([*came, *went, words.percent(step["score"])])
     parts.append(text if step["taken"] else f"(not taken: {text})")
   return f"{direction}, {rule_text(path)}: {', '.join(parts)}. Ended: {path['stopped']}"
 
@@ -317,7 +320,7 @@ def _ranking_section(record: Row) -> str:
       name = f'<span class="best">{name}</span><small>chosen</small>'
     rows.append([
       name, interval_cell(value), difference_cell(ranked.against_chosen),
-      table.parameters(ranked.tried["trained_params"]) + _share(record, ranked.tried),
+      words.parameters(ranked.tried["trained_params"]) + _share(record, ranked.tried),
       f"{fork[0]}<small>{fork[1]} of the network</small>",
       search_lib.chance_text(ranked.probability),
     ])  # fmt: skip
@@ -332,22 +335,22 @@ def _share(record: Row, tried: Row) -> str:
   return f"<small>{100 * share:.0f} % of all</small>"
 
 
-def interval_cell(value: table.Estimate) -> str:
+def interval_cell(value: estimate.Estimate) -> str:
   """A mean, with its interval in small; HTML."""
-  text = table.percent(value.mean)
+  text = words.percent(value.mean)
   if search_lib.has_interval(value):
-    text += f"<small>{table.percent(value.low)}\N{EN DASH}{table.percent(value.high)}</small>"
+    text += f"<small>{words.percent(value.low)}\N{EN DASH}{words.percent(value.high)}</small>"
   return text
 
 
-def difference_cell(value: table.Estimate | None) -> str:
+def difference_cell(value: estimate.Estimate | None) -> str:
   """A difference in points with its interval and what that says; HTML."""
   if value is None:
     return ""
   text = html.escape(points_text(value))
   if not search_lib.has_interval(value):
     return text
-  css = "undecided" if value.verdict == table.UNDECIDED else "best"
+  css = "undecided" if value.verdict == estimate.UNDECIDED else "best"
   return f'{text}<small class="{css}">{value.verdict}</small>'
 
 
@@ -376,7 +379,7 @@ def certificate_section(record: Row, certificate: Row | None) -> str:
   return f"<h2>Certificate</h2>{html.fact_list(rows)}<p>{note}</p>"
 
 
-def figures(record: Row) -> dict[str, html.Figure]:
+def figures(record: Row) -> dict[str, document.Figure]:
   """The figures of a search by name, rendered; those that its record has nothing for are absent."""
   chosen = search_lib.set_name(record["chosen"], search_lib.unit_names(record))
   folds = "; dots: single folds" if record["data"]["num_folds"] > 1 else ""
@@ -423,15 +426,15 @@ def figures(record: Row) -> dict[str, html.Figure]:
       " ".join(cost_lines(record)),
     ),
   ]  # fmt: skip
-  return {figure.name: figure for figure in html.rendered(drawn)}
+  return {figure.name: figure for figure in document.rendered(drawn)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Final:
   """The final comparison: the whole training set, and a test split that is read once."""
 
-  summary: table.Summary
-  figure: html.Figure
+  summary: summary_lib.Summary
+  figure: document.Figure
   link: str
 
 
@@ -444,14 +447,14 @@ def load_final(record: Row, workdir: str | os.PathLike) -> Final | None:
   if record["final"] is None:
     return None
   folder = record["final"]["folder"]
-  run = records.load(pathlib.Path(workdir) / folder)
-  summary = table.summarize(run)
-  figure = html.Figure(
+  run = compare_record.load(pathlib.Path(workdir) / folder)
+  summary = summary_lib.summarize(run)
+  figure = document.Figure(
     "final_accuracy",
     "Test accuracy",
     f"Bar chart of the test accuracy of {', '.join(run.titles.values())}.",
     "Bars: mean over seeds. Lines: 95 % intervals. Dots: single seeds.",
-    plots.png(plots.accuracy_bars(run, summary)),
+    charts.png(compare_figures.accuracy_bars(run, summary)),
   )
   has_page = (pathlib.Path(workdir) / folder / html.PAGE).is_file()
   return Final(summary, figure, f"{folder}/{html.PAGE}" if has_page else "")
@@ -468,7 +471,7 @@ def _final_sections(final: Final | None) -> list[str]:
     html.results_section(summary, "Final comparison on the test split"),
     "<p>Trained on all training images; the test split was read once, after the search.</p>" + link,
     html.differences_section(summary),
-    f"<h3>What the intervals mean</h3><p>{html.escape(table.interval_text(summary))}</p>",
+    f"<h3>What the intervals mean</h3><p>{html.escape(summary_lib.interval_text(summary))}</p>",
     html.figure_section(final.figure),
   ]
 
@@ -530,7 +533,7 @@ def _searches_section(record: Row) -> str:
   return f"<h3>What was searched</h3>{html.fact_list(rows)}" if rows else ""
 
 
-def page(record: Row, drawn: Mapping[str, html.Figure], final: Final | None) -> str:
+def page(record: Row, drawn: Mapping[str, document.Figure], final: Final | None) -> str:
   """The whole page as text."""
   data = record["data"]
   first, *others = headline(record)

@@ -14,7 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.report import intervals, records, table
+from subtune_jax import files
+from subtune_jax.report import estimate as estimate_lib
+from subtune_jax.report import intervals, words
+from subtune_jax.studies import fields as fields_lib
+from subtune_jax.studies.compare import record as compare_record
 
 Row = Mapping[str, Any]
 Units = tuple[str, ...]
@@ -48,13 +52,13 @@ _UNIT = {"name": str, "blocks": list, "params": int, "macs": _COUNT}
 _SET = {
   "units": list,
   "by_fold": list,
-  "mean": records.NUMBER,
+  "mean": fields_lib.NUMBER,
   "complete": bool,
   "trained_params": int,
   "fork_macs": _COUNT,
   "trainings": int,
-  "seconds": records.NUMBER,
-  "compile_seconds": records.NUMBER,
+  "seconds": fields_lib.NUMBER,
+  "compile_seconds": fields_lib.NUMBER,
 }
 _GREEDY = {
   "start": str,
@@ -69,26 +73,26 @@ _STEP = {
   "base": list,
   "tried": list,
   "chosen": list,
-  "score": records.NUMBER,
+  "score": fields_lib.NUMBER,
   "taken": bool,
   "reason": str,
 }
 _CERTIFICATE = {
   "chosen": list,
-  "probability_best": records.NUMBER,
-  "expected_regret": records.NUMBER,
+  "probability_best": fields_lib.NUMBER,
+  "expected_regret": fields_lib.NUMBER,
   "undecided": list,
-  "level": records.NUMBER,
+  "level": fields_lib.NUMBER,
   "text": str,
 }
 _COST = {
   "trainings": int,
   "dropped_by_race": int,
-  "seconds": records.NUMBER,
-  "compile_seconds": records.NUMBER,
-  "flops": records.NUMBER,
+  "seconds": fields_lib.NUMBER,
+  "compile_seconds": fields_lib.NUMBER,
+  "flops": fields_lib.NUMBER,
   "plain_trainings": int,
-  "plain_flops": records.NUMBER,
+  "plain_flops": fields_lib.NUMBER,
   "prefix_peak_bytes": _COUNT,
   "prefix_budget_bytes": _COUNT,
   "notes": list,
@@ -119,8 +123,8 @@ def load(workdir: str | os.PathLike, kind: str | None = None) -> dict[str, Any]:
     ValueError: it is damaged, of another kind, or contradicts itself; the message names the field
       and what is allowed.
   """
-  path = pathlib.Path(workdir) / records.RESULTS
-  record = records.read_record(path)
+  path = pathlib.Path(workdir) / compare_record.RESULTS
+  record = files.read_record(path)
   check(record, str(path))
   if kind is not None and record["kind"] != kind:
     raise ValueError(f"{path}: kind is {record['kind']!r}, wanted {kind!r}.")
@@ -134,10 +138,10 @@ def check(record: Any, where: str = "record") -> None:
     record: the content of results.json.
     where: names it in the message.
   """
-  records.check_fields(record, {"kind": str}, where)
-  records.check_one_of(record["kind"], KINDS, f"{where}: kind")
-  records.check_fields(record, _HEADER, where)
-  records.check_fields(record["backbone"], records.BACKBONE, f"{where}: backbone")
+  fields_lib.check_fields(record, {"kind": str}, where)
+  fields_lib.check_one_of(record["kind"], KINDS, f"{where}: kind")
+  fields_lib.check_fields(record, _HEADER, where)
+  fields_lib.check_fields(record["backbone"], fields_lib.BACKBONE, f"{where}: backbone")
   checks = {SEARCH: _check_search, DATASET_SIZE: _check_sizes, CORRUPTION: _check_corruptions}
   checks[record["kind"]](record, where)
 
@@ -156,45 +160,49 @@ def searches(record: Row, kind: str) -> list[Row]:
   return [search for search in record["searches"] if search["kind"] == kind]
 
 
-def estimate(entry: Row, key: str = "mean") -> table.Estimate:
+def estimate(entry: Row, key: str = "mean") -> estimate_lib.Estimate:
   """The accuracy of an entry and its interval, NaN where the record has none."""
-  return table.Estimate(
-    records.number(entry[key]), records.number(entry.get("low")), records.number(entry.get("high"))
+  return estimate_lib.Estimate(
+    fields_lib.number(entry[key]),
+    fields_lib.number(entry.get("low")),
+    fields_lib.number(entry.get("high")),
   )
 
 
-def has_interval(value: table.Estimate) -> bool:
+def has_interval(value: estimate_lib.Estimate) -> bool:
   return not (math.isnan(value.low) or math.isnan(value.high))
 
 
 def folds(entry: Row) -> np.ndarray:
   """[num_folds] accuracies of an entry, NaN for a fold that was not trained."""
-  return np.array([records.number(value) for value in entry["by_fold"]])
+  return np.array([fields_lib.number(value) for value in entry["by_fold"]])
 
 
-def difference(first: Row, second: Row) -> table.Estimate:
+def difference(first: Row, second: Row) -> estimate_lib.Estimate:
   """Accuracy of the first minus that of the second over the folds that both were trained on.
 
   The interval is that of `intervals.fold_difference`; NaN with fewer than two such folds.
   """
   found = intervals.fold_difference(folds(first), folds(second))
   if found is not None:
-    return table.Estimate(*found)
+    return estimate_lib.Estimate(*found)
   shared = folds(first) - folds(second)
   shared = shared[np.isfinite(shared)]
-  return table.Estimate(float(shared.mean()) if len(shared) else math.nan, math.nan, math.nan)
+  return estimate_lib.Estimate(
+    float(shared.mean()) if len(shared) else math.nan, math.nan, math.nan
+  )
 
 
 def undecided(first: Row, second: Row) -> bool:
   """Whether the interval of the difference is known and includes 0."""
   found = difference(first, second)
-  return has_interval(found) and found.verdict == table.UNDECIDED
+  return has_interval(found) and found.verdict == estimate_lib.UNDECIDED
 
 
 def told_apart(first: Row, second: Row) -> bool:
   """Whether the interval of the difference is known and excludes 0."""
   found = difference(first, second)
-  return has_interval(found) and found.verdict != table.UNDECIDED
+  return has_interval(found) and found.verdict != estimate_lib.UNDECIDED
 
 
 def total_macs(record: Row) -> float:
@@ -241,7 +249,7 @@ def chance_text(probability: float | None) -> str:
     return ""
   if 0 < probability < 0.005:
     return "< 1 %"
-  return "> 99 %" if 0.995 <= probability < 1 else f"{table.percent(probability, 0)} %"
+  return "> 99 %" if 0.995 <= probability < 1 else f"{words.percent(probability, 0)} %"
 
 
 def _check_accuracy(
@@ -261,7 +269,7 @@ def _check_accuracy(
 
 def _check_estimate(entry: Any, where: str, *, key: str = "mean", least: float = 0.0) -> None:
   """Raises unless the entry has a mean and an interval, which may be null on both sides."""
-  records.check_fields(entry, {}, where)
+  fields_lib.check_fields(entry, {}, where)
   _check_accuracy(entry, key, where, least=least)
   for end in ("low", "high"):
     _check_accuracy(entry, end, where, maybe=True, least=least)
@@ -294,7 +302,7 @@ def _check_units(names: Any, allowed: Sequence[str], where: str) -> None:
   if not isinstance(names, list):
     raise ValueError(f"{where} is {names!r}, it has to be a list of units.")
   for name in names:
-    records.check_one_of(name, allowed, f"{where}: a unit")
+    fields_lib.check_one_of(name, allowed, f"{where}: a unit")
   places = [allowed.index(name) for name in names]
   if any(a >= b for a, b in itertools.pairwise(places)):
     raise ValueError(
@@ -304,11 +312,11 @@ def _check_units(names: Any, allowed: Sequence[str], where: str) -> None:
 
 def _check_candidates(record: Row, where: str) -> Units:
   """Checks the field `units`, returns the names."""
-  records.check_fields(record, {"units": list, "data": dict}, where)
+  fields_lib.check_fields(record, {"units": list, "data": dict}, where)
   for i, unit in enumerate(record["units"]):
-    records.check_fields(unit, _UNIT, f"{where}: units[{i}]")
+    fields_lib.check_fields(unit, _UNIT, f"{where}: units[{i}]")
     for block in unit["blocks"]:
-      records.check_one_of(
+      fields_lib.check_one_of(
         block, record["backbone"]["block_names"], f"{where}: a block of units[{i}]"
       )
   names = unit_names(record)
@@ -318,7 +326,7 @@ def _check_candidates(record: Row, where: str) -> Units:
 
 
 def _check_folded_data(record: Row, where: str) -> int:
-  records.check_fields(record["data"], _FOLDED_DATA, f"{where}: data")
+  fields_lib.check_fields(record["data"], _FOLDED_DATA, f"{where}: data")
   num_folds = record["data"]["num_folds"]
   if num_folds < 1:
     raise ValueError(f"{where}: data.num_folds is {num_folds}, it has to be 1 or more.")
@@ -335,12 +343,12 @@ def _check_folder(folder: Any, where: str) -> None:
 def _check_certificate(entry: Any, units: Units, where: str) -> None:
   if entry is None:
     return
-  records.check_fields(entry, _CERTIFICATE, where)
+  fields_lib.check_fields(entry, _CERTIFICATE, where)
   _check_units(entry["chosen"], units, f"{where}: chosen")
   for key in ("probability_best", "expected_regret", "level"):
     _check_accuracy(entry, key, where)
   for i, other in enumerate(entry["undecided"]):
-    records.check_fields(other, {"units": list}, f"{where}: undecided[{i}]")
+    fields_lib.check_fields(other, {"units": list}, f"{where}: undecided[{i}]")
     _check_units(other["units"], units, f"{where}: undecided[{i}].units")
     _check_accuracy(other, "probability", f"{where}: undecided[{i}]")
 
@@ -349,12 +357,12 @@ def _check_search(record: Row, where: str) -> None:
   fields = {"head_params": int, "head_macs": _COUNT, "sets": list, "searches": list}
   fields |= {"chosen": list, "chosen_by": str, "cost": dict}
   units, num_folds = _check_candidates(record, where), _check_folded_data(record, where)
-  records.check_fields(record, fields, where)
+  fields_lib.check_fields(record, fields, where)
   for name in ("certificate", "final"):
-    records.check_fields(record, {name: (dict, type(None))}, where)
+    fields_lib.check_fields(record, {name: (dict, type(None))}, where)
   for i, tried in enumerate(record["sets"]):
     place = f"{where}: sets[{i}]"
-    records.check_fields(tried, _SET, place)
+    fields_lib.check_fields(tried, _SET, place)
     _check_units(tried["units"], units, f"{place}: units")
     _check_estimate(tried, place)
     _check_folds(tried, num_folds, place)
@@ -369,34 +377,34 @@ def _check_search(record: Row, where: str) -> None:
     _check_one_search(search, units, f"{where}: searches[{i}]")
   _check_units(record["chosen"], units, f"{where}: chosen")
   _check_certificate(record["certificate"], units, f"{where}: certificate")
-  records.check_fields(record["cost"], _COST, f"{where}: cost")
+  fields_lib.check_fields(record["cost"], _COST, f"{where}: cost")
   if record["final"] is not None:
     _check_folder(record["final"].get("folder"), f"{where}: final")
 
 
 def _check_one_search(search: Any, units: Units, where: str) -> None:
-  records.check_fields(search, {"kind": str}, where)
-  records.check_one_of(search["kind"], SEARCHES, f"{where}: kind")
+  fields_lib.check_fields(search, {"kind": str}, where)
+  fields_lib.check_one_of(search["kind"], SEARCHES, f"{where}: kind")
   if search["kind"] == WINDOWS:
-    records.check_fields(search, {"width": int}, where)
+    fields_lib.check_fields(search, {"width": int}, where)
     if not 1 <= search["width"] <= len(units):
       raise ValueError(f"{where}: width is {search['width']}; allowed: 1 to {len(units)}.")
   if search["kind"] != GREEDY:
     return
-  records.check_fields(search, _GREEDY, where)
-  records.check_one_of(search["start"], STARTS, f"{where}: start")
-  records.check_fields(search["rule"], {"kind": str}, f"{where}: rule")
-  records.check_one_of(search["rule"]["kind"], RULES, f"{where}: rule.kind")
+  fields_lib.check_fields(search, _GREEDY, where)
+  fields_lib.check_one_of(search["start"], STARTS, f"{where}: start")
+  fields_lib.check_fields(search["rule"], {"kind": str}, f"{where}: rule")
+  fields_lib.check_one_of(search["rule"]["kind"], RULES, f"{where}: rule.kind")
   _check_units(search["chosen"], units, f"{where}: chosen")
   _check_accuracy({"score": None} | search, "score", where, maybe=True)
   for i, step in enumerate(search["steps"]):
     place = f"{where}: steps[{i}]"
-    records.check_fields(step, _STEP, place)
+    fields_lib.check_fields(step, _STEP, place)
     _check_accuracy(step, "score", place)
     for key in ("base", "chosen"):
       _check_units(step[key], units, f"{place}: {key}")
     for j, tried in enumerate(step["tried"]):
-      records.check_fields(tried, {"units": list}, f"{place}: tried[{j}]")
+      fields_lib.check_fields(tried, {"units": list}, f"{place}: tried[{j}]")
       _check_units(tried["units"], units, f"{place}: tried[{j}].units")
       _check_accuracy(tried, "mean", f"{place}: tried[{j}]")
 
@@ -412,21 +420,21 @@ def _check_list(
 
 def _check_sizes(record: Row, where: str) -> None:
   data = {"train": str, "class_names": list, "num_test": int, "test": str}
-  records.check_fields(record["data"], data, f"{where}: data")
+  fields_lib.check_fields(record["data"], data, f"{where}: data")
   fields = {"sizes": list, "map": (dict, type(None)), "crossover": (dict, type(None))}
-  records.check_fields(record, fields, where)
+  fields_lib.check_fields(record, fields, where)
   _check_list(record["sizes"], f"{where}: sizes", _check_size, least=1)
   sizes = [size["size"] for size in record["sizes"]]
   if sorted(set(sizes)) != sizes or sizes[0] < 1:
     raise ValueError(f"{where}: sizes are {sizes}; they have to be positive and to rise.")
   if record["crossover"] is not None:
-    records.check_fields(record["crossover"], {"text": str}, f"{where}: crossover")
+    fields_lib.check_fields(record["crossover"], {"text": str}, f"{where}: crossover")
   if record["map"] is not None:
     _check_map(record["map"], sizes, f"{where}: map")
 
 
 def _check_size(size: Any, where: str) -> None:
-  records.check_fields(size, _SIZE, where)
+  fields_lib.check_fields(size, _SIZE, where)
   _check_folder(size["folder"], where)
   _check_list(size["methods"], f"{where}: methods", _check_size_method, least=1)
   if not all(isinstance(unit, str) for unit in size.get("chosen", ())):
@@ -436,24 +444,24 @@ def _check_size(size: Any, where: str) -> None:
 
 
 def _check_size_method(method: Any, where: str) -> None:
-  records.check_fields(method, _SIZE_METHOD, where)
+  fields_lib.check_fields(method, _SIZE_METHOD, where)
   _check_estimate(method, where, key="accuracy")
   for i in range(len(method["by_seed"])):
     _check_accuracy(dict(enumerate(method["by_seed"])), i, f"{where}: by_seed")
 
 
 def _check_map(entry: Row, sizes: Sequence[int], where: str) -> None:
-  records.check_fields(entry, {"units": list, "rows": list, "head": list}, where)
+  fields_lib.check_fields(entry, {"units": list, "rows": list, "head": list}, where)
 
   def check_head(row: Any, place: str) -> None:
-    records.check_fields(row, {"size": int}, place)
-    records.check_one_of(row["size"], sizes, f"{place}: size")
+    fields_lib.check_fields(row, {"size": int}, place)
+    fields_lib.check_one_of(row["size"], sizes, f"{place}: size")
     _check_estimate(row, place)
 
   def check_row(row: Any, place: str) -> None:
     check_head(row, place)
-    records.check_fields(row, {"unit": str, "by_fold": list}, place)
-    records.check_one_of(row["unit"], entry["units"], f"{place}: unit")
+    fields_lib.check_fields(row, {"unit": str, "by_fold": list}, place)
+    fields_lib.check_one_of(row["unit"], entry["units"], f"{place}: unit")
     _check_folds(row, len(row["by_fold"]), place)
 
   _check_list(entry["rows"], f"{where}.rows", check_row)
@@ -462,22 +470,22 @@ def _check_map(entry: Row, sizes: Sequence[int], where: str) -> None:
 
 def _check_corruptions(record: Row, where: str) -> None:
   units, num_folds = _check_candidates(record, where), _check_folded_data(record, where)
-  records.check_fields(record, {"rows": list}, where)
+  fields_lib.check_fields(record, {"rows": list}, where)
 
   def check_row(row: Any, place: str) -> None:
-    records.check_fields(row, _ROW, place)
+    fields_lib.check_fields(row, _ROW, place)
     _check_folder(row["folder"], place)
     _check_units(row["chosen"], units, f"{place}: chosen")
     for key in ("head", "all", "certificate", "test"):
-      records.check_fields(row, {key: (dict, type(None))}, place)
+      fields_lib.check_fields(row, {key: (dict, type(None))}, place)
     for key in ("head", "all"):
       if row[key] is not None:
         _check_estimate(row[key], f"{place}: {key}")
     _check_certificate(row["certificate"], units, f"{place}: certificate")
     _check_order(row["order"], units, f"{place}: order")
     for i, point in enumerate(row["profile"]):
-      records.check_fields(point, {"unit": str, "by_fold": list}, f"{place}: profile[{i}]")
-      records.check_one_of(point["unit"], units, f"{place}: profile[{i}].unit")
+      fields_lib.check_fields(point, {"unit": str, "by_fold": list}, f"{place}: profile[{i}]")
+      fields_lib.check_one_of(point["unit"], units, f"{place}: profile[{i}].unit")
       _check_estimate(point, f"{place}: profile[{i}]")
       _check_folds(point, num_folds, f"{place}: profile[{i}]")
     for name, entry in (row["test"] or {}).items():
@@ -488,6 +496,6 @@ def _check_corruptions(record: Row, where: str) -> None:
 
 def _check_order(order: Sequence[Any], units: Units, where: str) -> None:
   for i, step in enumerate(order):
-    records.check_fields(step, {"unit": str, "taken": bool}, f"{where}[{i}]")
-    records.check_one_of(step["unit"], units, f"{where}[{i}].unit")
+    fields_lib.check_fields(step, {"unit": str, "taken": bool}, f"{where}[{i}]")
+    fields_lib.check_one_of(step["unit"], units, f"{where}[{i}].unit")
     _check_accuracy(step, "score", f"{where}[{i}]")

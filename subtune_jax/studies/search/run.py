@@ -16,13 +16,13 @@ import numpy as np
 
 from subtune_jax import data, weights
 from subtune_jax.data import dataset, splits
-from subtune_jax.report import records
 from subtune_jax.search import certificate, cost, evaluator, greedy, racing, scores, significance
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
 from subtune_jax.studies import progress as progress_lib
 from subtune_jax.studies import provenance
 from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.search import page as search_page
@@ -89,7 +89,7 @@ def run(
   search.progress.close()
   if config.search.final:
     record["final"] = _run_final(config, workdir, problem, record["chosen"], command, stream)
-  workdir_lib.write_json(workdir / records.RESULTS, record)
+  workdir_lib.write_json(workdir / compare_record.RESULTS, record)
   report = search_page.write_page(record, workdir)
   stream.write(f"{search_page.format_text(record)}\n\nreport: {report}\n")
   return record

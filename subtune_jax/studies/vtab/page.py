@@ -10,7 +10,8 @@ import pathlib
 import textwrap
 from typing import Any
 
-from subtune_jax.report import html, records, table
+from subtune_jax import files
+from subtune_jax.report import html, terminal, words
 
 Row = Mapping[str, Any]
 PAGE = html.PAGE
@@ -45,7 +46,7 @@ def standing(record: Row) -> str:
 
 def _cell(method: Row) -> str:
   half = (method["high"] - method["low"]) / 2
-  return f"{table.percent(method['accuracy'])} ±{100 * half:4.1f}"
+  return f"{words.percent(method['accuracy'])} ±{100 * half:4.1f}"
 
 
 def task_line(row: Row) -> str:
@@ -56,7 +57,7 @@ def task_line(row: Row) -> str:
   return f"{row['task']}: {cells} (test accuracy in %, {row['num_test']:,} images)"
 
 
-def format_table(record: Row, *, width: int = table.WIDTH) -> str:
+def format_table(record: Row, *, width: int = terminal.WIDTH) -> str:
   """The table of tasks and scores as plain text for a terminal of `width` columns."""
   if not record["tasks"]:
     return standing(record) + "\n"
@@ -71,7 +72,7 @@ def format_table(record: Row, *, width: int = table.WIDTH) -> str:
   notes = [standing(record), f"± is half the width of the 95 % interval. {_seeds(record)}"]
   notes.append(_INTERVALS)
   text = [line for note in notes for line in textwrap.wrap(note, 100, subsequent_indent="  ")]
-  return table.grid(header, rows, width) + "\n\n" + "\n".join(text) + "\n"
+  return terminal.grid(header, rows, width) + "\n\n" + "\n".join(text) + "\n"
 
 
 def _seeds(record: Row) -> str:
@@ -81,15 +82,15 @@ def _seeds(record: Row) -> str:
 
 def _page_cell(method: Row, best: bool) -> str:
   css = ' class="best"' if best else ""
-  low, high = table.percent(method["low"]), table.percent(method["high"])
+  low, high = words.percent(method["low"]), words.percent(method["high"])
   return (
-    f"<span{css}>{table.percent(method['accuracy'])}</span><small>{low}\N{EN DASH}{high}</small>"
+    f"<span{css}>{words.percent(method['accuracy'])}</span><small>{low}\N{EN DASH}{high}</small>"
   )
 
 
 def _setting_cell(method: Row) -> str:
   text = html.escape(
-    f"{table.setting_name(method['setting'])} {table.setting_value(method['value'])}"
+    f"{words.setting_name(method['setting'])} {words.setting_value(method['value'])}"
   )
   edge = '<small class="edge">! edge of grid</small>' if method["grid_edge"] else ""
   return text + edge
@@ -155,5 +156,5 @@ def page(record: Row) -> str:
 def write_page(record: Row, workdir: str | os.PathLike) -> pathlib.Path:
   """Writes report.html into the suite's workdir; returns its path."""
   path = pathlib.Path(workdir) / PAGE
-  records.write_atomically(path, page(record).encode("utf-8"))
+  files.write_atomically(path, page(record).encode("utf-8"))
   return path

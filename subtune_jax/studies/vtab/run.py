@@ -15,10 +15,11 @@ from typing import Any, TextIO
 import jax
 
 from subtune_jax.data import errors, tfds_source, vtab
-from subtune_jax.report import records, table
 from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
+from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import run as search
 from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
@@ -137,7 +138,7 @@ def _finished(
 
 def _old_rows(workdir: pathlib.Path) -> dict[str, Row]:
   """Rows of an earlier start, whose intervals need not be computed again."""
-  path = workdir / records.RESULTS
+  path = workdir / compare_record.RESULTS
   if not path.is_file():
     return {}
   return {row["task"]: row for row in studies.read(path).get("tasks", [])}
@@ -145,9 +146,9 @@ def _old_rows(workdir: pathlib.Path) -> dict[str, Row]:
 
 def _row(folder: pathlib.Path, task: str) -> Row:
   """What the suite says of a task, from the records of its run."""
-  own = studies.read(folder / records.RESULTS)
-  run_ = records.load(folder / search.FINAL if own.get("final") else folder)
-  record, summary = run_.record, table.summarize(run_)
+  own = studies.read(folder / compare_record.RESULTS)
+  run_ = compare_record.load(folder / search.FINAL if own.get("final") else folder)
+  record, summary = run_.record, summary_lib.summarize(run_)
   data, (column,) = record["data"], summary.columns
   row = {
     "task": task, "name": data["train"], "group": _KNOWN[task].group,
@@ -183,7 +184,7 @@ def _write(config: Any, workdir: pathlib.Path, rows: Mapping[str, Row], command:
     "tasks": ordered,
     "scores": scores(ordered),
   }
-  workdir_lib.write_json(workdir / records.RESULTS, record)
+  workdir_lib.write_json(workdir / compare_record.RESULTS, record)
   suite.write_page(record, workdir)
   return record
 

@@ -1,43 +1,18 @@
-"""The final table: accuracies with intervals, differences from a reference, and what they cost.
+"""The numbers of a comparison: accuracies with intervals, differences from a reference, costs.
 
 `summarize` does the statistics once; the terminal, the page and the figures all show its numbers.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
-import math
-import textwrap
 
 import numpy as np
 
-from subtune_jax.report import intervals, records
+from subtune_jax.report import estimate, intervals
+from subtune_jax.studies import fields
+from subtune_jax.studies.compare import record as record_lib
 
 MEAN_OOD = "mean OOD"
-HIGHER, LOWER, UNDECIDED = "higher", "lower", "undecided"
-EDGE_MARK = "!"
-WIDTH = 118
-_GAP = "  "
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-  """A mean and the ends of its 95 % interval, as fractions (not per cent)."""
-
-  mean: float
-  low: float
-  high: float
-
-  @property
-  def half_width(self) -> float:
-    return (self.high - self.low) / 2
-
-  @property
-  def verdict(self) -> str:
-    """Of a difference: "higher" or "lower" if the interval excludes 0, else "undecided"."""
-    if self.low > 0:
-      return HIGHER
-    return LOWER if self.high < 0 else UNDECIDED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +44,7 @@ class Row:
 
   name: str
   title: str
-  accuracy: Mapping[str, Estimate]
+  accuracy: Mapping[str, estimate.Estimate]
   trained_params: int
   seconds: float
   compile_seconds: float
@@ -100,7 +75,7 @@ class Summary:
   columns: tuple[Column, ...]
   rows: tuple[Row, ...]
   reference: str | None
-  differences: Mapping[str, Mapping[str, Estimate]]
+  differences: Mapping[str, Mapping[str, estimate.Estimate]]
   leaders: Mapping[str, tuple[str, ...]]
   num_seeds: int
   trained_once: tuple[str, ...]
@@ -117,10 +92,10 @@ class Summary:
     return leaders[0] if len(leaders) == 1 else None
 
 
-def columns(run: records.Run) -> tuple[Column, ...]:
+def columns(run: record_lib.Run) -> tuple[Column, ...]:
   """The accuracies of a run: in distribution, each other domain, and the mean over those."""
   data = run.record["data"]
-  short = records.short_names(list(run.tests))
+  short = record_lib.short_names(list(run.tests))
   ood = tuple(name for name in run.tests if name != data["id"])
   found = [Column(data["id"], f"{short[data['id']]} (ID)", (data["id"],), True)]
   found += [Column(name, short[name], (name,), False) for name in ood]
@@ -129,7 +104,7 @@ def columns(run: records.Run) -> tuple[Column, ...]:
   return tuple(found)
 
 
-def _scores(run: records.Run, column: Column) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _scores(run: record_lib.Run, column: Column) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Per method scores [num_seeds, num_examples] whose mean is the column's accuracy; groups.
 
   A mean over domains is `equal_weights`.
@@ -165,10 +140,10 @@ def equal_weights(
 
 
 def _mean(values: Sequence[float | None]) -> float:
-  return float(np.mean([records.number(value) for value in values]))
+  return float(np.mean([fields.number(value) for value in values]))
 
 
-def _row(run: records.Run, name: str, accuracy: Mapping[str, Estimate]) -> Row:
+def _row(run: record_lib.Run, name: str, accuracy: Mapping[str, estimate.Estimate]) -> Row:
   method, chosen = run.method(name), run.chosen(name)
   return Row(
     name=name,
@@ -185,27 +160,27 @@ def _row(run: records.Run, name: str, accuracy: Mapping[str, Estimate]) -> Row:
 
 
 def _estimates(
-  run: records.Run, column: Column, reference: str | None, num_resamples: int
-) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+  run: record_lib.Run, column: Column, reference: str | None, num_resamples: int
+) -> tuple[dict[str, estimate.Estimate], dict[str, estimate.Estimate]]:
   """Per method its accuracy, and per other method the difference from the reference."""
   scores, groups = _scores(run, column)
   found = intervals.paired_bootstrap(
     scores, groups, reference=reference, num_resamples=num_resamples
   )
-  accuracy = {m: Estimate(found.means[m], *found.intervals[m]) for m in scores}
-  return accuracy, {m: Estimate(*values) for m, values in found.differences.items()}
+  accuracy = {m: estimate.Estimate(found.means[m], *found.intervals[m]) for m in scores}
+  return accuracy, {m: estimate.Estimate(*values) for m, values in found.differences.items()}
 
 
 def _leaders(
-  run: records.Run, column: Column, accuracy: Mapping[str, Estimate], num_resamples: int
+  run: record_lib.Run, column: Column, accuracy: Mapping[str, estimate.Estimate], num_resamples: int
 ) -> tuple[str, ...]:
   """The method of highest mean, then those whose difference from it is undecided."""
   order = sorted(accuracy, key=lambda m: -accuracy[m].mean)
   _, differences = _estimates(run, column, order[0], num_resamples)
-  return (order[0], *(m for m in order[1:] if differences[m].verdict == UNDECIDED))
+  return (order[0], *(m for m in order[1:] if differences[m].verdict == estimate.UNDECIDED))
 
 
-def summarize(run: records.Run, *, reference: str = "lp", num_resamples: int = 2000) -> Summary:
+def summarize(run: record_lib.Run, *, reference: str = "lp", num_resamples: int = 2000) -> Summary:
   """All numbers of the report.
 
   Args:
@@ -238,128 +213,13 @@ def summarize(run: records.Run, *, reference: str = "lp", num_resamples: int = 2
   )
 
 
-def parameters(count: int) -> str:
-  """57645 -> "57.6 k", 3371025 -> "3.37 M"."""
-  for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-    if count >= scale:
-      value = count / scale
-      return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
-  return str(count)
-
-
-def setting_value(value: float) -> str:
-  """A learning rate or a strength, short: 0.0003 -> "3e-4", 0.03 -> "0.03"."""
-  if value == 0 or 0.01 <= abs(value) < 1000:
-    return f"{value:.3g}"
-  mantissa, exponent = f"{value:.1e}".split("e")
-  return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-
-
-def setting_name(setting: str) -> str:
-  return {"learning_rate": "lr"}.get(setting, setting)
-
-
-def percent(value: float, digits: int = 1) -> str:
-  return "n/a" if math.isnan(value) else f"{100 * value:.{digits}f}"
-
-
-def seconds(value: float) -> str:
-  return f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def _moved(value: float) -> str:
-  return "0" if value == 0 else f"{percent(value, 2)} %"
-
-
-def _row_setting(row: Row) -> str:
-  flag = f" {EDGE_MARK}" if row.at_edge else "  "
-  return f"{setting_name(row.setting)} {setting_value(row.value)}{flag}"
-
-
-def grid(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
-  """Columns of text, the first to the left; those past `width` go to a further table below.
-
-  A cell may hold several lines.
-  """
-  cells = [[cell.split("\n") for cell in row] for row in [header, *rows]]
-  widths = [max(len(line) for row in cells for line in row[i]) for i in range(len(header))]
-  tables, room = [[0]], width - widths[0]
-  for i in range(1, len(header)):
-    if room < widths[i] + len(_GAP) and len(tables[-1]) > 1:
-      tables.append([0])
-      room = width - widths[0]
-    tables[-1].append(i)
-    room -= widths[i] + len(_GAP)
-  return "\n\n".join(_grid_text(cells, widths, chosen) for chosen in tables)
-
-
-def _grid_text(
-  cells: Sequence[Sequence[Sequence[str]]], widths: Sequence[int], chosen: Sequence[int]
-) -> str:
-  lines = []
-  for number, row in enumerate(cells):
-    for i in range(max(len(row[c]) for c in chosen)):
-      texts = [row[c][i] if i < len(row[c]) else "" for c in chosen]
-      first, *rest = (
-        t.rjust(widths[c]) if c else t.ljust(widths[c]) for c, t in zip(chosen, texts, strict=True)
-      )
-      lines.append(_GAP.join([first, *rest]).rstrip())
-    if number == 0:
-      lines.append("-" * (sum(widths[c] for c in chosen) + len(_GAP) * (len(chosen) - 1)))
-  return "\n".join(lines)
-
-
-def _accuracy_table(summary: Summary, width: int) -> str:
-  header = ["test accuracy, %", *(c.title for c in summary.columns)]
-  header += ["trained", "seconds", "setting  ", "moved"]
-  rows = []
-  for row in summary.rows:
-    scores = [row.accuracy[c.key] for c in summary.columns]
-    cells = [_short(row.title), *(f"{percent(s.mean)} ±{100 * s.half_width:4.1f}" for s in scores)]
-    cells += [parameters(row.trained_params), seconds(row.seconds), _row_setting(row)]
-    rows.append([*cells, _moved(row.moved)])
-  return grid(header, rows, width)
-
-
-def _short(title: str, length: int = 19) -> str:
-  return title if len(title) <= length else title[: length - 3].rstrip() + "..."
-
-
-def difference_text(estimate: Estimate) -> str:
-  """ "+4.2 [+1.1, +7.3]", in points."""
-  mean, low, high = (100 * v for v in (estimate.mean, estimate.low, estimate.high))
-  return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _difference_table(summary: Summary, width: int) -> str:
-  header = ["difference, points", *(c.title for c in summary.columns)]
-  rows = []
-  for name, differences in summary.differences.items():
-    these = [differences[c.key] for c in summary.columns]
-    texts = [f"{difference_text(d)}\n{d.verdict}" for d in these]
-    rows.append([_short(summary.titles[name]), *texts])
-  return grid(header, rows, width)
-
-
-def leaders_text(summary: Summary) -> list[str]:
-  """Per column a sentence: the method above all others, or those between which it is undecided."""
-  lines = []
-  for column in summary.columns:
-    names = [_short(summary.titles[name]) for name in summary.leaders[column.key]]
-    if len(names) > 1:
-      lines.append(f"{column.title}: undecided between {', '.join(names)}")
-    else:
-      lines.append(f"{column.title}: {names[0]}")
-  return lines
-
-
 def sizes_text(summary: Summary) -> str:
   """How many images and concepts the test sets have, in one phrase."""
   if len(set(summary.sizes.values())) == 1:
     images, concepts = next(iter(summary.sizes.values()))
     where = " in each domain" if len(summary.sizes) > 1 else ""
     return f"{images} test images of {concepts} concepts{where}"
-  short = records.short_names(list(summary.sizes))
+  short = record_lib.short_names(list(summary.sizes))
   parts = [f"{short[n]} {i} images of {g} concepts" for n, (i, g) in summary.sizes.items()]
   return "test sets: " + ", ".join(parts)
 
@@ -390,36 +250,5 @@ def seeds_text(summary: Summary) -> str:
   """ "3 seeds per method", with the exceptions."""
   text = f"{summary.num_seeds} seed{'s' if summary.num_seeds > 1 else ''} per method"
   if summary.trained_once:
-    text += f" (one: {', '.join(_short(summary.titles[m]) for m in summary.trained_once)})"
+    text += f" (one: {', '.join(summary.titles[m] for m in summary.trained_once)})"
   return text
-
-
-def _notes(summary: Summary, width: int) -> list[str]:
-  wrap = functools.partial(textwrap.wrap, width=min(width, 100), subsequent_indent="  ")
-  lines = wrap(
-    f"{seeds_text(summary)}; {sizes_text(summary)}. ± is half the width of the 95 % interval."
-  )
-  lines += wrap(interval_text(summary))
-  lines += wrap(
-    "trained: parameters of the largest stage. seconds: of one training. setting: chosen on the "
-    "validation split. moved: |theta - theta0| / |theta0| over the backbone."
-  )
-  if any(row.at_edge for row in summary.rows):
-    lines += wrap(f"{EDGE_MARK} setting at the edge of its grid: a better one may lie past it.")
-  return lines
-
-
-def format_table(summary: Summary, *, width: int = WIDTH) -> str:
-  """The tables and what they mean, as plain text for a terminal of `width` columns."""
-  parts = [_accuracy_table(summary, width)]
-  if summary.differences:
-    title = f"Against {summary.titles[summary.reference]}, with 95 % intervals"
-    parts.append(f"{title}\n\n{_difference_table(summary, width)}")
-  if len(summary.rows) > 1:
-    lines = [
-      textwrap.fill(line, min(width, 100), initial_indent="  ", subsequent_indent="    ")
-      for line in leaders_text(summary)
-    ]
-    parts.append("\n".join(["Highest accuracy", *lines]))
-  parts.append("\n".join(_notes(summary, width)))
-  return "\n\n".join(parts) + "\n"

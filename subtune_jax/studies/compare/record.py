@@ -7,23 +7,18 @@ eye). Nothing here needs jax: a report can be made again on another machine, yea
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import io
-import json
-import math
 import os
 import pathlib
 from typing import Any
-import zipfile
-import zlib
 
 import numpy as np
 
+from subtune_jax import files
+from subtune_jax.report import block_strip
+from subtune_jax.studies import fields
+
 RESULTS = "results.json"
 IMAGES = "images.npz"
-HEAD = "head"
-
-NUMBER = (int, float)
-MAYBE_NUMBER = (int, float, type(None))
 _RECORD = {
   "name": str,
   "title": str,
@@ -36,16 +31,6 @@ _RECORD = {
   "data": dict,
   "methods": list,
   "trainings": list,
-}
-BACKBONE = {
-  "name": str,
-  "weights": str,
-  "sha256": str,
-  "image_size": NUMBER,
-  "block_names": list,
-  "block_params": dict,
-  "head_params": int,
-  "num_params": int,
 }
 _DATA = {
   "train": str,
@@ -62,36 +47,42 @@ _METHOD = {
   "stages": list,
   "trained_params": int,
   "grid": list,
-  "learning_rate": NUMBER,
+  "learning_rate": fields.NUMBER,
   "grid_edge": bool,
   "setting": str,
 }
-_STAGE = {"title": str, "blocks": list, "trained_params": int, "solver": str, "epochs": NUMBER}
+_STAGE = {
+  "title": str,
+  "blocks": list,
+  "trained_params": int,
+  "solver": str,
+  "epochs": fields.NUMBER,
+}
 _GRID = {
-  "learning_rate": NUMBER,
-  "validation_accuracy": MAYBE_NUMBER,
-  "validation_loss": MAYBE_NUMBER,
+  "learning_rate": fields.NUMBER,
+  "validation_accuracy": fields.MAYBE_NUMBER,
+  "validation_loss": fields.MAYBE_NUMBER,
 }
 _TRAINING = {
   "method": str,
   "seed": int,
-  "learning_rate": NUMBER,
+  "learning_rate": fields.NUMBER,
   "chosen": bool,
-  "seconds": NUMBER,
-  "compile_seconds": NUMBER,
-  "validation_accuracy": MAYBE_NUMBER,
-  "moved": MAYBE_NUMBER,
+  "seconds": fields.NUMBER,
+  "compile_seconds": fields.NUMBER,
+  "validation_accuracy": fields.MAYBE_NUMBER,
+  "moved": fields.MAYBE_NUMBER,
   "history": list,
 }
 _HISTORY = {
   "stage": int,
-  "epoch": NUMBER,
-  "train_loss": MAYBE_NUMBER,
-  "train_accuracy": MAYBE_NUMBER,
-  "validation_loss": MAYBE_NUMBER,
-  "validation_accuracy": MAYBE_NUMBER,
+  "epoch": fields.NUMBER,
+  "train_loss": fields.MAYBE_NUMBER,
+  "train_accuracy": fields.MAYBE_NUMBER,
+  "validation_loss": fields.MAYBE_NUMBER,
+  "validation_accuracy": fields.MAYBE_NUMBER,
 }
-_TEST = {"accuracy": NUMBER, "loss": MAYBE_NUMBER, "logits": str}
+_TEST = {"accuracy": fields.NUMBER, "loss": fields.MAYBE_NUMBER, "logits": str}
 _ARRAYS = ("logits", "labels", "groups", "ids")
 
 
@@ -170,11 +161,6 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
   return {n: s if last.count(s) == 1 else n for n, s in zip(names, last, strict=True)}
 
 
-def number(value: float | None) -> float:
-  """`value`, or nan for None: how a training that diverged is recorded."""
-  return math.nan if value is None else float(value)
-
-
 def trained_blocks(stage: Mapping[str, Any], backbone: Mapping[str, Any]) -> frozenset[str]:
   """Blocks that a stage of the record trains, "head" included.
 
@@ -182,138 +168,45 @@ def trained_blocks(stage: Mapping[str, Any], backbone: Mapping[str, Any]) -> fro
   """
   blocks = frozenset(stage["blocks"])
   held = sum(backbone["block_params"].get(block, 0) for block in blocks)
-  return blocks | {HEAD} if stage["trained_params"] > held else blocks
-
-
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-  """Writes `data` so that a reader sees the old file or the new one, never a part."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes a compressed .npz, whole or not at all."""
-  buffer = io.BytesIO()
-  np.savez_compressed(buffer, **arrays)
-  write_atomically(path, buffer.getvalue())
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Fields of a nested config by dotted name: {"data.image_size": 64}."""
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      flat |= flatten(value, f"{prefix}{name}.")
-    else:
-      flat[f"{prefix}{name}"] = value
-  return flat
-
-
-def check_fields(value: Any, fields: Mapping[str, Any], where: str) -> None:
-  """Raises unless `value` is a dict that holds all `fields` in their types."""
-  if not isinstance(value, dict):
-    raise ValueError(f"{where} has to be an object, got {type(value).__name__}.")
-  missing = sorted(set(fields) - set(value))
-  if missing:
-    raise ValueError(
-      f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(value)) or 'nothing'}. Is it "
-      "the record of a subtune_jax run of this version? If not, run again in an empty workdir."
-    )
-  for key, types in fields.items():
-    types = types if isinstance(types, tuple) else (types,)
-    is_stray_bool = isinstance(value[key], bool) and bool not in types
-    if not isinstance(value[key], types) or is_stray_bool:
-      allowed = " or ".join(t.__name__ for t in types)
-      raise ValueError(f"{where}: {key} is {value[key]!r}, it has to be {allowed}.")
-
-
-def check_one_of(value: Any, allowed: Sequence[Any], where: str) -> None:
-  """Raises unless `value` is in `allowed`."""
-  if value not in allowed:
-    listed = ", ".join(repr(a) for a in allowed)
-    raise ValueError(f"{where} is {value!r}; the record knows {listed}.")
+  return blocks | {block_strip.HEAD} if stage["trained_params"] > held else blocks
 
 
 def _check_record(record: Any, where: str) -> None:
   """Checks the shape of a record and the names that its parts share."""
-  check_fields(record, _RECORD, where)
+  fields.check_fields(record, _RECORD, where)
   backbone, data = record["backbone"], record["data"]
-  check_fields(backbone, BACKBONE, f"{where}: backbone")
-  check_fields(data, _DATA, f"{where}: data")
+  fields.check_fields(backbone, fields.BACKBONE, f"{where}: backbone")
+  fields.check_fields(data, _DATA, f"{where}: data")
   if sorted(backbone["block_params"]) != sorted(backbone["block_names"]):
     raise ValueError(
       f"{where}: backbone.block_params names {sorted(backbone['block_params'])}, "
       f"backbone.block_names {sorted(backbone['block_names'])}; they have to be the same."
     )
   for i, method in enumerate(record["methods"]):
-    check_fields(method, _METHOD, f"{where}: methods[{i}]")
+    fields.check_fields(method, _METHOD, f"{where}: methods[{i}]")
     _check_method(method, backbone, f"{where}: method {method['name']!r}")
   names = [method["name"] for method in record["methods"]]
   if not names or len(set(names)) != len(names):
     raise ValueError(f"{where}: methods are {names}; at least one is needed, each named once.")
   for i, training in enumerate(record["trainings"]):
-    check_fields(training, _TRAINING, f"{where}: trainings[{i}]")
-    check_one_of(training["method"], names, f"{where}: trainings[{i}].method")
+    fields.check_fields(training, _TRAINING, f"{where}: trainings[{i}]")
+    fields.check_one_of(training["method"], names, f"{where}: trainings[{i}].method")
     for j, row in enumerate(training["history"]):
-      check_fields(row, _HISTORY, f"{where}: trainings[{i}].history[{j}]")
+      fields.check_fields(row, _HISTORY, f"{where}: trainings[{i}].history[{j}]")
   for name in [data["id"], *data["ood"]]:
-    check_one_of(name, sorted(data["num_test"]), f"{where}: a test set of data.id and data.ood")
+    fields.check_one_of(
+      name, sorted(data["num_test"]), f"{where}: a test set of data.id and data.ood"
+    )
 
 
 def _check_method(method: Mapping[str, Any], backbone: Mapping[str, Any], where: str) -> None:
-  blocks = [*backbone["block_names"], HEAD]
+  blocks = [*backbone["block_names"], block_strip.HEAD]
   for i, stage in enumerate(method["stages"]):
-    check_fields(stage, _STAGE, f"{where}: stages[{i}]")
+    fields.check_fields(stage, _STAGE, f"{where}: stages[{i}]")
     for block in stage["blocks"]:
-      check_one_of(block, blocks, f"{where}: a block of stages[{i}]")
+      fields.check_one_of(block, blocks, f"{where}: a block of stages[{i}]")
   for i, point in enumerate(method["grid"]):
-    check_fields(point, _GRID, f"{where}: grid[{i}]")
-
-
-def read_record(path: pathlib.Path) -> Any:
-  """The content of a results.json, unchecked."""
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"No {path.name} in {path.parent}: it is written when a run ends. Give the workdir of a "
-      "finished run, or start the run again with this workdir and it goes on where it stopped."
-    )
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is damaged, not JSON: {error}. Run again to write it.") from error
-
-
-def read_npz(
-  path: pathlib.Path, wanted: str, names: Sequence[str] | None = None
-) -> dict[str, np.ndarray]:
-  """Arrays of an .npz.
-
-  Args:
-    path: of the file.
-    wanted: says in an error what it was needed for.
-    names: of the arrays; None reads all.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is damaged, or lacks one of `names`.
-  """
-  if not path.is_file():
-    raise FileNotFoundError(f"{path} is missing, {wanted}. Copy the whole workdir, or run again.")
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      return {key: arrays[key] for key in (arrays.files if names is None else names)}
-  except KeyError as error:
-    raise ValueError(f"{path} lacks {error}; it is not of this study. Run again.") from error
-  except (
-    zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, AttributeError
-  ) as error:  # fmt: skip
-    raise ValueError(f"{path} is damaged ({error}), {wanted}. Run again to write it.") from error
+    fields.check_fields(point, _GRID, f"{where}: grid[{i}]")
 
 
 def _read_logits(workdir: pathlib.Path, entry: Mapping[str, Any], num_classes: int, where: str):
@@ -321,7 +214,7 @@ def _read_logits(workdir: pathlib.Path, entry: Mapping[str, Any], num_classes: i
   path = (workdir / entry["logits"]).resolve()
   if not path.is_relative_to(workdir.resolve()):
     raise ValueError(f"{where}: logits lie at {entry['logits']!r}, outside of {workdir}.")
-  arrays = read_npz(path, f"the logits of {where}")
+  arrays = files.read_npz(path, f"the logits of {where}")
   missing = sorted(set(_ARRAYS) - set(arrays))
   if missing:
     raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(sorted(arrays))}.")
@@ -357,7 +250,7 @@ def _test_set(
       entry = training.get("test", {}).get(name)
       if entry is None:
         raise ValueError(f"{workdir / RESULTS}: no test of {where}, a chosen training.")
-      check_fields(entry, _TEST, f"{workdir / RESULTS}: the test of {where}")
+      fields.check_fields(entry, _TEST, f"{workdir / RESULTS}: the test of {where}")
       arrays = _read_logits(workdir, entry, num_classes, where)
       if first is None:
         first, first_where = arrays, where
@@ -409,7 +302,7 @@ def load(workdir: str | os.PathLike) -> Run:
   """
   workdir = pathlib.Path(workdir)
   path = workdir / RESULTS
-  record = read_record(path)
+  record = files.read_record(path)
   _check_record(record, str(path))
   seeds = _common_seeds(record, str(path))
   names = dict.fromkeys([record["data"]["id"], *record["data"]["ood"]])
@@ -448,7 +341,7 @@ def save_images(
       raise ValueError(f"{name!r} has {len(stack)} images and ids of shape {these.shape}.")
     arrays[f"images/{name}"], arrays[f"ids/{name}"] = stack[:max_images], these[:max_images]
   path = pathlib.Path(workdir) / IMAGES
-  write_npz(path, arrays)
+  files.write_npz(path, arrays)
   return path
 
 
@@ -461,7 +354,7 @@ def load_images(workdir: str | os.PathLike) -> dict[str, TestImages]:
   path = pathlib.Path(workdir) / IMAGES
   if not path.is_file():
     return {}
-  arrays = read_npz(path, "test images for the report")
+  arrays = files.read_npz(path, "test images for the report")
   names = [key.removeprefix("images/") for key in arrays if key.startswith("images/")]
   if sorted(arrays) != sorted([f"images/{n}" for n in names] + [f"ids/{n}" for n in names]):
     raise ValueError(f"{path} holds {sorted(arrays)}, not images/NAME and ids/NAME in pairs.")

@@ -1,0 +1,71 @@
+"""Files of a run: written whole or not at all, and read with errors that say what to do."""
+
+from collections.abc import Mapping, Sequence
+import io
+import json
+import os
+import pathlib
+from typing import Any
+import zipfile
+import zlib
+
+import numpy as np
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+  """Writes `data` so that a reader sees the old file or the new one, never a part."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes a compressed .npz, whole or not at all."""
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  write_atomically(path, buffer.getvalue())
+
+
+def read_record(path: pathlib.Path) -> Any:
+  """The content of a results.json, unchecked."""
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"No {path.name} in {path.parent}: it is written when a run ends. Give the workdir of a "
+      "finished run, or start the run again with this workdir and it goes on where it stopped."
+    )
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} is damaged, not JSON: {error}. Run again to write it.") from error
+
+
+def read_npz(
+  path: pathlib.Path, wanted: str, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+  """Arrays of an .npz.
+
+  Args:
+    path: of the file.
+    wanted: says in an error what it was needed for.
+    names: of the arrays; None reads all.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is damaged, or lacks one of `names`.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} is missing, {wanted}. Copy the whole workdir, or run again.")
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      return {key: arrays[key] for key in (arrays.files if names is None else names)}
+  except KeyError as error:
+    raise ValueError(f"{path} lacks {error}; it is not of this study. Run again.") from error
+  except (
+    zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, AttributeError
+  ) as error:  # fmt: skip
+    raise ValueError(f"{path} is damaged ({error}), {wanted}. Run again to write it.") from error

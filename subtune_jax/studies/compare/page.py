@@ -1,0 +1,216 @@
+"""The report of a comparison of methods."""
+
+import os
+import pathlib
+
+from subtune_jax.report import document as document_lib
+from subtune_jax.report import html, style, words
+from subtune_jax.report.document import Cell, Facts, Section, Table, Text
+from subtune_jax.studies import sections
+from subtune_jax.studies.compare import figures as compare_figures
+from subtune_jax.studies.compare import record as record_lib
+from subtune_jax.studies.compare import summary as summary_lib
+
+Summary = summary_lib.Summary
+_BOLD = (
+  "Bold: above every other method by a difference whose interval excludes 0. Undecided: the "
+  "methods named cannot be told apart by these data. Small: 95 % intervals; ±: half of one."
+)
+_COLUMNS = (
+  "Parameters trained: of the largest stage. Seconds: of one training. Setting: chosen on the "
+  "validation split. Weights moved: |theta - theta0| / |theta0| over the backbone."
+)
+_EDGE = "! setting at the edge of its grid: a better one may lie past it."
+
+
+def results(summary: Summary, title: str = "Results") -> Section:
+  """The table of accuracies and costs, and what may be said about who is ahead."""
+  header = ["Test accuracy, %", *(c.title for c in summary.columns)]
+  header += [
+    Cell("Parameters trained", plain="trained"),
+    Cell("Seconds a training", plain="seconds"),
+    Cell("Setting chosen", plain="setting  "),
+    Cell("Weights moved", plain="moved"),
+  ]
+  several, names = len(summary.rows) > 1, document_lib.methods(summary.titles)
+  rows = []
+  for row in summary.rows:
+    rows.append(
+      [
+        names[row.name],
+        *(
+          document_lib.accuracy(
+            row.accuracy[c.key], best=several and summary.winner(c.key) == row.name
+          )
+          for c in summary.columns
+        ),
+        words.parameters(row.trained_params),
+        Cell(
+          words.seconds(row.seconds),
+          (f"compile {words.seconds(row.compile_seconds)}",),
+          plain=words.seconds(row.seconds),
+        ),
+        document_lib.setting(row.setting, row.value, at_edge=row.at_edge),
+        f"{words.percent(row.moved, 2)} %",
+      ]
+    )
+  notes = [Text(_COLUMNS, tone="quiet")]
+  if any(row.at_edge for row in summary.rows):
+    notes.append(Text(_EDGE, tone="quiet"))
+  if several:
+    rows.append(["Highest", *(_leaders(summary, c.key) for c in summary.columns), *[""] * 4])
+    notes.insert(0, Text(_BOLD))
+  return Section(title, [Table(header, rows), *notes])
+
+
+def _leaders(summary: Summary, column: str) -> Cell:
+  names = [summary.titles[name] for name in summary.leaders[column]]
+  if len(names) == 1:
+    return Cell(names[0], tone="best")
+  return Cell("undecided", tuple(names), tone="undecided", plain="undecided")
+
+
+def leaders(summary: Summary) -> document_lib.Bullets:
+  """Per column a sentence: the method above all others, or those that cannot be told apart."""
+  lines = []
+  for column in summary.columns:
+    names = [summary.titles[name] for name in summary.leaders[column.key]]
+    text = f"undecided between {', '.join(names)}" if len(names) > 1 else names[0]
+    lines.append(f"{column.title}: {text}")
+  return document_lib.Bullets(lines)
+
+
+def differences(summary: Summary) -> list[Section]:
+  """The table of differences from the reference; nothing without one."""
+  if not summary.differences:
+    return []
+  names, reference = document_lib.methods(summary.titles), summary.titles[summary.reference]
+  rows = [
+    [names[name], *(document_lib.difference(found[c.key]) for c in summary.columns)]
+    for name, found in summary.differences.items()
+  ]
+  header = ["Difference, points", *(c.title for c in summary.columns)]
+  note = (
+    f"Accuracy minus that of {reference} on the same images, with its 95 % interval. Undecided: "
+    "the interval includes 0."
+  )
+  return [Section(f"Against {reference}", [Table(header, rows), Text(note)])]
+
+
+def run_facts(run: record_lib.Run) -> Section:
+  """How the run was made: command, versions, devices, backbone, sizes of the data, stages."""
+  data = run.record["data"]
+  images = f"{data['num_train']:,} of {data['train']}, {data['num_validation']:,} for validation, "
+  rows = [
+    *sections.run_rows(run.record),
+    ("Seeds", ", ".join(str(seed) for seed in run.seeds)),
+    *sections.backbone_rows(run.record["backbone"]),
+    ("Training images", f"{images}{len(data['class_names'])} classes"),
+    ("Test images", ", ".join(f"{name} {n:,}" for name, n in data["num_test"].items())),
+  ]
+  stages = Section("Stages", [Facts(_stage_rows(run))], level=3)
+  return Section("The run", [Facts(rows), stages], page_only=True)
+
+
+def _stage_rows(run: record_lib.Run) -> list[tuple[str, str]]:
+  rows = []
+  for method in run.record["methods"]:
+    for number, stage in enumerate(method["stages"], start=1):
+      title = f"{method['title']}, stage {number}" if len(method["stages"]) > 1 else method["title"]
+      epochs = words.count(stage["epochs"], "epoch")
+      text = f"{stage['title']}: {stage['solver']}, {epochs}, "
+      rows.append((title, f"{text}{stage['trained_params']:,} parameters"))
+  return rows
+
+
+def figures(run: record_lib.Run, summary: Summary) -> dict[str, document_lib.Figure]:
+  """All figures of a run by name; those that its record has nothing for are left out."""
+  titles = ", ".join(run.titles.values())
+  drawn = [
+    (
+      "accuracy", "Accuracy by domain", compare_figures.accuracy_bars(run, summary),
+      f"Bar chart of the test accuracy of {titles} on every domain; the numbers are in the table.",
+      "Bars: mean over seeds. Lines: 95 % intervals. Dots: single seeds. Whether two methods "
+      "differ is in the table of differences, not in whether their lines overlap.",
+    ),
+    (
+      "blocks", "What was trained", compare_figures.trained_blocks(run),
+      "Blocks of the network from input to head, a row per method and stage, coloured if trained.",
+      "The network from input (left) to head (right). Coloured and ticked: trained in that stage. "
+      "Boxes are wider where there are more parameters.",
+    ),
+    (
+      "settings", "Choice of the setting", compare_figures.setting_grids(run),
+      "Validation accuracy against the settings tried, a panel per method, the chosen one ringed.",
+      "Ringed: the setting chosen on the validation split. At the edge of a grid, a better one "
+      "may lie outside of it.",
+    ),
+    (
+      "curves", "Learning curves", compare_figures.learning_curves(run),
+      "Validation accuracy and training loss by epoch, a column per method.",
+      "Thin: single seeds. Thick: their mean. Dashed: the start of the next stage; stages are "
+      "named below, under The run.",
+    ),
+    *_examples(run),
+  ]  # fmt: skip
+  return {figure.name: figure for figure in document_lib.rendered(drawn)}
+
+
+def _examples(run: record_lib.Run) -> list[document_lib.Drawn]:
+  """A few test images of each set with the answers of the methods."""
+  short = record_lib.short_names(list(run.tests))
+  return [
+    (
+      f"examples_{_file_name(short[name])}", f"Test images: {short[name]}",
+      compare_figures.example_images(run, name, images),
+      f"Test images of {short[name]} with their true class and the prediction of each method.",
+      "True class above, predictions of each method's first seed below: "
+      f"{style.RIGHT_SYMBOL} right, {style.WRONG_SYMBOL} wrong.",
+    )
+    for name, images in record_lib.load_images(run.workdir).items()
+    if name in run.tests and len(images.ids)
+  ]  # fmt: skip
+
+
+def _file_name(text: str) -> str:
+  return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)
+
+
+def subtitle(run: record_lib.Run, summary: Summary) -> str:
+  sizes = f"{summary_lib.seeds_text(summary)}, {summary_lib.sizes_text(summary)}."
+  return f"{run.record['name']}, {run.record['created']}. {sizes}"
+
+
+def numbers(summary: Summary) -> list[document_lib.Part]:
+  """The tables of a comparison and what they mean: what a terminal shows of it."""
+  sizes = f"{summary_lib.seeds_text(summary)}; {summary_lib.sizes_text(summary)}."
+  parts = [results(summary), *differences(summary)]
+  if len(summary.rows) > 1:
+    parts.append(Section("Highest accuracy", [leaders(summary)], terminal_only=True))
+  return [*parts, sections.what_intervals_mean(f"{sizes} {summary_lib.interval_text(summary)}")]
+
+
+def report(run: record_lib.Run, summary: Summary) -> document_lib.Document:
+  """The whole report."""
+  record = run.record
+  parts = [
+    *numbers(summary),
+    *figures(run, summary).values(),
+    run_facts(run),
+    sections.settings(record["config"]),
+    sections.attribution(record["data"].get("attribution")),
+  ]
+  return document_lib.Document(record["title"], subtitle(run, summary), parts)
+
+
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+  """Reads the records in `workdir` and writes report.html and figures/*.png beside them.
+
+  Returns:
+    The path of the page.
+
+  Raises:
+    FileNotFoundError, ValueError: see `record.load`.
+  """
+  run = record_lib.load(workdir)
+  return html.write(workdir, report(run, summary_lib.summarize(run)))
