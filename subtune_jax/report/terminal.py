@@ -9,7 +9,7 @@ WIDTH = 118
 _TEXT_WIDTH = 100  # of sentences, which wide terminals make hard to read
 _GAP = "  "
 _JOINED = "\N{NO-BREAK SPACE}"
-_LONGEST_NAME = 19  # characters of a row's name in a line
+_LONGEST_NAME = 22  # characters of a row's name in a line
 
 
 def render(document: document_lib.Document, *, width: int = WIDTH) -> str:

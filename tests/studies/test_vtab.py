@@ -11,7 +11,7 @@ import pytest
 
 from subtune_jax import data, models
 from subtune_jax.data import errors, registry, tfds_source, vtab
-from subtune_jax.report import words
+from subtune_jax.report import html, terminal, words
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -97,9 +97,9 @@ def test_the_table_is_that_of_the_tasks_own_runs(whole):
       assert method["low"] <= method["accuracy"] <= method["high"]
       shown = words.percent(estimate.mean)
       assert shown in suite.task_line(row)
-      assert shown in suite.page(record)
+      assert shown in html.render(suite.report(record))
     assert f"\n{suite.task_line(row)}\n" in text
-  assert suite.format_table(record) in text
+  assert terminal.render(suite.report(record)) in text
 
 
 def test_methods_are_trained_again_on_all_labels(whole):
@@ -243,10 +243,13 @@ def test_scores_are_there_only_when_all_tasks_are():
     "mean of 19 tasks", "mean of 7 natural", "mean of 4 specialized", "mean of 8 structured",
     "mean of 3 group means",
   ]  # fmt: skip
-  for show in (suite.format_table, suite.page):
+  for render in (terminal.render, html.render):
+    whole, partial, more = (
+      " ".join(render(suite.report(r)).split()) for r in (complete, incomplete, extended)
+    )
     for title in titles:
-      assert title in show(complete)
-      assert title not in show(incomplete)
-    assert "18 of 19 tasks are there, so no score is given" in show(incomplete)
-    assert names[-1] in show(incomplete)
-    assert "in no score" in show(extended)
+      assert title in whole
+      assert title not in partial
+    assert "18 of 19 tasks are there, so no score is given" in partial
+    assert names[-1] in partial
+    assert "in no score" in more

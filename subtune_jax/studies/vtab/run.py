@@ -15,7 +15,9 @@ from typing import Any, TextIO
 import jax
 
 from subtune_jax.data import errors, tfds_source, vtab
+from subtune_jax.report import html
 from subtune_jax.studies import nested_search as studies
+from subtune_jax.studies import publish
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -69,7 +71,7 @@ def run(
     rows[task] = _run_task(config, workdir, task, command, stream)
     record = _write(config, workdir, rows, command)
     stream.write(f"{suite.task_line(rows[task])}\n\n")
-  stream.write(f"{suite.format_table(record)}\nreport: {workdir / suite.PAGE}\n")
+  publish.publish(suite.report(record), workdir, stream)
   return record
 
 
@@ -185,7 +187,7 @@ def _write(config: Any, workdir: pathlib.Path, rows: Mapping[str, Row], command:
     "scores": scores(ordered),
   }
   workdir_lib.write_json(workdir / compare_record.RESULTS, record)
-  suite.write_page(record, workdir)
+  html.write(workdir, suite.report(record))
   return record
 
 
