@@ -31,6 +31,7 @@ class Cell:
     link: address relative to the page.
     code: whether the text is a command, a field or a digest.
     plain: what a terminal shows; None: the text with its notes below.
+    page_only: in a header: a terminal leaves the column out.
   """
 
   text: str
@@ -41,6 +42,7 @@ class Cell:
   link: str = ""
   code: bool = False
   plain: str | None = None
+  page_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ WIDTH = 118
 _TEXT_WIDTH = 100  # of sentences, which wide terminals make hard to read
 _GAP = "  "
 _JOINED = "\N{NO-BREAK SPACE}"
-_LONGEST_NAME = 22  # characters of a row's name in a line
+_LONGEST_NAME = 21  # characters of a row's name in a line
 
 
 def render(document: document_lib.Document, *, width: int = WIDTH) -> str:
@@ -34,8 +34,9 @@ def _part(part: document_lib.Part, width: int) -> list[str]:
   if isinstance(part, document_lib.Facts):
     rows = [[name, _joined(value)] for name, value in part.rows]
     return ["\n".join(wrapped(f"{_plain(name)}: {value}", width) for name, value in rows)]
-  rows = part.rows if part.most is None else part.rows[: part.most]
-  return [grid([_plain(c) for c in part.header], [_row(row) for row in rows], width)]
+  shown = [i for i, c in enumerate(part.header) if not document_lib.cell(c).page_only]
+  rows = [_row([row[i] for i in shown]) for row in part.rows[: part.most]]
+  return [grid([_plain(part.header[i]) for i in shown], rows, width)]
 
 
 def _joined(value: "document_lib.Cell | str | Sequence[document_lib.Cell | str]") -> str:

@@ -1,6 +1,7 @@
 """The report of a robustness study from fake records: page, figures, text, accessors, errors."""
 
 import contextlib
+from html import unescape
 import json
 import math
 import pathlib
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from subtune_jax.report import charts, estimate, html, terminal, words
+from subtune_jax.report import charts, document, estimate, html, terminal, words
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.robustness import curve_figures as robustness_curves
@@ -229,7 +230,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
   record["robustness"]["recommendation"]["reasons"].append(HOSTILE)
   (path / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
   run = compare_record.load(path)
-  robustness_page.write_page(run, summary_lib.summarize(run, num_resamples=100))
+  html.write(path, robustness_page.report(run, summary_lib.summarize(run, num_resamples=100)))
   return path
 
 
@@ -243,13 +244,20 @@ def page(workdir) -> str:
   return (workdir / html.PAGE).read_text(encoding="utf-8")
 
 
+def text_of(path: pathlib.Path, record: dict) -> str:
+  """What a terminal shows of the study's own sections."""
+  study, run = study_lib.of(record), compare_record.load(path)
+  answer = robustness_page.recommendation(run, summary_lib.summarize(run, num_resamples=50), study)
+  return terminal.render(document.Document("", "", [robustness_page.rules(study), answer]))
+
+
 def small(tmp_path, **options) -> dict:
   options = {"num_test": 30, "num_rates": 1, "units": ("stem", "top"), "steps": ()} | options
   return write(tmp_path, **options)
 
 
 def test_page_holds_its_sections_in_order(page):
-  found = re.findall(r"<h2>(.*?)</h2>", page)
+  found = [unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", page)]
   assert found[:3] == ["Results", "Against Linear probing", "Accuracy by domain"]
   assert found[3:13] == [
     "Tables in the paper's form", "In against out of distribution", "Feature distortion",
@@ -294,7 +302,8 @@ def test_a_choice_of_fewer_trainings_is_noted(tmp_path):
   entry["trainings"].append(first | {"key": "more", "learning_rate": 1e-5})
   row = next(r for r in entry["selections"] if (r["rule"], r["method"]) == ("last", "ft"))
   row.update(learning_rate=1e-5, epochs=row["epochs"][:1])
-  sections = robustness_page.rule_sections(study_lib.of(record))
+  rules = robustness_page.rules(study_lib.of(record))
+  sections = html.render(document.Document("", "", [rules]))
   assert sections.count("<small>1 training</small>") == 1
 
 
@@ -336,10 +345,10 @@ def test_fared_text(study):
 def test_text(tmp_path, strength, start):
   record = small(tmp_path)
   record["robustness"]["recommendation"]["strength"] = strength
-  text = robustness_page.format_text(record)
+  text = text_of(tmp_path, record)
   assert max(len(line) for line in text.splitlines()) <= terminal.WIDTH
   assert text.count("Linear probing  ") == 3
-  assert f"ORACLE. {robustness_page.NOT_A_RESULT[:40]}" in text
+  assert f"not a result\n\n{robustness_page.NOT_A_RESULT[:40]}" in text
   assert f"Which method should I use? SubTuning. {start}:" in " ".join(text.split())
   assert "- Shift, as the proxy A-distance" in text
 
@@ -363,10 +372,10 @@ def test_page_of_less(tmp_path, options, absent):
   every = {"id_ood", "distortion", "distortion_blocks", "distortion_epochs", "interpolation",
            "accuracy_epochs", "rates", "probe_steps"}  # fmt: skip
   assert {figure.name for figure in drawn} == every - absent
-  text = robustness_page.page(run, summary, [], [])
+  text = html.render(robustness_page.report(run, summary))
   assert ("Oracle" in text) == bool(run.record["data"]["ood"])
   assert not re.search(r"\bnan\b", text)
-  assert robustness_page.format_text(record)
+  assert text_of(tmp_path, record)
 
 
 def test_several_sides_are_means_over_the_shifted_sets(study):

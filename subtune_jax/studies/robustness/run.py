@@ -63,9 +63,8 @@ def run(
   chosen = compare.train_all(state)
   record = compare.finish(
     state, chosen, command, more=lambda: {"robustness": _study(state, seen, chosen)},
-    write_page=robustness_page.write_page,
+    report=robustness_page.report,
   )  # fmt: skip
-  state.progress.stream.write(f"\n{robustness_page.format_text(record)}\n")
   return record
 
 
