@@ -53,6 +53,7 @@ class Text:
   tone: Tone = ""
   lead: str = ""
   page_only: bool = False
+  terminal_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +96,17 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """A picture: file name without ending, heading, alt text, caption, PNG; a page shows it."""
+  """A picture that a page shows: file name without ending, heading, alt text, caption, PNG.
+
+  Its `parts` stand below it, under the same heading.
+  """
 
   name: str
   title: str
   alt: str
   caption: str
   data: bytes
+  parts: "Sequence[Part]" = ()
 
 
 @dataclasses.dataclass(frozen=True)

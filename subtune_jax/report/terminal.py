@@ -22,9 +22,9 @@ def _all(parts: Iterable[document_lib.Part], width: int) -> list[str]:
 
 
 def _part(part: document_lib.Part, width: int) -> list[str]:
-  if isinstance(part, document_lib.Figure) or part.page_only:
+  if getattr(part, "page_only", False):
     return []
-  if isinstance(part, document_lib.Section):
+  if isinstance(part, document_lib.Section | document_lib.Figure):
     inner = _all(part.parts, width)
     return [part.title, *inner] if inner else []
   if isinstance(part, document_lib.Text):

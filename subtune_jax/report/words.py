@@ -71,6 +71,11 @@ def difference(value: estimate.Estimate) -> str:
   return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def signed(value: float) -> str:
+  """1.23 -> "+1.2", with a minus as wide as the plus."""
+  return f"{value:+.1f}".replace("-", MINUS)
+
+
 def count(number: int, noun: str) -> str:
   """ "1 seed", "3 seeds"."""
   return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from subtune_jax import calibration, files
-from subtune_jax.report import charts, html, style
+from subtune_jax.report import charts, document, html, style
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import curve_figures as holistic_curves
 from subtune_jax.studies.holistic_transfer import figures as holistic_plots
+from subtune_jax.studies.holistic_transfer import headline
 from subtune_jax.studies.holistic_transfer import page as holistic_page
 from subtune_jax.studies.holistic_transfer import record as holistic_records
 from subtune_jax.studies.holistic_transfer import sweep_figures as holistic_studies
@@ -59,7 +60,7 @@ def bare(tmp_path_factory) -> holistic_records.Study:
 
 
 def written(study: holistic_records.Study) -> str:
-  path = holistic_page.write_page(study.record, study.workdir)
+  path = html.write(study.workdir, holistic_page.report(study))
   assert path == study.workdir / html.PAGE
   return path.read_text(encoding="utf-8")
 
@@ -69,6 +70,11 @@ def text_of(page: str) -> str:
   page = re.sub(r"<small[^>]*>", " ", page)
   text = re.sub(r"<[^>]*>", "|", re.sub(r"<style>.*?</style>", "", page, flags=re.S))
   return re.sub(r"\|+", "|", text.replace("\N{NO-BREAK SPACE}", " "))
+
+
+def rendered(*parts: document.Part) -> str:
+  """Parts of a page as HTML."""
+  return html.render(document.Document("", "", parts))
 
 
 def headings(page: str) -> list[str]:
@@ -153,7 +159,7 @@ def test_without_intervals_cells_hold_the_range_of_seeds(whole):
 
 
 def test_differences_are_those_of_the_table(whole):
-  section = holistic_page.differences_section(whole).replace("\N{MINUS SIGN}", "-")
+  section = rendered(holistic_page.differences(whole)).replace("\N{MINUS SIGN}", "-")
   line = next(line for line in section.split("<tr>") if "Fine-tuning + ALG" in line)
   cells = [re.sub("<[^>]*>", " ", cell) for cell in re.findall("<td[^>]*>(.*?)</td>", line)]
   wanted = []
@@ -178,7 +184,7 @@ def test_headline_says_what_was_lost_and_given_back(whole):
   before = value("Source model", "none", "U/Y")
   after, alg = (value("Fine-tuning", kind, "U/Y") for kind in ("none", "alg"))
   assert after < before  # or the study shows nothing
-  lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in holistic_page.headline(whole)]
+  lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in headline.headline(whole)]
   _, low, high = whole.row("Fine-tuning", "none")["against"]["pretrained"]["U/Y"]
   ends = f"(95 % interval {-100 * high:.1f} to {-100 * low:.1f})"
   assert f"lost {before - after:.1f} points {ends};" in lines[0].replace("\N{MINUS SIGN}", "-")
@@ -186,7 +192,7 @@ def test_headline_says_what_was_lost_and_given_back(whole):
   assert "points (95 % interval)." in lines[1]
   assert lines[2].startswith("PCV gives back")
   assert f"would reach {value('Fine-tuning', 'star', 'Y/Y'):.1f} %" in lines[2]
-  assert "interval" not in " ".join(holistic_page.headline(without_intervals(whole)))
+  assert "interval" not in " ".join(headline.headline(without_intervals(whole)))
 
 
 def changed(study: holistic_records.Study, pair: str, values: dict) -> holistic_records.Study:
@@ -202,7 +208,7 @@ def test_headline_where_nothing_was_lost_or_given_back(bare):
   ft = "Fine-tuning"
   found = changed(bare, "U/Y", {("Source model", "none"): 0.2, (ft, "none"): 0.3, (ft, "alg"): 0.3})
   found = changed(found, "S/Y", {(ft, "none"): 0.5, (ft, "alg"): 0.5})
-  lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in holistic_page.headline(found)]
+  lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in headline.headline(found)]
   assert "gained 10.0 points" in lines[0]
   assert "ALG gives nothing back: Acc U/Y goes to 30.0 %" in lines[1]
   assert "10.0 points above the source model), and leaves Acc S/Y at 50.0 %" in lines[1]
@@ -299,7 +305,7 @@ def test_sizes_without_a_shared_class_have_a_table_alone(whole):
     network.pop("common", None)
   found = holistic_records.of(record, whole.workdir)
   assert holistic_studies.sizes(found) is None
-  page = holistic_page.page(found, [])
+  page = html.render(holistic_page.report(found))
   assert "8 classes, group" in page
 
 
@@ -341,7 +347,7 @@ def test_units_stand_beside_fine_tuning(whole):
 
 
 def test_a_frozen_classifier_has_no_update_directions(whole):
-  section = holistic_page.directions_section(whole)
+  section = rendered(*holistic_page.directions(whole))
   assert "Fine-tuning" in section
   assert "Frozen classifier" not in section
 
@@ -354,7 +360,7 @@ def test_two_variants_of_one_method_have_their_own_colours(whole):
   found = holistic_records.of(record, whole.workdir)
   assert found.colors["WiSE-FT, 0.5"] == style.METHOD_COLORS["wise_ft"]
   assert len(set(found.colors.values())) == len(found.colors)
-  assert "WiSE-FT, 0.8 + ALG" in text_of(holistic_page.page(found, []))
+  assert "WiSE-FT, 0.8 + ALG" in text_of(html.render(holistic_page.report(found)))
 
 
 def test_methods_of_a_study_have_distinct_looks():
@@ -396,7 +402,7 @@ def test_other_records_are_refused(bare, change, words):
   record = json.loads((bare.workdir / compare_record.RESULTS).read_text(encoding="utf-8"))
   change(record)
   with pytest.raises(ValueError, match=words):
-    holistic_page.write_page(record, bare.workdir)
+    holistic_page.report(holistic_records.of(record, bare.workdir))
 
 
 def test_files_that_are_not_there_damaged_or_of_something_else(bare, tmp_path):

@@ -9,11 +9,13 @@ import pytest
 
 from subtune_jax import calibration, data
 from subtune_jax.data import registry
+from subtune_jax.report import terminal
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import numbers as holistic_numbers
+from subtune_jax.studies.holistic_transfer import page as holistic_page
+from subtune_jax.studies.holistic_transfer import record as holistic_records
 from subtune_jax.studies.holistic_transfer import run as holistic
 from subtune_jax.studies.holistic_transfer import target as holistic_data
-from subtune_jax.studies.holistic_transfer import text as holistic_text
 from subtune_jax.studies.holistic_transfer import trainings as holistic_study
 
 SIZES = {"train": 48, "validation": 24, "test": 30}
@@ -121,7 +123,8 @@ def test_record_has_every_method_with_and_without_calibration(done):
     assert row["oracle"] == (row["method"] == "oracle" or row["calibration"] == "star")
     assert len(row["numbers"]["ausuc"]["by_seed"]) == 2
   assert "Fine-tuning + gamma* (oracle)" in text
-  assert holistic_text.format_text(record) in text
+  report = holistic_page.report(holistic_records.of(record, folder))
+  assert terminal.render(report) in text
   assert made.seeds == (0, 1)
 
 

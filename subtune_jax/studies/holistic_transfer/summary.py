@@ -9,7 +9,7 @@ import numpy as np
 from subtune_jax import data, files
 from subtune_jax.calibration import class_splits
 from subtune_jax.robustness import interpolation
-from subtune_jax.studies import epoch_files, provenance
+from subtune_jax.studies import epoch_files, provenance, publish
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -17,7 +17,7 @@ from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import intervals as holistic_intervals
 from subtune_jax.studies.holistic_transfer import numbers as holistic_numbers
 from subtune_jax.studies.holistic_transfer import page as holistic_page
-from subtune_jax.studies.holistic_transfer import text as holistic_text
+from subtune_jax.studies.holistic_transfer import record as holistic_records
 from subtune_jax.studies.holistic_transfer import trainings as holistic_study
 from subtune_jax.training import export
 
@@ -44,9 +44,9 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   }  # fmt: skip
   workdir_lib.write_json(study.workdir / compare_record.RESULTS, record)
   _clean(study, body)
-  page = holistic_page.write_page(record, study.workdir)
+  report = holistic_page.report(holistic_records.of(record, study.workdir))
   study.run.progress.close()
-  study.run.progress.stream.write(f"{holistic_text.format_text(record)}\n\nreport: {page}\n")
+  publish.publish(report, study.workdir, study.run.progress.stream)
   return record
 
 
