@@ -46,7 +46,7 @@ Arguments, all optional: source, target, image_size, backbone, weights, preproce
 """
 
 from subtune_jax.data import choices
-from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies import arguments
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 
 _ARGUMENTS = (
@@ -57,10 +57,10 @@ _ARGUMENTS = (
 def get_config(arg: str = ""):
   """The study; its own fields are declared in subtune_jax/studies/holistic_transfer/config.py."""
   config = holistic_config.default()
-  given = compare_config.parse_argument(arg, _ARGUMENTS)
+  given = arguments.parse_argument(arg, _ARGUMENTS)
   config.source.data = given.get("source", config.source.data)
   config.data.train = given.get("target", config.data.train)
-  compare_config.use_network(config, given)
+  arguments.use_network(config, given)
   config.methods = tuple(given["methods"].split("+")) if "methods" in given else config.methods
   study = given.get("study", "all")
   choices.check("study", study, ("all", "main", "sweep"))

@@ -21,6 +21,7 @@ distribution +3.1 [+0.3, +5.7]; every other difference has 0 in its interval. Va
   SubTuning         1e-5 .023  1e-4 .270  1e-3 .534  1e-2 .494
 """
 
+from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
 
@@ -29,6 +30,5 @@ def get_config():
   config = compare_config.default()
   config.name = "compare"
   config.data.image_size = 128
-  for name in ("ft", "lp_ft", "subtuning"):
-    config[name].learning_rates = compare_config.GRIDS[name]
+  arguments.use_full_grids(config, config.methods)
   return config

@@ -7,22 +7,21 @@ auto_rgn, auto_snr), dataset, blocks (of subtuning, joined by +), image_size, ep
 else is an override: --config.lp_ft.learning_rates="(1e-6,1e-5)".
 """
 
+from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
 
 def get_config(arg: str = ""):
   """One method; `arg` is "key=value,key=value"."""
   config = compare_config.default()
-  given = compare_config.parse_argument(
-    arg, ("method", "dataset", "blocks", "image_size", "epochs")
-  )
+  given = arguments.parse_argument(arg, ("method", "dataset", "blocks", "image_size", "epochs"))
   method = given.get("method", "lp_ft")
-  compare_config.use_method(config, method)
-  compare_config.use_dataset(config, given.get("dataset", "emoji_domains/noto"))
+  arguments.use_method(config, method)
+  arguments.use_dataset(config, given.get("dataset", "emoji_domains/noto"))
   if "blocks" in given:
     config.subtuning.blocks = tuple(given["blocks"].split("+"))
-  compare_config.use_network(config, given)
+  arguments.use_network(config, given)
   if "epochs" in given and method != "lp":
-    config[method].epochs = compare_config.integer("epochs", given["epochs"])
+    config[method].epochs = arguments.integer("epochs", given["epochs"])
   config.name = f"finetune-{method}-{config.data.train.replace('/', '-')}"
   return config

@@ -11,7 +11,7 @@ living17, entity30, imagenet (-> V2, R, A, Sketch), ... (configs/shift.py lists 
 all optional: dataset or shift, image_size, backbone, weights, preprocessing, methods (joined by +).
 """
 
-from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies import arguments
 from subtune_jax.studies.robustness import config as robustness_config
 
 _ARGUMENTS = ("dataset", "shift", "image_size", "backbone", "weights", "preprocessing", "methods")
@@ -20,14 +20,14 @@ _ARGUMENTS = ("dataset", "shift", "image_size", "backbone", "weights", "preproce
 def get_config(arg: str = ""):
   """The study; its own fields are declared in subtune_jax/studies/robustness/config.py."""
   config = robustness_config.default()
-  given = compare_config.parse_argument(arg, _ARGUMENTS)
+  given = arguments.parse_argument(arg, _ARGUMENTS)
   if "dataset" in given and "shift" in given:
     raise ValueError("config arguments 'dataset' and 'shift' exclude each other; give one")
   if "dataset" in given:
-    compare_config.use_dataset(config, given["dataset"])
+    arguments.use_dataset(config, given["dataset"])
   if "shift" in given:
-    compare_config.use_shift(config, given["shift"])
-  compare_config.use_network(config, given)
+    arguments.use_shift(config, given["shift"])
+  arguments.use_network(config, given)
   if "methods" in given:
     robustness_config.use_methods(config, tuple(given["methods"].split("+")))
   return config

@@ -33,6 +33,7 @@ gets. What is missing is told before anything is trained or written, with the co
 """
 
 from subtune_jax.data import choices
+from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
 _ARGUMENTS = (
@@ -44,19 +45,19 @@ _ARGUMENTS = (
 def get_config(arg: str = ""):
   """One method on one benchmark; `arg` is "key=value,key=value"."""
   config = compare_config.default()
-  given = compare_config.parse_argument(arg, _ARGUMENTS)
+  given = arguments.parse_argument(arg, _ARGUMENTS)
   method, shift = given.get("method", "lp_ft"), given.get("shift", "cifar10_to_stl10")
-  compare_config.use_method(config, method)
-  compare_config.use_shift(config, shift)
+  arguments.use_method(config, method)
+  arguments.use_shift(config, shift)
   if "ood" in given:
     chosen = tuple(given["ood"].split("+"))
     for name in chosen:
       choices.check(f"shifted set of {shift}", name, config.data.ood)
     config.data.ood = chosen
-  compare_config.use_network(config, {"image_size": "224"} | given)
+  arguments.use_network(config, {"image_size": "224"} | given)
   if "blocks" in given:
     config.subtuning.blocks = tuple(given["blocks"].split("+"))
   if "epochs" in given and method != "lp":
-    config[method].epochs = compare_config.integer("epochs", given["epochs"])
+    config[method].epochs = arguments.integer("epochs", given["epochs"])
   config.name = f"shift-{shift}-{method}"
   return config

@@ -24,18 +24,18 @@ No result of the whole suite is given here: it has not been run on all 19 tasks.
 accelerator; two CPU cores take hours for a task at 224 px.
 """
 
-from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies import arguments
 from subtune_jax.studies.vtab import config as vtab_config
 
 
 def get_config(arg: str = ""):
   """The suite; `arg` is "key=value,key=value"."""
   config = vtab_config.default()
-  given = compare_config.parse_argument(
+  given = arguments.parse_argument(
     arg, ("backbone", "weights", "blocks", "tasks", "image_size", "epochs")
   )
-  compare_config.check_weights(given)
-  compare_config.use_network(config, given)
+  arguments.check_weights(given)
+  arguments.use_network(config, given)
   if "backbone" in given:
     config.name = f"vtab-{given['backbone']}"
   config.choose_blocks = "blocks" not in given
@@ -46,5 +46,5 @@ def get_config(arg: str = ""):
     vtab_config.task_names(config)
   if "epochs" in given:
     for name in ("ft", "lp_ft", "subtuning", "search"):
-      config[name].epochs = compare_config.integer("epochs", given["epochs"])
+      config[name].epochs = arguments.integer("epochs", given["epochs"])
   return config

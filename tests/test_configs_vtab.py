@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from subtune_jax import methods
 from subtune_jax.data import vtab
 from subtune_jax.studies import workdir
 from subtune_jax.studies.compare import config as compare_config
@@ -71,7 +72,7 @@ def test_each_task_is_a_comparison_with_the_same_settings():
     assert set(flat) == declared
     seen[task] = {k: v for k, v in flat.items() if k not in ("name", "title", "data.train")}
   assert all(settings == seen["dtd"] for settings in seen.values())
-  assert config.ft.learning_rates == compare_config.GRIDS["ft"]
+  assert config.ft.learning_rates == methods.DECLARED["ft"].grid
 
 
 def test_arguments():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtune_jax import hooks, masks, methods, models
+from subtune_jax import masks, methods, models
 from subtune_jax.data import preprocess
 from subtune_jax.models import side
 from subtune_jax.training import ledger, lolsgd, loop, stage_runner, trainable_split
@@ -36,11 +36,11 @@ def labels_of(method, index=-1):
 
 
 def test_l2_sp_by_hand():
-  assert float(hooks.L2SP(0.1)(TREE, START, None, {})) == pytest.approx(0.1 * (0.25 + 4.0))
-  with_head = hooks.L2SP(0.1, head_weight=2.0)(TREE, START, None, {})
+  assert float(methods.L2SP(0.1)(TREE, START, None, {})) == pytest.approx(0.1 * (0.25 + 4.0))
+  with_head = methods.L2SP(0.1, head_weight=2.0)(TREE, START, None, {})
   assert float(with_head) == pytest.approx(0.1 * 4.25 + 2.0 * 9.0)
-  assert hooks.L2SP(0.1) == hooks.L2SP(0.1)
-  assert hash(hooks.L2SP(0.1)) == hash(hooks.L2SP(0.1))
+  assert methods.L2SP(0.1) == methods.L2SP(0.1)
+  assert hash(methods.L2SP(0.1)) == hash(methods.L2SP(0.1))
 
 
 def test_l2_sp_at_weight_0_is_full_fine_tuning_bit_for_bit_and_a_weight_holds_back():
@@ -55,8 +55,8 @@ def test_averages_by_hand():
   trees = [{"w": jnp.array([x])} for x in (0.0, 1.0, 5.0, 9.0)]
   ema, swa = trees[0], trees[0]
   for step, tree in enumerate(trees[1:]):
-    ema = hooks.EMA(0.5)(ema, tree, jnp.asarray(step))
-    swa = hooks.SWA(first_step=1)(swa, tree, jnp.asarray(step))
+    ema = methods.EMA(0.5)(ema, tree, jnp.asarray(step))
+    swa = methods.SWA(first_step=1)(swa, tree, jnp.asarray(step))
   assert float(ema["w"][0]) == 0.5 * (0.5 * (0.5 * 0.0 + 0.5 * 1.0) + 0.5 * 5.0) + 0.5 * 9.0
   assert float(swa["w"][0]) == (5.0 + 9.0) / 2
 
@@ -73,7 +73,7 @@ def test_ema_in_the_loop_is_the_average_of_the_steps():
   by_hand = variables["params"]
   for params in end:
     by_hand = jax.tree.map(lambda r, t: 0.75 * r + 0.25 * t, by_hand, params)
-  method = methods.full_fine_tuning(1e-2, average=hooks.EMA(0.75), **rate)
+  method = methods.full_fine_tuning(1e-2, average=methods.EMA(0.75), **rate)
   found = loop.fit(tiny.engine(model), variables, method, train, None).variables["params"]
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(by_hand), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -145,9 +145,9 @@ def test_side_tuning_trains_the_side_and_leaves_the_base():
 @pytest.mark.parametrize(
   ("make", "text"),
   [
-    (lambda: hooks.L2SP(-1.0), "weight is -1.0"),
-    (lambda: hooks.EMA(1.0), "decay is 1.0"),
-    (lambda: hooks.SWA(-1), "first_step is -1"),
+    (lambda: methods.L2SP(-1.0), "weight is -1.0"),
+    (lambda: methods.EMA(1.0), "decay is 1.0"),
+    (lambda: methods.SWA(-1), "first_step is -1"),
     (lambda: methods.layerwise_decay(1e-3, blocks=BLOCKS, decay=0.0, epochs=1), "decay is 0.0"),
     (lambda: methods.layerwise_decay(1e-3, blocks="stem", decay=0.5, epochs=1), "blocks is 'stem'"),
     (lambda: methods.frozen_embedding(1e-3, blocks="stem", epochs=1), "blocks is 'stem'"),
@@ -163,21 +163,21 @@ def test_distillation_by_hand():
   source = jnp.array([[jnp.log(3.0), 0.0, -jnp.inf], [jnp.log(3.0), 0.0, -jnp.inf]])
   batch = {"source_logits": source}
   kl = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
-  found = hooks.Distillation(2.0)(None, None, logits, batch)
+  found = methods.Distillation(2.0)(None, None, logits, batch)
   assert float(found) == pytest.approx(2.0 * kl / 2, rel=1e-5)
-  gradient = jax.grad(lambda z: hooks.Distillation(1.0, 2.0)(None, None, z, batch))(logits)
+  gradient = jax.grad(lambda z: methods.Distillation(1.0, 2.0)(None, None, z, batch))(logits)
   assert bool(jnp.all(jnp.isfinite(gradient)))
   np.testing.assert_array_equal(gradient[:, 2], 0.0)
   none = {"source_logits": jnp.full_like(source, -jnp.inf)}
-  assert float(hooks.Distillation(1.0)(None, None, logits, none)) == 0
+  assert float(methods.Distillation(1.0)(None, None, logits, none)) == 0
   with pytest.raises(ValueError, match="source_logits"):
-    hooks.Distillation(1.0)(None, None, logits, {})
+    methods.Distillation(1.0)(None, None, logits, {})
 
 
 def test_feature_rank_of_many_features_does_not_overflow():
   """A batch of 64 and 1,280 features: (n d)^2 is no int32."""
   features = jax.random.normal(jax.random.key(0), (64, 1280))
-  penalty = float(hooks.FeatureRank(1.0)(None, None, None, {"features": features}))
+  penalty = float(methods.FeatureRank(1.0)(None, None, None, {"features": features}))
   correlation = np.corrcoef(np.asarray(features, np.float64).T)
   assert penalty == pytest.approx(np.sum(correlation**2) / 1280**2, rel=1e-4)
 
@@ -188,11 +188,11 @@ def test_feature_rank_is_the_norm_of_the_correlations(shape):
   correlation = np.corrcoef(features.T)
   wanted = 0.5 * np.sum(correlation**2) / shape[1] ** 2
   batch = {"features": jnp.asarray(features, jnp.float32)}
-  assert float(hooks.FeatureRank(0.5)(None, None, None, batch)) == pytest.approx(wanted, rel=1e-4)
+  assert float(methods.FeatureRank(0.5)(None, None, None, batch)) == pytest.approx(wanted, rel=1e-4)
   constant = {"features": jnp.ones(shape)}
 
   def penalty(f):
-    return hooks.FeatureRank(1.0)(None, None, None, {"features": f})
+    return methods.FeatureRank(1.0)(None, None, None, {"features": f})
 
   assert float(penalty(constant["features"])) == 0
   assert bool(jnp.all(jnp.isfinite(jax.grad(penalty)(constant["features"]))))
@@ -213,18 +213,18 @@ def test_distillation_and_feature_rank_in_the_loop():
     return loop.fit(engine, variables, method, examples, None)
 
   plain = trained(None, train).variables
-  for penalty in (hooks.Distillation(0.0), hooks.FeatureRank(0.0)):
+  for penalty in (methods.Distillation(0.0), methods.FeatureRank(0.0)):
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(trained(penalty).variables),
                     strict=True):  # fmt: skip
       np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
   def distance(found):
     logits = engine.predict(found, train.images)
-    return float(hooks.Distillation(1.0)(None, None, logits, {"source_logits": source}))
+    return float(methods.Distillation(1.0)(None, None, logits, {"source_logits": source}))
 
-  assert distance(trained(hooks.Distillation(100.0)).variables) < 0.3 * distance(plain)
+  assert distance(trained(methods.Distillation(100.0)).variables) < 0.3 * distance(plain)
   # Before the first step source and network agree: the first loss is the cross-entropy alone.
-  first = trained(hooks.Distillation(100.0), epochs=1).history[0]["train_loss"]
+  first = trained(methods.Distillation(100.0), epochs=1).history[0]["train_loss"]
   assert first < 3 * trained(None, train, epochs=1).history[0]["train_loss"]
 
 
@@ -322,9 +322,9 @@ def test_fields_that_came_later_do_not_change_old_keys():
 @pytest.mark.parametrize(
   ("make", "text"),
   [
-    (lambda: hooks.Distillation(-1.0), "weight is -1.0"),
-    (lambda: hooks.Distillation(1.0, 0.0), "temperature is 0.0"),
-    (lambda: hooks.FeatureRank(-1.0), "weight is -1.0"),
+    (lambda: methods.Distillation(-1.0), "weight is -1.0"),
+    (lambda: methods.Distillation(1.0, 0.0), "temperature is 0.0"),
+    (lambda: methods.FeatureRank(-1.0), "weight is -1.0"),
     (lambda: methods.LeaveOut(0, 0.5), "runs is 0"),
     (lambda: methods.LeaveOut(1, 1.0), "share is 1.0"),
     (lambda: methods.full_fine_tuning(1e-3, epochs=1, steps_per_epoch=-1), "steps_per_epoch is -1"),

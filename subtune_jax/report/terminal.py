@@ -9,7 +9,10 @@ WIDTH = 118
 _TEXT_WIDTH = 100  # of sentences, which wide terminals make hard to read
 _GAP = "  "
 _JOINED = "\N{NO-BREAK SPACE}"
-_LONGEST_NAME = 21  # characters of a row's name in a line
+_NAMES = (
+  36,
+  21,
+)  # characters of a row's name in a line: where the table fits, and where it does not
 
 
 def render(document: document_lib.Document, *, width: int = WIDTH) -> str:
@@ -35,22 +38,34 @@ def _part(part: document_lib.Part, width: int) -> list[str]:
     rows = [[name, _joined(value)] for name, value in part.rows]
     return ["\n".join(wrapped(f"{_plain(name)}: {value}", width) for name, value in rows)]
   shown = [i for i, c in enumerate(part.header) if not document_lib.cell(c).page_only]
-  rows = [_row([row[i] for i in shown]) for row in part.rows[: part.most]]
-  return [grid([_plain(part.header[i]) for i in shown], rows, width)]
+  header = [_plain(part.header[i]) for i in shown]
+  cells = [[_plain(row[i]) for i in shown] for row in part.rows[: part.most]]
+  for longest in _NAMES:
+    rows = [[_folded(row[0], longest), *row[1:]] for row in cells]
+    if sum(_widths([header, *rows])) + len(_GAP) * (len(header) - 1) <= width:
+      break
+  return [grid(header, rows, width)]
 
 
 def _joined(value: "document_lib.Cell | str | Sequence[document_lib.Cell | str]") -> str:
   return "; ".join(_plain(cell) for cell in document_lib.cells(value))
 
 
-def _row(row: Sequence[document_lib.Cell | str]) -> list[str]:
-  first, *others = (_plain(cell) for cell in row)
+def _folded(name: str, longest: int) -> str:
   lines = [
     line
-    for text in first.split("\n")
-    for line in textwrap.wrap(text, _LONGEST_NAME, max_lines=4, break_on_hyphens=False) or [""]
+    for text in name.split("\n")
+    for line in textwrap.wrap(text, longest, max_lines=4, break_on_hyphens=False) or [""]
   ]
-  return ["\n  ".join(lines), *others]
+  return "\n  ".join(lines)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+  """Characters of the longest line of each column."""
+  return [
+    max(len(line) for cell in column for line in cell.split("\n"))
+    for column in zip(*rows, strict=True)
+  ]
 
 
 def _plain(value: document_lib.Cell | str) -> str:
@@ -72,8 +87,8 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> st
 
   A cell may hold several lines.
   """
+  widths = _widths([header, *rows])
   cells = [[cell.split("\n") for cell in row] for row in [header, *rows]]
-  widths = [max(len(line) for row in cells for line in row[i]) for i in range(len(header))]
   tables, room = [[0]], width - widths[0]
   for i in range(1, len(header)):
     if room < widths[i] + len(_GAP) and len(tables[-1]) > 1:

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from subtune_jax import hooks, methods
+from subtune_jax import methods
 from subtune_jax.studies import workdir
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.corruption import run as corruption
@@ -51,7 +51,7 @@ def test_every_declared_field_is_read():
     assert not fields(declared.default()) - read
 
 
-@pytest.mark.parametrize("name", compare_config.TITLES)
+@pytest.mark.parametrize("name", compare_config.offered())
 def test_every_method_is_built_from_its_fields(name):
   config = compare_config.default()
   config.optimizer.weight_decay = 0.25
@@ -80,8 +80,8 @@ def test_fields_of_the_relatives_of_fine_tuning():
     name: compare_config.make_method(config, name, 1.0, BLOCKS)[0]
     for name in ("l2_sp", "ema", "layerwise_decay", "frozen_embedding", "bias_only")
   }
-  assert made["l2_sp"].penalty == hooks.L2SP(0.5, 0.25)
-  assert made["ema"].average == hooks.EMA(0.75)
+  assert made["l2_sp"].penalty == methods.L2SP(0.5, 0.25)
+  assert made["ema"].average == methods.EMA(0.75)
   rates = {"head": 1.0, "top": 0.5, "block0": 0.25, "stem": 0.125}
   assert made["layerwise_decay"].solver.learning_rates == rates
   assert made["frozen_embedding"].rules["tuned"] == methods.Outside(("stem", "block0"))
@@ -130,7 +130,7 @@ def test_finetune_arguments():
   assert config.data.train == "emoji_domains/fluent"
   assert set(config.data.ood) == {f"emoji_domains/{x}" for x in ("noto", "twemoji", "openmoji")}
   assert config.subtuning.blocks == ("block3", "top")
-  assert config.subtuning.learning_rates == compare_config.GRIDS["subtuning"]
+  assert config.subtuning.learning_rates == methods.DECLARED["subtuning"].grid
   for argument, message in (
     ("method", "not of the form key=value"),
     ("method=ft,method=lp", "is given twice"),

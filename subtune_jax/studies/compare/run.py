@@ -585,7 +585,7 @@ def _method_row(name: str, result: Row) -> Row:
     edge = stages[-1]["grid_edge"]
   names = ("title", "blocks", "trained_params", "solver", "epochs")
   return {
-    "name": name, "title": compare_config.TITLES[name], "setting": setting,
+    "name": name, "title": methods.DECLARED[name].title, "setting": setting,
     "learning_rate": value, "grid": grid, "grid_edge": edge,
     "stages": [{k: stage[k] for k in names} for stage in stages],
     "trained_params": max(stage["trained_params"] for stage in stages),

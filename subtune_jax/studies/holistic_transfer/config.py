@@ -1,32 +1,42 @@
 """The fields of a study of holistic transfer, and the methods that it compares."""
 
-from collections.abc import Callable, Sequence
-import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
 
-from subtune_jax import hooks, methods
+from subtune_jax import methods
 from subtune_jax.calibration import class_splits
 from subtune_jax.data import choices as choices
 from subtune_jax.data import splits
 from subtune_jax.search import units as units_lib
 from subtune_jax.studies.compare import config as compare_config
 
-TITLES = {
-  "ft": "Fine-tuning",
-  "lp": "Linear probing",
-  "frozen_classifier": "Frozen classifier",
-  "batch_norm_only": "BatchNorm only",
-  "l2_sp": "L2-SP",
-  "distillation": "Distillation",
-  "feature_rank": "Feature rank",
-  "swa": "SWA",
-  "ema": "EMA",
-  "lolsgd": "LOLSGD",
-  "wise_ft": "WiSE-FT",
-  "oracle": "Oracle (all classes)",
+
+class _Own(NamedTuple):
+  """A method of this study: its declaration, a title where it has another one here, and whether the
+  head, which knows the classes, stays frozen."""
+
+  declared: str
+  title: str = ""
+  freeze_head: bool = False
+
+
+_METHODS = {
+  "ft": _Own("ft", "Fine-tuning"),
+  "lp": _Own("head_only", "Linear probing"),
+  "frozen_classifier": _Own("ft", "Frozen classifier", freeze_head=True),
+  "batch_norm_only": _Own("batch_norm_only", freeze_head=True),
+  "l2_sp": _Own("l2_sp"),
+  "distillation": _Own("distillation"),
+  "feature_rank": _Own("feature_rank"),
+  "swa": _Own("swa"),
+  "ema": _Own("ema", "EMA"),
+  "lolsgd": _Own("lolsgd"),
 }
+TITLES = {
+  name: own.title or methods.DECLARED[own.declared].title for name, own in _METHODS.items()
+} | {"wise_ft": "WiSE-FT", "oracle": "Oracle (all classes)"}
 PRETRAINED = "pretrained"
 WISE_FT, ORACLE = "wise_ft", "oracle"  # made of others: no section of their own
 SUBTUNING = "subtuning"
@@ -44,9 +54,8 @@ GROUPS = (
 def default() -> ml_collections.ConfigDict:
   """All methods from one domain of Emoji Domains to another; 22 of 45 classes are seen."""
   config = compare_config.default()
-  for name in compare_config.TITLES:
-    if name in config:
-      del config[name]
+  for name in compare_config.offered():
+    del config[name]
   del config.data["ood"], config.data["retrain"], config.data["shift"]
   del config.data["num_train"], config.data["subset_seed"], config.data["flip_labels"]
   config.experiment = "holistic_transfer"
@@ -85,19 +94,13 @@ def default() -> ml_collections.ConfigDict:
   sweep.learning_rates = (1e-4, 1e-3, 1e-2, 1e-1)  # of the backbone
   sweep.weight_decays = (0.0, 5e-4, 5e-3)
 
-  for name in TITLES:
-    if name not in (WISE_FT, ORACLE):
-      config[name] = _gradient(epochs=8, learning_rates=(1e-3, 3e-3, 1e-2))
+  for name, own in _METHODS.items():
+    config[name] = _gradient(epochs=8, learning_rates=(1e-3, 3e-3, 1e-2))
+    for field, option in methods.DECLARED[own.declared].options.items():
+      config[name][field] = option.default
   config.lp.head_factor, config.lp.learning_rates = 1.0, (1e-4, 1e-3, 1e-2)
   config.batch_norm_only.learning_rates = (1e-3, 1e-2, 1e-1)
-  config.l2_sp.weight = 0.01  # of |theta - theta_0|^2, head left out
-  config.distillation.weight = 1.0  # of T^2 KL over the absent classes
-  config.distillation.temperature = 1.0  # T
-  config.feature_rank.weight = 1.0  # of |K|^2 / d^2
-  config.swa.first_epoch = 4  # averaged from the end of so many epochs on
-  config.ema.decay = 0.9  # of the running average
-  config.lolsgd.runs = 3  # local runs of each epoch
-  config.lolsgd.share = 0.5  # of the seen classes that each of them leaves out
+  config.ema.decay = 0.9  # epochs are short here
   config.subtuning = _gradient(epochs=8, learning_rates=(1e-2,))
   config.subtuning.units = GROUPS  # "" leaves it out; "blocks", "stages" or named groups
   config.subtuning.head = True  # train the classifier beside the blocks
@@ -180,36 +183,10 @@ def make_method(
       raise ValueError(f"unknown unit {rest!r} in subtuning.units, {config.subtuning.units!r}")
     made = methods.sub_tuning(unit.blocks, learning_rate, **stage)
     return made if own.head else methods.without_head(made)
-  return _BUILDERS[section(kind)](own, config)(learning_rate, **stage)
-
-
-def _without_head(build: Callable[..., methods.Method]) -> Callable[..., methods.Method]:
-  return lambda *args, **stage: methods.without_head(build(*args, **stage))
-
-
-def _tuned(**fields: Any) -> Callable[..., methods.Method]:
-  return functools.partial(methods.full_fine_tuning, **fields)
-
-
-# Section of a method and config -> function of a learning rate and stage options.
-_BUILDERS: dict[str, Callable[[Any, Any], Callable[..., methods.Method]]] = {
-  "ft": lambda own, config: methods.full_fine_tuning,
-  "lp": lambda own, config: methods.head_only,
-  "frozen_classifier": lambda own, config: _without_head(methods.full_fine_tuning),
-  "batch_norm_only": lambda own, config: _without_head(methods.batch_norm_only),
-  "l2_sp": lambda own, config: functools.partial(methods.l2_sp, weight=own.weight),
-  "distillation": lambda own, config: _tuned(
-    penalty=hooks.Distillation(own.weight, own.temperature)
-  ),
-  "feature_rank": lambda own, config: _tuned(penalty=hooks.FeatureRank(own.weight)),
-  "swa": lambda own, config: _tuned(
-    average=hooks.SWA(own.first_epoch * config.optimizer.steps_per_epoch)
-  ),
-  "ema": lambda own, config: _tuned(average=hooks.EMA(own.decay)),
-  "lolsgd": lambda own, config: functools.partial(
-    methods.lolsgd, leave_out=methods.LeaveOut(own.runs, own.share)
-  ),
-}
+  declared = _METHODS[section(kind)]
+  context = methods.Context(tuple(block_names), config.optimizer.steps_per_epoch)
+  made = methods.DECLARED[declared.declared].build(own, context)(learning_rate, **stage)
+  return methods.without_head(made) if declared.freeze_head else made
 
 
 def check(config: Any) -> None:

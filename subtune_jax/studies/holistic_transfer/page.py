@@ -24,7 +24,7 @@ _INTERVAL_NOTE = (
   "more than their differences do: those are below."
 )
 _DIFFERENCE_NOTE = (
-  "In points, over images, 95 % intervals, paired: both rows are read on the same drawn test "
+  "In points, over images, paired 95 % intervals: both rows are read on the same drawn test "
   "images{}. In bold where the interval excludes 0; with as many rows as here some do so by chance."
 )
 _ORACLES = {

@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 
 from subtune_jax.robustness import selection
+from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
 
@@ -15,8 +16,7 @@ def default() -> ml_collections.ConfigDict:
   config.name = "robustness"
   config.title = "In and out of distribution"
   config.grid_seeds = "all"
-  for name in ("ft", "lp_ft", "subtuning"):
-    config[name].learning_rates = compare_config.GRIDS[name]
+  arguments.use_full_grids(config, config.methods)
   config.robustness = robustness = ml_collections.ConfigDict()
   robustness.selection = "last"  # epoch behind tables and figures: "last" or "early_stopping"
   robustness.test_images = 0  # of each test set, read after every epoch; a fixed draw; 0 is all
@@ -59,11 +59,8 @@ def check(config: Any) -> None:
 def use_methods(config: Any, names: tuple[str, ...]) -> None:
   """Runs these methods, each with its full grid of learning rates."""
   for name in names:
-    if name not in compare_config.TITLES:
-      allowed = ", ".join(compare_config.TITLES)
-      raise ValueError(f"unknown method {name!r}; allowed: {allowed}")
-    if name != "lp":
-      config[name].learning_rates = compare_config.GRIDS[name]
+    compare_config.check_method(name)
+  arguments.use_full_grids(config, names)
   config.methods = names
   own = config.robustness
   own.interpolate = tuple(n for n in own.interpolate if n in names and "lp" in names)

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from subtune_jax import data
+from subtune_jax import data, methods
 from subtune_jax.data import splits
 from subtune_jax.report import intervals
 from subtune_jax.robustness import (
@@ -26,7 +26,6 @@ from subtune_jax.robustness import (
   selection,
 )
 from subtune_jax.studies import epoch_files
-from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.compare import summary as summary_lib
@@ -359,6 +358,6 @@ def _recommendation(seen: _Seen, final: Mapping[str, Sequence[_Epoch]], shift: R
   short = compare_record.short_names(list(shift))
   found = recommend.recommend(
     correct, seen.sets[0].examples.groups, moved, {short[k]: v for k, v in shift.items()},
-    compare_config.TITLES,
+    {name: own.title for name, own in methods.DECLARED.items()},
   )  # fmt: skip
   return dataclasses.asdict(found)

@@ -12,6 +12,7 @@ import ml_collections
 from subtune_jax import methods
 from subtune_jax.data import choices
 from subtune_jax.search import evaluator, rules
+from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
 KINDS = ("profile", "windows2", "windows3", "pairs", "greedy")
@@ -158,14 +159,14 @@ def use_arguments(
     more: further keys, of "racing", "rule" and "start".
 
   Raises:
-    ValueError: see `compare_config.parse_argument`; a backbone without weights.
+    ValueError: see `arguments.parse_argument`; a backbone without weights.
   """
   allowed = ("dataset", "kinds", "units", "backbone", "weights", "image_size", "epochs", "folds")
-  given = compare_config.parse_argument(argument, (*allowed, *more))
-  compare_config.check_weights(given)
+  given = arguments.parse_argument(argument, (*allowed, *more))
+  arguments.check_weights(given)
   if "dataset" in given:
-    compare_config.use_dataset(config, given["dataset"])
-  compare_config.use_network(config, given)
+    arguments.use_dataset(config, given["dataset"])
+  arguments.use_network(config, given)
   search = config.search
   if "kinds" in given:
     search.kinds = tuple(given["kinds"].split("+"))
@@ -177,5 +178,5 @@ def use_arguments(
       search[name] = given[name]
   for name in ("epochs", "folds"):
     if name in given:
-      search[name] = compare_config.integer(name, given[name])
+      search[name] = arguments.integer(name, given[name])
   check(config)

@@ -1,0 +1,89 @@
+"""A method declared once: its name, source, options, grid, and how its stages are built.
+
+Configs, help, the README's table and reports read this; a new method is a declaration in one file
+of this folder, listed in its `DECLARATIONS`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from typing import Any, NamedTuple
+
+from subtune_jax.methods import stage as stage_lib
+
+DECADES = (1e-5, 1e-4, 1e-3, 1e-2)
+
+# (learning rate, further fields of a stage) -> the stages.
+Builder = Callable[..., stage_lib.Method]
+# (model, variables, key) -> (model, variables): a network with added leaves, or another head.
+Prepare = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+class Context(NamedTuple):
+  """What a method may ask of the run.
+
+  Attributes:
+    blocks: of the network, input to output.
+    steps_per_epoch: optimiser steps of an epoch; 0 where an epoch is one pass.
+  """
+
+  blocks: tuple[str, ...]
+  steps_per_epoch: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """A field of the method's section of a config: its default and what it means."""
+
+  default: Any
+  comment: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+  """A method.
+
+  Attributes:
+    name: in configs, records and on the command line.
+    title: in tables and figures.
+    source: the paper, as a link or its name with its number; "" where there is none.
+    trains: what its stages train, in a few words.
+    call: the function that builds it, as README shows it.
+    build: (section of the config, `Context`) -> `Builder`.
+    options: fields of its section beside those of `gradient`.
+    gradient: defaults of the fields that all methods by gradient share: epochs, learning_rates,
+      norm_mode; None for a method that takes no such steps.
+    grid: learning rates that a full run tries, by decades, for Adam.
+    probe_first: whether a linear probe comes before the stages; an option of that name overrides.
+    needs: what a run has to offer beside images and labels: "head" (a head that knows the classes),
+      "source_logits" (a column of the training set), "steps" (epochs counted in steps).
+    prepare: changes the network before its trainings; None: as it is.
+  """
+
+  name: str
+  title: str
+  trains: str
+  call: str
+  build: Callable[[Any, Context], Builder]
+  source: str = ""
+  options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+  gradient: Mapping[str, Any] | None = None
+  grid: tuple[float, ...] = DECADES
+  probe_first: bool = False
+  needs: frozenset[str] = frozenset()
+  prepare: Prepare | None = None
+
+
+def gradient(
+  epochs: int = 8, learning_rates: tuple[float, ...] = (1e-3,), norm_mode: str = "batch"
+) -> dict[str, Any]:
+  """Defaults of the fields that all methods by gradient share."""
+  return {"epochs": epochs, "learning_rates": learning_rates, "norm_mode": norm_mode}
+
+
+def markdown(declarations: Iterable[Declaration]) -> str:
+  """The README's table of methods."""
+  rows = ["| method | name | trains | call |", "|---|---|---|---|"]
+  for own in declarations:
+    source = f" ({own.source})" if own.source else ""
+    rows.append(f"| {own.title}{source} | `{own.name}` | {own.trains} | `{own.call}` |")
+  return "\n".join(rows)

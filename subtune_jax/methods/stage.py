@@ -1,0 +1,238 @@
+"""A stage of a method as data: labels, a solver, the mode of BatchNorm, a penalty, an average."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, Literal
+
+from subtune_jax import masks
+
+PyTree = Any
+# penalty(trained, initial, logits, batch) -> scalar added to the loss. `trained` and `initial` are
+# the trained leaves now and at the start of the stage (None elsewhere); `batch`: name -> array.
+Penalty = Callable[[PyTree, PyTree, Any, Mapping[str, Any]], Any]
+# average(running, trained, step) -> running. Evaluation reads the average when there is one.
+Average = Callable[[PyTree, PyTree, Any], PyTree]
+
+HEAD_RULE = "/head"
+OPTIMIZERS = ("adam", "sgd", "adabelief", "adadelta", "adagrad", "rmsprop")
+# Of a field that came later: at its default it is no part of a training's identity in a ledger.
+_LATER = {"omit_default": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRates:
+  """A multiplier of the learning rate for each trained tensor, measured anew before every epoch.
+
+  The formulas are in `training/auto_rates.py`. A multiplier scales the whole update of its tensor,
+  weight decay included: at 0 the tensor stays as it is for the epoch.
+
+  Attributes:
+    kind: "rgn" or "snr" as the paper defines them, "rgn_released" or "snr_released" as its code
+      computes them. The released ones also start every epoch with fresh optimiser moments.
+    num_batches: the measure reads the first so many batches of the epoch; None reads all of them.
+    threshold: of the "snr" kinds: a tensor below it is frozen for the epoch.
+  """
+
+  kind: Literal["rgn", "snr", "rgn_released", "snr_released"]
+  num_batches: int | None = 5
+  threshold: float | None = None
+
+  def __post_init__(self):
+    kinds = ("rgn", "snr", "rgn_released", "snr_released")
+    if self.kind not in kinds:
+      raise ValueError(f"kind is {self.kind!r}; allowed: {', '.join(map(repr, kinds))}")
+    if self.num_batches is not None and self.num_batches < 1:
+      raise ValueError(f"num_batches is {self.num_batches}; give at least 1, or None for all")
+    if self.kind.startswith("snr") == (self.threshold is None):
+      raise ValueError(
+        f"threshold is {self.threshold} for {self.kind!r}; the 'snr' kinds need one, and only they"
+      )
+    if self.threshold is not None and not self.threshold >= 0:
+      raise ValueError(f"threshold is {self.threshold}; it must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaveOut:
+  """An epoch as several runs from one state, each without some of the classes, then averaged.
+
+  Attributes:
+    runs: how many, of as many steps each as the epoch has.
+    share: of the classes in the training set that each run leaves out, drawn anew every time; at
+      least one class is left out and one kept.
+  """
+
+  runs: int
+  share: float
+
+  def __post_init__(self):
+    if self.runs < 1:
+      raise ValueError(f"runs is {self.runs}; it must be at least 1")
+    if not 0 < self.share < 1:
+      raise ValueError(f"share is {self.share}; it must lie in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+  """Mini-batch gradient steps.
+
+  Attributes:
+    learning_rates: label -> peak learning rate. Every label of the stage needs one.
+    epochs: passes over the training set.
+    optimizer: "adam" (decoupled weight decay, so AdamW when `weight_decay` > 0), "sgd",
+      "adabelief", "adadelta", "adagrad" or "rmsprop", with optax's constants.
+    momentum: of "sgd"; 0 turns it off.
+    nesterov: of "sgd".
+    weight_decay: decoupled for "adam" and "adabelief", added to the gradient for the others;
+      trained leaves only.
+    clip_norm: clips the global norm of the trained leaves' gradient; 0 turns it off.
+    schedule: "cosine" (to 0 over the stage, per step) or "constant".
+    warmup: share of the stage's steps with a linear rise from 0, in [0, 1).
+    rates: a further multiplier for each tensor, see `TensorRates`; None: no such thing.
+    steps_per_epoch: an "epoch" is so many steps, drawn from one permutation of the training set
+      after the other; 0: one pass, without the examples that fill no batch.
+    leave_out: see `LeaveOut`; None: an epoch is one run.
+  """
+
+  learning_rates: Mapping[str, float]
+  epochs: int
+  optimizer: Literal["adam", "sgd", "adabelief", "adadelta", "adagrad", "rmsprop"] = "adam"
+  momentum: float = 0.9
+  nesterov: bool = False
+  weight_decay: float = 0.0
+  clip_norm: float = 0.0
+  schedule: Literal["cosine", "constant"] = "cosine"
+  warmup: float = 0.0
+  rates: TensorRates | None = None
+  steps_per_epoch: int = dataclasses.field(default=0, metadata=_LATER)
+  leave_out: LeaveOut | None = dataclasses.field(default=None, metadata=_LATER)
+
+  def __post_init__(self):
+    for label, rate in self.learning_rates.items():
+      if not rate >= 0:
+        raise ValueError(f"learning rate of {label!r} is {rate}; it must be at least 0")
+    if self.epochs < 1:
+      raise ValueError(f"epochs is {self.epochs}; it must be at least 1")
+    if self.optimizer not in OPTIMIZERS:
+      allowed = ", ".join(map(repr, OPTIMIZERS))
+      raise ValueError(f"optimizer is {self.optimizer!r}; allowed: {allowed}")
+    if self.rates is not None and self.optimizer not in ("adam", "sgd"):
+      raise ValueError(f"rates go with 'adam' and 'sgd', and optimizer is {self.optimizer!r}")
+    if self.steps_per_epoch < 0:
+      raise ValueError(f"steps_per_epoch is {self.steps_per_epoch}; give 0 for one pass, or more")
+    if self.schedule not in ("cosine", "constant"):
+      raise ValueError(f"schedule is {self.schedule!r}; allowed: 'cosine', 'constant'")
+    if not 0 <= self.warmup < 1:
+      raise ValueError(f"warmup is {self.warmup}; it is a share of the steps, in [0, 1)")
+    for name in ("weight_decay", "clip_norm", "momentum"):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class LBFGS:
+  """L2-regularised multinomial logistic regression on frozen features (`training/probe.py`).
+
+  Attributes:
+    l2: strengths tried, as in mean cross-entropy + l2/2 * |W|^2; chosen on the validation split.
+    standardize: "scalar", "feature" or "none"; folded back into the head.
+    max_steps: stop after so many L-BFGS steps from the zero head; None: converged.
+    rescale: give the head the standard deviation of the one that it replaces (LP-FT's code,
+      `normalize_lp`); no prediction changes, but the loss does and so does fine-tuning from there.
+  """
+
+  l2: tuple[float, ...]
+  standardize: str = "scalar"
+  max_steps: int | None = dataclasses.field(default=None, metadata=_LATER)
+  rescale: bool = dataclasses.field(default=False, metadata=_LATER)
+
+  def __post_init__(self):
+    if not self.l2 or not all(value > 0 for value in self.l2):
+      raise ValueError(f"l2 is {self.l2}; it must hold at least one strength, all above 0")
+    if self.max_steps is not None and self.max_steps < 1:
+      raise ValueError(f"max_steps is {self.max_steps}; give at least 1, or None to converge")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One training of one labelling.
+
+  Attributes:
+    name: for logs and reports.
+    rules: label -> selector (`masks.label`); what no rule claims is frozen.
+    solver: how the labelled leaves are trained.
+    norm_mode: BatchNorm of blocks with a trained leaf: "batch" (batch statistics, running ones
+      updated) or "running" (running statistics, unchanged). Frozen blocks always run on "running".
+    penalty: added to the loss, see `Penalty`.
+    average: running average of the trained leaves, see `Average`.
+  """
+
+  name: str
+  rules: Mapping[str, masks.Selector]
+  solver: Gradient | LBFGS
+  norm_mode: Literal["batch", "running"] = "batch"
+  penalty: Penalty | None = None
+  average: Average | None = None
+
+  def __post_init__(self):
+    if self.norm_mode not in ("batch", "running"):
+      raise ValueError(f"norm_mode is {self.norm_mode!r}; allowed: 'batch', 'running'")
+    if isinstance(self.solver, Gradient) and set(self.solver.learning_rates) != set(self.rules):
+      raise ValueError(
+        f"stage {self.name!r}: learning rates for {sorted(self.solver.learning_rates)}, "
+        f"labels {sorted(self.rules)}; each label needs exactly one learning rate"
+      )
+    if isinstance(self.solver, LBFGS) and dict(self.rules) != {masks.HEAD: HEAD_RULE}:
+      raise ValueError(f"stage {self.name!r}: L-BFGS trains the head only, got {dict(self.rules)}")
+
+
+Method = tuple[Stage, ...]
+
+
+def tune(
+  name: str,
+  selector: masks.Selector,
+  learning_rate: float,
+  head_learning_rate: float | None,
+  stage: Mapping[str, Any],
+) -> Stage:
+  """A stage that trains the head and whatever `selector` picks."""
+  head_rate = learning_rate if head_learning_rate is None else head_learning_rate
+  rates = {masks.HEAD: head_rate, masks.TUNED: learning_rate}
+  return gradient_stage(name, {masks.TUNED: selector}, rates, stage)
+
+
+def gradient_stage(
+  name: str,
+  rules: Mapping[str, masks.Selector],
+  rates: Mapping[str, float],
+  fields: Mapping[str, Any],
+) -> Stage:
+  """A stage of gradient steps on the head and what the rules pick.
+
+  Args:
+    name: of the stage.
+    rules: of all labels but the head's.
+    rates: of all labels.
+    fields: further ones of `Gradient` and `Stage`.
+  """
+  own = {f.name for f in dataclasses.fields(Stage)} & set(fields)
+  solver = Gradient(rates, **{k: v for k, v in fields.items() if k not in own})
+  rules = {masks.HEAD: HEAD_RULE, **rules}
+  return Stage(name=name, rules=rules, solver=solver, **{k: fields[k] for k in own})
+
+
+def without_head(method: Method) -> Method:
+  """The method with the head frozen, for a head that knows the classes (a frozen classifier).
+
+  Raises:
+    ValueError: a stage that trains nothing else.
+  """
+  stages = []
+  for stage in method:
+    rules = {label: rule for label, rule in stage.rules.items() if label != masks.HEAD}
+    if not rules or not isinstance(stage.solver, Gradient):
+      raise ValueError(f"stage {stage.name!r} trains the head alone; it cannot do without it")
+    rates = {label: stage.solver.learning_rates[label] for label in rules}
+    solver = dataclasses.replace(stage.solver, learning_rates=rates)
+    stages.append(dataclasses.replace(stage, rules=rules, solver=solver))
+  return tuple(stages)

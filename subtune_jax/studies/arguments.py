@@ -1,0 +1,84 @@
+"""What stands behind the colon of --config=file.py:..., and what it sets."""
+
+from collections.abc import Iterable, Mapping
+
+import ml_collections
+
+from subtune_jax import data, methods
+from subtune_jax.data import choices, shifts
+from subtune_jax.studies.compare import config as compare_config
+
+
+def parse_argument(argument: str, allowed: tuple[str, ...]) -> dict[str, str]:
+  """The "key=value,key=value" behind the colon of --config=file.py:...
+
+  Raises:
+    ValueError: a key that is not allowed or is given twice, or a part without "=".
+  """
+  given: dict[str, str] = {}
+  for part in filter(None, argument.split(",")):
+    key, equals, value = part.partition("=")
+    if not equals or not value:
+      raise ValueError(f"config argument {part!r} is not of the form key=value")
+    if key not in allowed or key in given:
+      problem = "is given twice" if key in given else "is unknown"
+      raise ValueError(
+        f"config argument {key!r} {problem}; allowed, once each: {', '.join(allowed)}"
+      )
+    given[key] = value
+  return given
+
+
+def integer(name: str, text: str) -> int:
+  """A positive integer from the command line."""
+  if not text.isdecimal() or int(text) < 1:
+    raise ValueError(f"{name} is {text!r}; give a positive integer")
+  return int(text)
+
+
+def use_method(config: ml_collections.ConfigDict, name: str) -> None:
+  """Runs one method, with its full grid of learning rates."""
+  compare_config.check_method(name)
+  config.methods, config.title = (name,), methods.DECLARED[name].title
+  use_full_grids(config, (name,))
+
+
+def use_full_grids(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:
+  """Tries the declared learning rates, over decades, of the methods that take gradient steps."""
+  for name in names:
+    if methods.DECLARED[name].gradient is not None:
+      config[name].learning_rates = methods.DECLARED[name].grid
+
+
+def use_dataset(config: ml_collections.ConfigDict, name: str) -> None:
+  """Trains on `name`; the other Emoji Domains are out of distribution for one of them."""
+  family = "emoji_domains/"
+  config.data.train = name
+  config.data.ood = tuple(
+    x for x in data.names() if name.startswith(family) and x.startswith(family) and x != name
+  )
+
+
+def check_weights(given: Mapping[str, str]) -> None:
+  """Raises ValueError where arguments give one of backbone and weights alone."""
+  if ("backbone" in given) != ("weights" in given):
+    raise ValueError(
+      "give backbone and weights together, such as backbone=vit_b16,weights=vit_b16/augreg-in21k"
+    )
+
+
+def use_network(config: ml_collections.ConfigDict, given: Mapping[str, str]) -> None:
+  """Backbone, weights, preprocessing and image size, where arguments give them."""
+  for field, key in (("name", "backbone"), ("weights", "weights"),
+                     ("preprocessing", "preprocessing")):  # fmt: skip
+    config.backbone[field] = given.get(key, config.backbone[field])
+  if "image_size" in given:
+    config.data.image_size = integer("image_size", given["image_size"])
+
+
+def use_shift(config: ml_collections.ConfigDict, name: str) -> None:
+  """Trains on the source of a shift benchmark and tests on all of its shifted sets."""
+  choices.check("shift", name, shifts.SHIFTS)
+  shift = shifts.SHIFTS[name]
+  config.data.shift = name
+  config.data.train, config.data.ood = shift.id_data, shift.ood_data
