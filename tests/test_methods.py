@@ -1,5 +1,8 @@
 """Methods are tuples of stages whose fields are checked where they are made."""
 
+import pathlib
+import types
+
 import jax
 import pytest
 
@@ -103,3 +106,22 @@ def test_a_leaf_outside_of_every_block_cannot_be_trained():
 def test_bad_fields(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def test_the_readme_has_the_table_of_declared_methods():
+  readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+  assert methods.markdown(methods.DECLARED.values()) in readme
+
+
+@pytest.mark.parametrize("name", methods.DECLARED)
+def test_a_declared_method_builds_its_stages_from_its_declared_options(name):
+  declared = methods.DECLARED[name]
+  own = types.SimpleNamespace(**{key: o.default for key, o in declared.options.items()})
+  made = declared.build(own, methods.Context(("stem", "block0"), 5))(1e-3, **(
+    {} if declared.gradient is None else {"epochs": declared.gradient["epochs"]}
+  ))  # fmt: skip
+  assert made
+  assert all(isinstance(stage, methods.Stage) for stage in made)
+  assert list(declared.grid) == sorted(declared.grid)
+  assert declared.title
+  assert declared.call.split("(")[0].split(".")[-1] in dir(methods)
