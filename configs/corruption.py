@@ -49,12 +49,12 @@ certificate says so. The corruptions are mild here: the probe on the clean netwo
 87 %.
 """
 
-from subtune_jax.studies.corruption import run as corruption
+from subtune_jax.studies.corruption import config as corruption
 from subtune_jax.studies.search import config as search_config
 
 
 def get_config(arg: str = ""):
-  """The study; its own fields are declared in subtune_jax/studies/corruption/run.py."""
+  """The study; its own fields are declared in subtune_jax/studies/corruption/config.py."""
   config = corruption.default()
   config.data.image_size = 20
   config.backbone.name = "resnet14"

@@ -21,7 +21,7 @@ no group is above the head alone (-1 to -19 points; the best one is the best set
 0.10 to 0.35), and the group that was then taken, for want of a better, did harm.
 """
 
-from subtune_jax.studies.dataset_size import run as dataset_size
+from subtune_jax.studies.dataset_size import config as dataset_size
 from subtune_jax.studies.search import config as search_config
 
 # Three blocks of EfficientNet-Lite0 at a time.
@@ -32,7 +32,7 @@ GROUPS = (
 
 
 def get_config(arg: str = ""):
-  """The study; `sizes` is declared in subtune_jax/studies/dataset_size/run.py, the other fields in
+  """The study; `sizes` is declared in subtune_jax/studies/dataset_size/config.py, the other fields in
   search_config.py."""
   config = dataset_size.default()
   config.data.ood = ()

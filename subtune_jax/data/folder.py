@@ -35,8 +35,7 @@ from absl import logging
 import numpy as np
 import PIL
 
-from subtune_jax.data import cache, dataset, decode, errors, lazy, splits
-from subtune_jax.data import choices as choices
+from subtune_jax.data import cache, choices, dataset, decode, errors, lazy, splits
 
 PREFIX = "folder:"
 EXAMPLE = "folder:/path/to/images"

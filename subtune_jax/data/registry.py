@@ -11,8 +11,16 @@ from collections.abc import Callable
 import dataclasses
 import functools
 
-from subtune_jax.data import choices as choices
-from subtune_jax.data import corrupted, dataset, emoji_domains, folder, shifts, tfds_source, vtab
+from subtune_jax.data import (
+  choices,
+  corrupted,
+  dataset,
+  emoji_domains,
+  folder,
+  shifts,
+  tfds_source,
+  vtab,
+)
 
 SPLITS = ("train", "validation", "trainval", "test")
 

@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from subtune_jax.data import choices as choices
+from subtune_jax.data import choices
 
 
 def fold_indices(

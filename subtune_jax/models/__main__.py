@@ -2,7 +2,7 @@
 
 import sys
 
-from subtune_jax import zoo
+from subtune_jax import model_listing
 
 if __name__ == "__main__":
-  sys.exit(zoo.main())
+  sys.exit(model_listing.main())

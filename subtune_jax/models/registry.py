@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from subtune_jax.data import choices as choices
+from subtune_jax.data import choices
 from subtune_jax.models import (
   backbone,
   bit_resnet,

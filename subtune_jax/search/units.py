@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from subtune_jax.data import choices as choices
+from subtune_jax.data import choices
 from subtune_jax.models import flops
 from subtune_jax.search import scores
 

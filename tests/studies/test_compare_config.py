@@ -7,8 +7,8 @@ import pytest
 from subtune_jax import methods
 from subtune_jax.studies import workdir
 from subtune_jax.studies.compare import config as compare_config
-from subtune_jax.studies.corruption import run as corruption
-from subtune_jax.studies.dataset_size import run as dataset_size
+from subtune_jax.studies.corruption import config as corruption
+from subtune_jax.studies.dataset_size import config as dataset_size
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.robustness import config as robustness_config
 from subtune_jax.studies.search import config as search_config

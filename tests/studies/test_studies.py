@@ -9,7 +9,9 @@ import pytest
 from subtune_jax import data
 from subtune_jax.data import registry
 from subtune_jax.studies import nested_search as studies
+from subtune_jax.studies.corruption import config as corruption_config
 from subtune_jax.studies.corruption import run as corruption
+from subtune_jax.studies.dataset_size import config as dataset_size_config
 from subtune_jax.studies.dataset_size import run as dataset_size
 from subtune_jax.studies.search import record as search_records
 from tests.studies import small_search
@@ -41,7 +43,7 @@ def shrunk(study, **fields):
 
 @pytest.mark.slow
 def test_dataset_size(tmp_path):
-  made = shrunk(dataset_size.default(), sizes=(12, 36))
+  made = shrunk(dataset_size_config.default(), sizes=(12, 36))
   stream = io.StringIO()
   record = dataset_size.run(made, tmp_path, stream=stream)
   search_records.check(record)
@@ -81,7 +83,7 @@ def test_crossover_says_no_more_than_the_data():
 
 @pytest.mark.parametrize("sizes", [(), (20, 10), (0, 10)])
 def test_bad_sizes(tmp_path, sizes):
-  made = shrunk(dataset_size.default(), sizes=sizes)
+  made = shrunk(dataset_size_config.default(), sizes=sizes)
   with pytest.raises(ValueError, match="sizes is"):
     dataset_size.run(made, tmp_path / "run")
   assert not (tmp_path / "run").exists()
@@ -89,7 +91,9 @@ def test_bad_sizes(tmp_path, sizes):
 
 @pytest.mark.slow
 def test_corruption(tmp_path):
-  made = shrunk(corruption.default(), corrupted="small+{}", shifts=("contrast/5", "flip_labels"))
+  made = shrunk(
+    corruption_config.default(), corrupted="small+{}", shifts=("contrast/5", "flip_labels")
+  )
   made.search.kinds = ("profile", "greedy")
   stream = io.StringIO()
   record = corruption.run(made, tmp_path, stream=stream)
@@ -112,7 +116,7 @@ def test_flipped_labels():
 
 @pytest.mark.parametrize("shifts", [(), ("contrast/5", "contrast/5"), ("contras/5",)])
 def test_bad_shifts(tmp_path, shifts):
-  made = shrunk(corruption.default(), corrupted="small+{}", shifts=shifts)
+  made = shrunk(corruption_config.default(), corrupted="small+{}", shifts=shifts)
   with pytest.raises(ValueError, match=r"shifts is|contrast"):
     corruption.run(made, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -5,8 +5,7 @@ import functools
 import numpy as np
 from PIL import Image
 
-from subtune_jax.data import choices as choices
-from subtune_jax.data import dataset, decode, tfds_source
+from subtune_jax.data import choices, dataset, decode, tfds_source
 from subtune_jax.data.vtab import resize, tasks
 
 SPLITS = ("train", "validation", "trainval", "test")

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import data, files, masks, methods, models, weights
-from subtune_jax.data import choices as choices
-from subtune_jax.data import dataset, preprocess, shifts, splits
+from subtune_jax.data import choices, dataset, preprocess, shifts, splits
 from subtune_jax.models import compile_cache, heads
 from subtune_jax.report import document
 from subtune_jax.studies import progress as progress_lib

@@ -14,28 +14,12 @@ from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies import provenance
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.corruption import config as corruption_config
 from subtune_jax.studies.corruption import page as corruption_page
 from subtune_jax.studies.search import config as search_config
 
 Row = dict[str, Any]
 FOLDER = "corruptions"
-CLEAN, FLIP = "clean", "flip_labels"  # shifts that leave the images as they are
-
-
-def default() -> Any:
-  """Fashion-MNIST corrupted at severity 5, for a network that was trained on clean images."""
-  config = search_config.default()
-  config.experiment = "corruption"
-  config.name = "corruption"
-  config.title = "Which layers under which shift"
-  # Data set of a corruption; {} stands for NAME/SEVERITY. Published files: "cifar10_c_1k/{}".
-  config.corrupted = "fashion_mnist+{}"
-  # NAME/SEVERITY, or "clean" and "flip_labels", which leave the images of data.train as they are.
-  config.shifts = ("gaussian_noise/5", "defocus_blur/5", "contrast/5", FLIP)
-  config.data.train, config.data.ood = "fashion_mnist", ()
-  config.search.kinds = ("profile", "greedy")
-  config.search.split = "trainval"
-  return config
 
 
 def run(
@@ -44,7 +28,7 @@ def run(
   """Runs the study, or goes on with one that was killed.
 
   Args:
-    config: from `default()`.
+    config: from `config.default()`.
     workdir: where everything is written.
     command: how the run was started, for the report.
     stream: where progress and the tables go; standard output by default.
@@ -80,8 +64,8 @@ def run(
 def _search_config(config: Any, shift: str) -> Any:
   name = f"{config.name}-{shift.replace('/', '-')}"
   own = studies.own_config(config, ("shifts", "corrupted"), name, f"{config.title}: {shift}")
-  own.data.flip_labels = shift == FLIP
-  if shift not in (CLEAN, FLIP):
+  own.data.flip_labels = shift == corruption_config.FLIP
+  if shift not in (corruption_config.CLEAN, corruption_config.FLIP):
     own.data.train = config.corrupted.format(shift)
   return own
 

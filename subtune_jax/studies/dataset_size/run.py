@@ -21,23 +21,13 @@ Row = dict[str, Any]
 SIZES = "sizes"  # folder of the searches
 
 
-def default() -> Any:
-  """Profiles of six groups of blocks and the four methods at four sizes of Emoji Domains."""
-  config = search_config.default()
-  config.experiment = "dataset_size"
-  config.name = "dataset_size"
-  config.title = "How many images"
-  config.sizes = (100, 200, 400, 652)  # training images, rising; nested subsets
-  return config
-
-
 def run(
   config: Any, workdir: str | os.PathLike, *, command: str = "", stream: TextIO | None = None
 ) -> Row:
   """Runs the study, or goes on with one that was killed.
 
   Args:
-    config: from `default()`.
+    config: from `config.default()`.
     workdir: where everything is written.
     command: how the run was started, for the report.
     stream: where progress and the tables go; standard output by default.

@@ -7,8 +7,7 @@ import ml_collections
 
 from subtune_jax import methods
 from subtune_jax.calibration import class_splits
-from subtune_jax.data import choices as choices
-from subtune_jax.data import splits
+from subtune_jax.data import choices, splits
 from subtune_jax.search import units as units_lib
 from subtune_jax.studies.compare import config as compare_config
 

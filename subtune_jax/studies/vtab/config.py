@@ -6,8 +6,7 @@ name its data.
 
 import ml_collections
 
-from subtune_jax.data import choices as choices
-from subtune_jax.data import vtab
+from subtune_jax.data import choices, vtab
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.search import config as search_config

@@ -10,7 +10,7 @@ import sys
 from typing import NamedTuple, TextIO
 
 from subtune_jax import models, weights
-from subtune_jax.data import choices as choices
+from subtune_jax.data import choices
 from subtune_jax.models import flops
 
 NUM_CLASSES = 1000

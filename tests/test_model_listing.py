@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from subtune_jax import masks, models, weights, zoo
+from subtune_jax import masks, model_listing, models, weights
 from subtune_jax.models import flops
 
 _FEW = ("efficientnet_lite0", "resnet18")
@@ -18,12 +18,12 @@ _FEW = ("efficientnet_lite0", "resnet18")
 
 def _written(*arguments: str) -> str:
   out = io.StringIO()
-  assert zoo.main(arguments, out) == 0
+  assert model_listing.main(arguments, out) == 0
   return out.getvalue()
 
 
 def test_a_row_holds_the_known_figures():
-  row = zoo.row("resnet18")
+  row = model_listing.row("resnet18")
   assert row[:4] == ("resnet18", 9, 11_689_512, 224)
   assert row.gflops == pytest.approx(3.63, rel=2e-3)  # 1.81 G multiply-adds
   assert row.weights == ("torchvision-v1",)
@@ -53,10 +53,10 @@ def test_the_markdown_table_has_the_same_cells():
 
 def test_the_blocks_of_a_model_have_parameters_and_the_share_before():
   name = "resnet18"
-  model = models.create(name, zoo.NUM_CLASSES)
+  model = models.create(name, model_listing.NUM_CLASSES)
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-  rows = zoo.block_rows(name)
+  rows = model_listing.block_rows(name)
   assert [r.name for r in rows] == [*model.block_names, "head"]
   assert rows[3].parameters == masks.count_params(params["block2"]["unit1"])
   macs = flops.count_macs(model)
@@ -71,7 +71,7 @@ def test_the_blocks_of_a_model_have_parameters_and_the_share_before():
 
 @pytest.mark.parametrize("arguments", [["resnet1"], ["--blocks", "resnet1"]])
 def test_an_unknown_model_is_one_line_and_exit_code_2(arguments, capsys):
-  assert zoo.main(arguments) == 2
+  assert model_listing.main(arguments) == 2
   out, err = capsys.readouterr()
   assert out == ""
   assert err.startswith("error: ")
@@ -82,9 +82,9 @@ def test_an_unknown_model_is_one_line_and_exit_code_2(arguments, capsys):
 
 def test_rows_appear_as_they_are_counted(monkeypatch):
   counted = []
-  row = zoo.row
-  monkeypatch.setattr(zoo, "row", lambda name: (counted.append(name), row(name))[1])
-  lines = zoo.table(_FEW)
+  row = model_listing.row
+  monkeypatch.setattr(model_listing, "row", lambda name: (counted.append(name), row(name))[1])
+  lines = model_listing.table(_FEW)
   next(lines)
   assert counted == []
   next(lines)
@@ -97,7 +97,7 @@ def test_every_known_weight_has_its_model():
 
 @pytest.mark.slow
 def test_every_model_has_a_row_and_every_known_weight_a_place_in_it():
-  cells = [line.replace(",", "").split() for line in zoo.table()][1:-1]
+  cells = [line.replace(",", "").split() for line in model_listing.table()][1:-1]
   assert [c[0] for c in cells] == list(models.names())
   assert {f"{c[0]}/{which}" for c in cells for which in c[5:]} == set(weights.names())
 
