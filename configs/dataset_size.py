@@ -32,8 +32,8 @@ GROUPS = (
 
 
 def get_config(arg: str = ""):
-  """The study; `sizes` is declared in subtune_jax/studies/dataset_size/config.py, the other fields in
-  search_config.py."""
+  """The study; `sizes` is declared in subtune_jax/studies/dataset_size/config.py, the other fields
+  in that of studies/search."""
   config = dataset_size.default()
   config.data.ood = ()
   config.search.units = GROUPS

@@ -13,8 +13,8 @@ PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 # A room may import rooms of lower rank, and itself.
 RANK = {
   "masks": 0, "verify": 0, "files": 0, "data": 0, "calibration": 0, "models": 1, "calibrate": 1,
-  "methods": 2, "weights": 2, "training": 3, "model_listing": 3, "report": 3, "search": 4, "robustness": 4,
-  "studies": 5, "command_line": 6, "main": 7,
+  "report": 1, "methods": 2, "weights": 2, "training": 3, "model_listing": 3, "search": 4,
+  "robustness": 4, "studies": 5, "command_line": 6, "main": 7,
 }  # fmt: skip
 LONELY = ("masks", "data", "calibration")  # import none of the others
 HEAVY = (
@@ -99,3 +99,15 @@ print("trained")
 """
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
   assert done.stdout.strip() == "trained", done.stderr
+
+
+@pytest.mark.parametrize("study", sorted(p.parent.name for p in PACKAGE.glob("studies/*/page.py")))
+def test_a_page_is_made_from_records_never_from_a_live_room(study):
+  code = f"from subtune_jax.studies.{study} import page"
+  script = f"import sys\n{code}\nprint(*sorted(sys.modules))"
+  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+  loaded = set(done.stdout.split())
+  assert not {"jax", "matplotlib"} & loaded
+  rooms = {name.split(".")[1] for name in loaded if name.startswith("subtune_jax.")}
+  assert rooms <= {"files", "report", "statistics", "studies"}
+  assert not {name for name in loaded if name.startswith("subtune_jax") and name.endswith(".run")}
