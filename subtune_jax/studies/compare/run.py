@@ -5,7 +5,7 @@ accuracy, a training per further seed at that rate; then the test splits are rea
 `data.retrain` the chosen setting is trained anew on training and validation images, for each seed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
@@ -69,6 +69,10 @@ class Run:
   progress: progress_lib.Progress
   watch: Watch | None = None
   make: Make = compare_config.make_method
+
+  def network_of(self, name: str) -> tuple[loop.Engine, weights.Pretrained]:
+    """The network that a method trains: the run's, or what the method makes of it."""
+    return prepared(name, self.engine, self.pretrained)
 
 
 def run(
@@ -242,6 +246,20 @@ def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pr
   return engine, pretrained
 
 
+def prepared(
+  name: str, engine: loop.Engine, pretrained: weights.Pretrained
+) -> tuple[loop.Engine, weights.Pretrained]:
+  """The network and its variables as a method's declaration changes them, if it does."""
+  declared = methods.DECLARED.get(name)
+  if declared is None or declared.prepare is None:
+    return engine, pretrained
+  model, variables = declared.prepare(engine.model, pretrained.variables, jax.random.key(0))
+  return (
+    dataclasses.replace(engine, model=model),
+    pretrained._replace(variables=variables),
+  )
+
+
 def load_split(config: Any, name: str, split: str) -> data.Dataset:
   """A split of a data set, resized as the config says."""
   size, interpolation = config.data.image_size, config.data.interpolation
@@ -257,8 +275,9 @@ def _shift(config: Any) -> shifts.Shift:
 def _check_methods(config, grids, engine, pretrained) -> None:
   """Every stage is applied to the network once, so that a bad block fails before anything runs."""
   for name, rates in grids.items():
-    for stage in compare_config.make_method(config, name, rates[0], engine.model.block_names):
-      trainable_split.make_plan(engine.model, pretrained.variables, stage)
+    own, start = prepared(name, engine, pretrained)
+    for stage in compare_config.make_method(config, name, rates[0], own.model.block_names):
+      trainable_split.make_plan(own.model, start.variables, stage)
 
 
 def _epochs(method: methods.Method) -> int:
@@ -366,7 +385,7 @@ def train_with_probe_steps(run: Run, result: Row, steps: int) -> Row:
 
 
 def _make(run: Run, name: str, rate: float) -> methods.Method:
-  return run.make(run.config, name, rate, run.engine.model.block_names)
+  return run.make(run.config, name, rate, run.network_of(name)[0].model.block_names)
 
 
 def _retrain(run: Run, best: Row, seed: int) -> Row:
@@ -434,7 +453,7 @@ def _train_method_on(
     last_good=run.config.resume == "last_good",
   )  # fmt: skip
   row = {"key": key, "method": name, "learning_rate": rate, "seed": seed}
-  row |= _fit(run, method, seed, saver, what, key, *sets)
+  row |= _fit(run, name, method, seed, saver, what, key, *sets)
   run.ledger.append(row)
   run.rows[key] = row
   checkpoints.clear()
@@ -449,11 +468,12 @@ def _train_method_on(
   return row
 
 
-def _fit(run: Run, method, seed, saver, what, key, train, validation) -> Row:
+def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> Row:
   """The figures of one training; its tuned leaves go to WORKDIR/tasks/<key>."""
-  variables = run.pretrained.variables
+  engine, pretrained = run.network_of(name)
+  variables = pretrained.variables
   if not run.config.backbone.keep_head:
-    variables = heads.init_head(run.engine.model, variables, seed, run.pretrained.sha256)
+    variables = heads.init_head(engine.model, variables, seed, pretrained.sha256)
   steps = iter(range(1, 1 << 30))
 
   def on_epoch(row, logits):
@@ -465,7 +485,7 @@ def _fit(run: Run, method, seed, saver, what, key, train, validation) -> Row:
 
   try:
     result = loop.fit(
-      run.engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch,
+      engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch,
       saver=saver, on_resume=lambda text: run.progress.line(f"{what}: {text}"),
       on_variables=run.watch(key) if run.watch else None,
     )  # fmt: skip
@@ -476,7 +496,7 @@ def _fit(run: Run, method, seed, saver, what, key, train, validation) -> Row:
             "seconds": 0.0, "compile_seconds": 0.0, "moved": None}  # fmt: skip
   note = {"backbone": run.config.backbone.weights, "class_names": list(run.train.class_names)}
   export.save_task(
-    run.workdir / "tasks" / key, result.variables, result.touched, run.pretrained.variables, note
+    run.workdir / "tasks" / key, result.variables, result.touched, pretrained.variables, note
   )
   last = result.history[-1]
   return {
@@ -510,14 +530,15 @@ def masked(config: Any, test: data.Dataset, logits: np.ndarray) -> np.ndarray:
 def _test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -> dict[str, Any]:
   """Logits of every chosen training of a method on every test set, written and scored."""
   tests: dict[str, Any] = {}
+  engine, pretrained = run.network_of(name)
   for row in rows:
     key = row["key"]
     if key in tests:
       continue
-    variables, _ = export.load_task(run.workdir / "tasks" / key, run.pretrained.variables)
+    variables, _ = export.load_task(run.workdir / "tasks" / key, pretrained.variables)
     tests[key] = {}
     for test in test_sets:
-      logits = masked(run.config, test, run.engine.predict(variables, test.images))
+      logits = masked(run.config, test, engine.predict(variables, test.images))
       path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
       arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
       files.write_npz(run.workdir / path, {"logits": logits, **arrays})
@@ -561,7 +582,9 @@ def _record(run: Run, chosen: Mapping[str, Row], command: str) -> Row:
       "num_validation": len(run.validation), "num_test": {t.name: len(t) for t in tests_read},
       "attribution": "; ".join(filter(None, (data.attribution(t.name) for t in tests_read))),
     },
-    "methods": [_method_row(name, result) for name, result in chosen.items()],
+    "methods": [
+      _method_row(name, result, run.engine.model.block_names) for name, result in chosen.items()
+    ],
     "trainings": trainings,
   }  # fmt: skip
 
@@ -573,7 +596,7 @@ def _training_row(row: Row, chosen: bool, test: Row | None = None) -> Row:
   return out | ({"test": test} if chosen else {})
 
 
-def _method_row(name: str, result: Row) -> Row:
+def _method_row(name: str, result: Row, block_names: Sequence[str]) -> Row:
   best, grid = result["chosen"][0], result["grid"]
   stages = best.get("selection", best["stages"])
   setting, value = "learning_rate", result["learning_rate"]
@@ -586,7 +609,11 @@ def _method_row(name: str, result: Row) -> Row:
   return {
     "name": name, "title": methods.DECLARED[name].title, "setting": setting,
     "learning_rate": value, "grid": grid, "grid_edge": edge,
-    "stages": [{k: stage[k] for k in names} for stage in stages],
+    "stages": [
+      {k: stage[k] for k in names}
+      | {"blocks": [b for b in stage["blocks"] if b in (*block_names, trainable_split.HEAD)]}
+      for stage in stages
+    ],  # of the backbone, not of what a method puts beside it
     "trained_params": max(stage["trained_params"] for stage in stages),
   }  # fmt: skip
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import ml_collections
 
+from subtune_jax import methods
 from subtune_jax.robustness import selection
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
@@ -46,6 +47,12 @@ def check(config: Any) -> None:
     raise ValueError(f"robustness.num_alphas is {own.num_alphas}; give at least 2")
   if own.test_images < 0:
     raise ValueError(f"robustness.test_images is {own.test_images}; give a number, or 0 for all")
+  changed = [n for n in config.methods if n in methods.DECLARED and methods.DECLARED[n].prepare]
+  if changed:
+    raise ValueError(
+      f"methods holds {changed[0]!r}, which changes the network; this study compares features "
+      "block by block, leave it out"
+    )
   steps = tuple(own.probe_steps)
   if list(steps) != sorted(set(steps)) or (steps and steps[0] < 1):
     raise ValueError(f"robustness.probe_steps is {steps}; give rising numbers from 1")
