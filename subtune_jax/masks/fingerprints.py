@@ -42,8 +42,13 @@ class Mark:
       return 0.0
     return float(np.linalg.norm(self.buckets)) / max(self.size, 1) ** 0.5
 
-  def among(self, rows: Mapping[int, np.ndarray], tolerance: float) -> bool:
-    """Returns whether one of the fingerprinted values is a multiple of the gradient."""
+  def among(
+    self, rows: Mapping[int, np.ndarray], tolerance: float, length_tolerance: float = 1e-5
+  ) -> bool:
+    """Returns whether one of the fingerprinted values is a multiple of the gradient.
+
+    A `common` gradient must be met in length as well, within `length_tolerance` of it.
+    """
     values = rows.get(self.size)
     if values is None:
       return False
@@ -54,7 +59,7 @@ class Mark:
     near = np.abs(values @ self.buckets) / (lengths * length)
     near = 1 - near < tolerance**2 / 2  # angle between the two below the tolerance
     if self.common:
-      near &= np.abs(lengths - length) < 1e-5 * length
+      near &= np.abs(lengths - length) < length_tolerance * length
     return bool(near.any())
 
 
@@ -83,26 +88,35 @@ def fingerprint(x: Any, xp: Any = jnp) -> Any:
 def tolerance(jaxpr: Any) -> float:
   """Returns how far two ways to compute one gradient may differ, relative to its size."""
   exact = jax.default_backend() == "cpu" and not any(
-    jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32 for dtype in _dtypes(jaxpr)
+    jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32 for dtype in dtypes(jaxpr)
   )
   return 1e-3 if exact else 2e-2
 
 
-def _dtypes(jaxpr: Any) -> set[Any]:
+def dtypes(jaxpr: Any) -> set[Any]:
   found = set()
   for eqn in jaxpr.eqns:
     found.update(var.aval.dtype for var in eqn.outvars if hasattr(var.aval, "dtype"))
     for inner in jex.core.jaxprs_in_params(eqn.params):
-      found |= _dtypes(inner)
+      found |= dtypes(inner)
   return found
 
 
 def fingerprints(
-  closed: Any, leaves: Sequence[Any], sizes: frozenset[int], carry_only: bool = False
+  closed: Any,
+  leaves: Sequence[Any],
+  sizes: frozenset[int],
+  carry_only: bool = False,
+  dtype: Any = jnp.floating,
 ) -> dict[int, np.ndarray]:
   """Returns size -> fingerprints [n, NUM_BUCKETS] of the live values of those sizes.
 
-  With `carry_only`, values in the body of a scan count only if its carry needs them.
+  Args:
+    closed: the program, as from `jax.make_jaxpr`.
+    leaves: its arguments.
+    sizes: numbers of elements.
+    carry_only: whether values in the body of a scan count only if its carry needs them.
+    dtype: of the values, or a kind of dtypes.
   """
 
   def inlined(*leaves):
@@ -110,7 +124,7 @@ def fingerprints(
 
   flat = jax.make_jaxpr(inlined)(*leaves)
   live, _ = partial_eval.dce_jaxpr(flat.jaxpr, [True] * len(flat.jaxpr.outvars), instantiate=True)
-  recorder = _Recorder(sizes, carry_only)
+  recorder = _Recorder(sizes, carry_only, dtype)
   rows = jax.jit(
     lambda leaves: _evaluate(live, flat.consts, leaves, recorder)[1],
     compiler_options=RUN_ONCE if jax.default_backend() == "cpu" else None,
@@ -127,12 +141,13 @@ class _Recorder:
 
   sizes: frozenset[int] = frozenset()
   carry_only: bool = False
+  dtype: Any = jnp.floating
 
   def wants(self, eqn: Any, value: Any) -> bool:
     return (
       eqn.primitive.name not in RESHAPES
       and getattr(value, "size", None) in self.sizes
-      and jnp.issubdtype(value.dtype, jnp.floating)
+      and jnp.issubdtype(value.dtype, self.dtype)
     )
 
   def fingerprint(self, values: Sequence[Any]) -> dict[int, list[jax.Array]]:

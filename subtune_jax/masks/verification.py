@@ -1,16 +1,34 @@
 """Proof, on anybody's train step, that frozen leaves are not trained and cost nothing.
 
-How the gradient of a frozen leaf is found in a program: the true gradient of the step's own loss
-is computed first, for every leaf. The step is then traced, what XLA would remove as dead code is
-removed, and each value that is left is reduced to a fingerprint (16 sums of it under
-random signs). A frozen leaf whose gradient has the fingerprint of a live value, up to a factor, is
-computed by the step. The gradient of the trained leaves alone is the reference: a value that it
-needs as well (a shared cotangent) is not held against the step.
+Values: frozen leaves are compared bit by bit after one step and after two, and so are the arrays of
+the state that lie, in any field, under the path of a module whose parameters are all frozen
+(running statistics).
 
-What it cannot see: gradients of a zero or non-finite value, and functions with a `custom_vjp`
-whose gradient is not that of their forward pass, are listed as unchecked or missed; per-example
-gradients are seen only once they are summed; the inside of `shard_map`, `while_loop` and `cond`
-is not looked into, only what comes out.
+State: what is named after a frozen leaf is its own, and so is a part of an array or a list without
+such names that only a frozen leaf can have a use for: a copy, an average, or the slot of a frozen
+leaf in an optimiser of all parameters (`kept`). An array that the loss reads and the step never
+changes is a part of the model.
+
+Gradients: the true gradient of the step's own loss is computed first, for every leaf. The step is
+then traced, what XLA would remove as dead code is removed, and each value that is left is reduced
+to a fingerprint (16 sums of it under random signs). A frozen leaf whose gradient has the
+fingerprint of a live value, up to a factor, is computed by the step. The gradient of the trained
+leaves alone is the reference: a value that it needs as well (a shared cotangent) is held against
+the step only if, traced with the frozen leaf in a type of its own, the step has that value in this
+type.
+
+What it cannot see:
+
+* changes and state that only come after the first two steps;
+* gradients of a zero or non-finite value, listed as unchecked; those of functions with a
+  `custom_vjp` that are not those of their forward pass; per-example gradients before they are
+  summed; the inside of `shard_map`, `while_loop` and `cond`, only what comes out;
+* statistics whose path names no module (a flat list of them). Those of a norm whose own parameters
+  are frozen count as frozen, also inside a trained block;
+* state without names in which the slots of frozen leaves stay idle and are not in the order of the
+  parameters, or that holds another function of a frozen leaf than a multiple of it (a compressed
+  copy, one of its squares), an average that one step does not move in its precision, or a single
+  number; and state without names of single layers of an array that stacks trained and frozen ones.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +38,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from subtune_jax.masks import gradients
+from subtune_jax.masks import gradients, kept
 from subtune_jax.masks import state as state_lib
 from subtune_jax.masks import tree as tree_lib
 
@@ -37,8 +55,9 @@ class Report:
     state_bytes: bytes of the optimiser state; where the state has no field `opt_state`, bytes of
       all that is not parameters.
     unmoved: trained leaves that the step left as they were.
-    unchecked: frozen leaves whose gradient is zero or not finite at this state, or that are no
-      part of the state or integers, so that whether the step computes it could not be seen.
+    unchecked: frozen leaves of which it could not be seen whether the step computes their
+      gradient: it is zero or not finite at this state; they are no part of the state, or integers;
+      or it equals one that training needs, and the step takes no leaves of another type.
   """
 
   num_trained: int
@@ -61,7 +80,8 @@ def verify(
 ) -> Report:
   """Proves that `step` leaves the frozen leaves bit-equal, without state and without gradient.
 
-  The step is run twice. It may be jitted and may donate; it must be traceable as a whole.
+  The step is run twice, and again with other values in its parameters. It may be jitted and may
+  donate; it must be traceable as a whole.
 
   Args:
     step: (state, batch) -> new state, or (new state, metrics, ...).
@@ -76,20 +96,28 @@ def verify(
     A report, with flops and bytes.
 
   Raises:
-    ValueError: naming each frozen leaf that changed, owns state, or whose gradient is computed;
-      or saying why the step cannot be judged.
+    ValueError: naming each frozen leaf that changed, owns state, or whose gradient is computed,
+      and the statistics of frozen modules that changed; or saying why the step cannot be judged.
   """
   get = params or _default_params
   known = state_lib.describe(get, state, labels)
   get_loss = _loss_getter(jax.eval_shape(step, state, batch), state, loss)
   jitted = jax.jit(lambda state, batch: step(state, batch))
+
+  def run(state):
+    return _new_state(jitted(state, batch), state)
+
   flops = gradients.flops(jitted.lower(state, batch).compile())
-  last = state
+  states = [state]
   for _ in range(2):
-    last = _new_state(jitted(last, batch), state)
+    states.append(run(states[-1]))
+  last = states[-1]
   broken = {path: [] for path in known.paths}
-  unmoved = state_lib.compare(known, state, last, broken)
-  state_lib.find_owned(known, state, broken)
+  unmoved = state_lib.compare(known, states, broken)
+  read = kept.reads(lambda *args: get_loss(step(*args)), state, batch)
+  unnamed = state_lib.find_owned(known, states, read, broken)
+  read |= kept.reads(lambda *args: known.trained(_new_state(step(*args), state)), state, batch)
+  kept.find(known, run, last, unnamed, read, broken)
   search = gradients.Gradients(step, get_loss, last, batch, known)
   unchecked = search.find(broken)
   _raise_broken(broken)
