@@ -7,6 +7,7 @@ accuracy, a training per further seed at that rate; then the test splits are rea
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -59,6 +60,12 @@ class Run:
   progress: progress_lib.Progress
   watch: Watch | None = None
   make: Make = compare_config.make_method
+
+  @functools.cached_property
+  def network(self) -> str:
+    """Digest of the variables that trainings start from; of the head only where it is kept."""
+    variables, head = self.pretrained.variables, self.config.backbone.keep_head
+    return export.backbone_digest(variables, head=head)
 
 
 def run(
@@ -386,6 +393,8 @@ def _describe(
     "train": train.fingerprint(),
     "validation": validation.fingerprint() if validation else None,
     "weights": run.pretrained.sha256,
+    "variables": run.network,
+    "preprocessing": ledger_lib.plain(run.engine.preprocessing),
     "head": "kept" if config.backbone.keep_head else heads.DRAW,
     "method": name,
     "stages": [ledger_lib.plain(stage) for stage in method],
