@@ -2,7 +2,7 @@
 
 A training method is a tree of labels: it has the structure of the parameters, and a string at each
 leaf (`head`, `tuned`, `frozen`, or any other). Trees may be Linen params, an `nnx.State`, or any
-nest of dicts, lists, tuples and dataclasses that jax knows. This file imports nothing of the
+nest of dicts, lists, tuples and dataclasses that jax knows. This folder imports nothing else of the
 project, so that other Flax code can use it:
 
 >>> params = {"stem": {"kernel": jnp.ones((3, 8))}, "block1": {"kernel": jnp.ones((8, 8))},

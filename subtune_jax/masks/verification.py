@@ -138,8 +138,8 @@ def _raise_broken(broken: Mapping[str, list[str]]) -> None:
   if lines:
     raise ValueError(
       f"{len(lines)} frozen leaves are not left alone by the step:\n" + "\n".join(lines) + "\n"
-      "Differentiate the trained part alone (masks.partition, masks.combine in the loss) and "
-      "build the optimiser on it by masks.multi_transform"
+      "Differentiate the trained part alone (masks.partition, masks.combine in the loss), build "
+      "the optimiser on it by masks.multi_transform, and run frozen norms on running statistics"
     )
 
 
