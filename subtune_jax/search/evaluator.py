@@ -15,8 +15,8 @@ from subtune_jax.models import heads
 from subtune_jax.search import scores
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
+from subtune_jax.training import export, loop, stage_runner
 from subtune_jax.training import ledger as ledger_lib
-from subtune_jax.training import loop, stage_runner
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
 
@@ -51,7 +51,8 @@ class Problem:
   Attributes:
     network: the candidates.
     variables: the pretrained network.
-    weights: SHA-256 of its weights.
+    weights: what the draw of random heads depends on beside the seed: the SHA-256 of the weights'
+      file (`heads.init_head`). The network itself is known by its variables.
     train: all labelled images that the search may see. It has no test images.
     folds: (rows to train on, rows held out) of each fold.
     seeds: heads and orders; a score is the mean over them.
@@ -127,6 +128,9 @@ class Evaluator:
     self._heads: dict[tuple[int, int], PyTree] = {}
     self._cells: dict[tuple[scores.Units, int], np.ndarray] = {}
     self._fingerprint = problem.train.fingerprint()
+    self._variables = export.backbone_digest(
+      problem.variables, head=recipe.head == "pretrained"
+    )  # fmt: skip
 
   def evaluate(self, sets: Sequence[scores.Units]) -> dict[scores.Units, scores.Score]:
     """The score of each set on every fold; `scores.Evaluate`."""
@@ -156,7 +160,11 @@ class Evaluator:
       prefix.close()
 
   def key(self, units: scores.Units, fold: int, seed: int) -> str:
-    """Identity of a training: everything that its result depends on, and no option of speed."""
+    """Identity of a training: everything that its result depends on, and no option of speed.
+
+    Arrays are known by their content: the data by `Dataset.fingerprint`, the network by
+    `export.backbone_digest` (without the head where it is replaced), the folds by their rows.
+    """
     rest, held = self.problem.folds[fold]
     engine, method = self.engines[0], self._method(units)
     head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head
@@ -166,6 +174,7 @@ class Evaluator:
         "rest": _digest(rest),
         "held_out": _digest(held),
         "weights": self.problem.weights,
+        "variables": self._variables,
         "model": repr(engine.model),
         "preprocessing": ledger_lib.plain(engine.preprocessing),
         "augmentation": ledger_lib.plain(engine.augmentation),

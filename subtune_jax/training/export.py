@@ -12,9 +12,14 @@ from subtune_jax.training import checkpoint, resume
 PyTree = Any
 
 
-def backbone_digest(variables: PyTree) -> str:
-  """SHA-256 over the pretrained backbone: every parameter outside the head and every statistic."""
-  params = {k: v for k, v in variables["params"].items() if methods.backbone(k, v)}
+def backbone_digest(variables: PyTree, *, head: bool = False) -> str:
+  """SHA-256 over a network's names, shapes, dtypes and bytes: parameters and statistics.
+
+  Args:
+    variables: {"params", "batch_stats"}.
+    head: whether the head counts.
+  """
+  params = {k: v for k, v in variables["params"].items() if head or methods.backbone(k, v)}
   named = resume.named_leaves(params, "params")
   return checkpoint.digest(
     named | resume.named_leaves(variables.get("batch_stats", {}), "batch_stats")

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 import dataclasses
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import pathlib
 from typing import Any
 
 from absl import logging
+
+VERSION = 2  # of what keys are made of
 
 
 def key_of(description: Mapping[str, Any]) -> str:
@@ -21,11 +24,17 @@ def key_of(description: Mapping[str, Any]) -> str:
 def plain(value: Any) -> Any:
   """A value as JSON: dataclasses as dicts, functions by their qualified name.
 
+  A dataclass that is a function as well has the name of its class beside its fields.
+
   A field with the metadata "omit_default" is left out at its default, so that adding one does not
   make old ledgers forget.
+
+  Raises:
+    ValueError: a function whose name does not tell it from another one.
   """
   if dataclasses.is_dataclass(value):
-    return {
+    called = {"function": _name(type(value))} if callable(value) else {}
+    return called | {
       f.name: plain(getattr(value, f.name))
       for f in dataclasses.fields(value)
       if not (f.metadata.get("omit_default") and getattr(value, f.name) == f.default)
@@ -35,18 +44,34 @@ def plain(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return [plain(v) for v in value]
   if callable(value):
-    return f"{value.__module__}.{value.__qualname__}"
+    return _name(value)
   return value
 
 
+def _name(value: Any) -> str:
+  name = getattr(value, "__qualname__", "")
+  if not name or inspect.ismethod(value) or (inspect.isfunction(value) and "<" in name):
+    raise ValueError(
+      f"{value!r} is part of what a training depends on, and its name does not say what it "
+      "computes; use a function at the top of a module, or a frozen dataclass with __call__"
+    )
+  return f"{value.__module__}.{name}"
+
+
 class Ledger:
-  """Rows by key, appended whole and flushed to the disk; several processes may share the file."""
+  """Rows by key, appended whole and flushed to the disk; several processes may share the file.
+
+  Each line says the version of what its key is made of. Lines of another version stay in the file
+  and are not read: those of the first, which say none, had keys that knew the weights by a
+  string and penalties by their fields, so nothing proves what they belong to. Their trainings are
+  done again.
+  """
 
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
 
   def rows(self) -> dict[str, dict[str, Any]]:
-    """Every finished row by its key. A last line cut off by a kill is dropped.
+    """Every finished row of this version by its key. A last line cut off by a kill is dropped.
 
     Raises:
       ValueError: a line before the last is not a row of a ledger.
@@ -56,20 +81,29 @@ class Ledger:
     *lines, rest = self.path.read_bytes().split(b"\n")
     if rest:
       logging.warning("%s: dropped a line that a kill had cut off", self.path)
-    rows = {}
+    rows, others = {}, 0
     for number, line in enumerate(lines, 1):
       try:
         row = json.loads(line)
-        rows[row["key"]] = row
+        key, version = row["key"], row.pop("version", 1)
       except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
           f"{self.path}: line {number} is damaged; remove that line to train it again"
         ) from e
+      if version == VERSION:
+        rows[key] = row
+      else:
+        others += 1
+    if others:
+      logging.warning(
+        "%s: %d lines have keys of another version than %d; these trainings are done again",
+        self.path, others, VERSION,
+      )  # fmt: skip
     return rows
 
   def append(self, row: Mapping[str, Any]) -> None:
     """Adds a row, which needs a "key"; on the disk when this returns."""
-    line = json.dumps(dict(row)).encode() + b"\n"
+    line = json.dumps({**row, "version": VERSION}).encode() + b"\n"
     assert row["key"]
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with open(self.path, "a+b") as f:

@@ -171,3 +171,71 @@ def test_the_budget_of_the_prefix_is_kept(tmp_path):
   made.evaluate([(name,) for name in made.problem.network.names])
   assert 0 < made.prefixes[0].peak_bytes <= 100_000
   assert made.prefixes[0].notes
+
+
+OTHERS = {
+  "backbone": lambda p: {"variables": changed(p.variables, "params", "stem")},
+  "statistics": lambda p: {"variables": changed(p.variables, "batch_stats", "stem")},
+  "images": lambda p: {"train": dataclasses.replace(p.train, images=p.train.images[::-1])},
+  "labels": lambda p: {"train": dataclasses.replace(p.train, labels=(p.train.labels + 1) % 3)},
+  "groups": lambda p: {"train": dataclasses.replace(p.train, groups=p.train.groups[::-1])},
+  "folds": lambda p: {"folds": p.folds[1:] + p.folds[:1]},
+}
+
+
+def changed(variables, collection, name):
+  """The same names and shapes; one number of one leaf is another."""
+  leaves, structure = jax.tree.flatten(variables[collection][name])
+  leaves[0] = leaves[0].at[(0,) * leaves[0].ndim].add(0.5)
+  part = variables[collection] | {name: structure.unflatten(leaves)}
+  return {**variables, collection: part}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_array_under_the_same_names_brings_no_old_score(scored, tmp_path, what):
+  """One store, the same string for the weights: what was trained on other arrays is not read."""
+  folder, made, _ = scored
+  problem = dataclasses.replace(made.problem, **OTHERS[what](made.problem))
+  other = make(folder, problem=problem)
+  assert other.problem.weights == made.problem.weights
+  for units in SETS:
+    for seed, fold in [(0, fold) for fold in range(small.FOLDS)]:
+      assert other.key(units, fold, seed) != made.key(units, fold, seed)
+      assert other.store.get(other.key(units, fold, seed)) is None or what == "folds"
+
+
+def test_a_head_that_is_replaced_is_no_part_of_a_key(tmp_path):
+  """And one that trainings start from is."""
+  problem = small.problem()
+  other = dataclasses.replace(problem, variables=changed(problem.variables, "params", "head"))
+  for head, same in [("random", True), ("probe", True), ("pretrained", False)]:
+    recipe = small.recipe(head=head)
+    keys = [make(tmp_path, problem=p, recipe=recipe).key(("stem",), 0, 0) for p in (problem, other)]
+    assert (keys[0] == keys[1]) == same
+
+
+@dataclasses.dataclass(frozen=True)
+class Pull:
+  """Fields as those of `methods.FeatureRank`."""
+
+  weight: float
+
+  def __call__(self, trained, initial, logits, batch):
+    return self.weight * sum(x.sum() for x in jax.tree.leaves(trained))
+
+
+def test_two_functions_of_one_name_or_equal_fields_have_two_keys(tmp_path):
+  def recipe(**fields):
+    return dataclasses.replace(
+      small.recipe(), method=lambda blocks: methods.sub_tuning(blocks, 1e-2, epochs=1, **fields)
+    )
+
+  keys = {
+    make(tmp_path, recipe=recipe(penalty=penalty)).key(("stem",), 0, 0)
+    for penalty in (None, Pull(0.1), methods.FeatureRank(0.1))
+  }
+  assert len(keys) == 3
+  for penalty in (lambda *_: 0.0, Pull(0.1).__call__):
+    unknown = make(tmp_path, recipe=recipe(penalty=penalty))
+    with pytest.raises(ValueError, match="its name does not say what it computes; use a function"):
+      unknown.key(("stem",), 0, 0)

@@ -65,3 +65,19 @@ def test_a_claim_sees_what_another_process_has_finished(tmp_path):
   with other.claim("k") as mine:
     assert not mine
   assert other.get("k") == {"key": "k"}
+
+
+def test_lines_of_an_older_version_are_kept_and_not_read(tmp_path, caplog):
+  old = '{"key": "k", "accuracy": 0.5}\n'
+  (tmp_path / "ledger.jsonl").write_text(old)
+  made = store.Store(tmp_path)
+  assert len(made) == 0
+  assert made.get("k") is None
+  assert "1 lines have keys of another version than 2; these trainings are done again" in (
+    caplog.text
+  )
+  with made.claim("k") as mine:
+    assert mine
+  made.add({"key": "k", "accuracy": 0.75}, ARRAYS)
+  assert store.Store(tmp_path).get("k") == {"key": "k", "accuracy": 0.75}
+  assert (tmp_path / "ledger.jsonl").read_text().startswith(old)

@@ -7,6 +7,7 @@ accuracy, a training per further seed at that rate; then the test splits are rea
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -73,6 +74,12 @@ class Run:
   def network_of(self, name: str) -> tuple[loop.Engine, weights.Pretrained]:
     """The network that a method trains: the run's, or what the method makes of it."""
     return prepared(name, self.engine, self.pretrained)
+
+  @functools.cached_property
+  def network(self) -> str:
+    """Digest of the variables that trainings start from; of the head only where it is kept."""
+    variables, head = self.pretrained.variables, self.config.backbone.keep_head
+    return export.backbone_digest(variables, head=head)
 
 
 def run(
@@ -416,6 +423,8 @@ def _describe(
     "train": train.fingerprint(),
     "validation": validation.fingerprint() if validation else None,
     "weights": run.pretrained.sha256,
+    "variables": run.network,
+    "preprocessing": ledger_lib.plain(run.engine.preprocessing),
     "head": "kept" if config.backbone.keep_head else heads.DRAW,
     "method": name,
     "stages": [ledger_lib.plain(stage) for stage in method],
