@@ -12,7 +12,7 @@ import numpy as np
 
 from subtune_jax.calibration import resampling
 from subtune_jax.experiments import epoch_files
-from subtune_jax.report import intervals
+from subtune_jax.statistics import intervals
 
 Row = dict[str, Any]
 LEVEL = "95"

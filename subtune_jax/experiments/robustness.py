@@ -18,7 +18,7 @@ import numpy as np
 from subtune_jax import data
 from subtune_jax.data import splits
 from subtune_jax.experiments import compare, compare_config, epoch_files, robustness_config
-from subtune_jax.report import intervals, records, robustness_page, table
+from subtune_jax.report import records, robustness_page, table
 from subtune_jax.robustness import (
   distortion,
   domain_gap,
@@ -26,6 +26,7 @@ from subtune_jax.robustness import (
   recommend,
   selection,
 )
+from subtune_jax.statistics import intervals
 from subtune_jax.training import export
 from subtune_jax.training import plan as plan_lib
 

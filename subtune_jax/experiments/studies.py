@@ -10,7 +10,8 @@ import jax
 
 from subtune_jax.experiments import search, search_config
 from subtune_jax.experiments import workdir as workdir_lib
-from subtune_jax.report import intervals, records, table
+from subtune_jax.report import records, table
+from subtune_jax.statistics import intervals
 
 Row = dict[str, Any]
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.report import intervals, records, table
+from subtune_jax.report import records, table
+from subtune_jax.statistics import intervals
 
 Row = Mapping[str, Any]
 Units = tuple[str, ...]

@@ -11,7 +11,8 @@ import textwrap
 
 import numpy as np
 
-from subtune_jax.report import intervals, records
+from subtune_jax.report import records
+from subtune_jax.statistics import intervals
 
 MEAN_OOD = "mean OOD"
 HIGHER, LOWER, UNDECIDED = "higher", "lower", "undecided"
