@@ -473,7 +473,7 @@ def test_chance_text(probability, text):
 
 def test_fold_difference_by_hand():
   mean, low, high = intervals.fold_difference([0.3, 0.5, 0.7], [0.2, 0.3, 0.4])
-  half = stats.t.ppf(0.975, 2) * np.sqrt(0.01 * (1 / 3 + 1 / 2))  # t of 2 degrees, variance of 0.1, 0.2, 0.3
+  half = stats.t.ppf(0.975, 2) * np.sqrt(0.01 * (1 / 3 + 1 / 2))  # variance of 0.1, 0.2, 0.3
   assert (mean, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
   nan = float("nan")
   assert intervals.fold_difference([0.3, nan, 0.5], [0.1, 0.2, nan]) is None
