@@ -14,6 +14,7 @@ import numpy as np
 from subtune_jax.calibration import checks
 from subtune_jax.calibration import curve as curve_lib
 from subtune_jax.calibration import gamma as gamma_lib
+from subtune_jax.statistics import intervals as intervals_lib
 
 AUSUC = "AUSUC"
 NAMES = ("Y/Y", "S/Y", "U/Y", AUSUC)
@@ -138,11 +139,11 @@ def draws(
   number = int(index.max()) + 1
   if number < 2:
     raise ValueError("all examples are of one group: an interval needs two or more")
-  rng, weights = np.random.default_rng(seed), np.full(number, 1 / number)
+  rng = np.random.default_rng(seed)
   step = max(1, _BYTES // (8 * len(index)))
   for start in range(0, num_resamples, step):
     block = slice(start, min(start + step, num_resamples))
-    yield block, rng.multinomial(number, weights, block.stop - start)[:, index]
+    yield block, intervals_lib.draw_counts(rng, block.stop - start, number)[:, index]
 
 
 def bootstrap(

@@ -10,7 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from subtune_jax.report import estimate, intervals, words
+from subtune_jax.report import estimate, words
+from subtune_jax.statistics import intervals
 
 # Proxy A-distance (0 to 2) from which a shift counts as large: 90 % of the images told apart.
 LARGE_SHIFT = 1.6

@@ -11,6 +11,9 @@ candidate c on fold j is
 * u_c: what is peculiar to training sets that overlap, which more folds do not average out. A mean
   over J folds so has the variance sigma^2 (1 / J + overlap) of Nadeau and Bengio ("Inference for
   the Generalization Error", Machine Learning 52, 2003).
+  `overlap` is assumed, not estimated: u_c and mu_c both belong to one set each, so the scores tell
+  the sum of their variances only. Where folds share less, the certificate is under-confident, where
+  they share more, over-confident (benchmarks/certificate_calibration.py).
 * m is flat and tau half-Cauchy of scale 0.05 (Gelman, "Prior distributions for variance parameters
   in hierarchical models", Bayesian Analysis 1, 2006). It shrinks the scores towards their mean by
   tau^2 / (tau^2 + sigma^2 (1 / J + overlap)): without that, the winner's luck would count as merit.

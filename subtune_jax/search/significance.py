@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from subtune_jax.search import scores
+from subtune_jax.statistics import folds as folds_lib
 
 TIE = 1e-9  # accuracies closer than this are equal: means of folds are rounded
 
@@ -74,7 +75,7 @@ def paired_gain(
   mean, error = _mean_and_error(differences, overlap)
   if error == 0:
     return Gain(mean, 0.0, 0.0 if mean > TIE else 1.0)
-  p_value = student_t_cdf(-mean / error, len(differences) - 1)
+  p_value = folds_lib.t_tail(-mean / error, len(differences) - 1)
   return Gain(mean, error, _best_of(p_value, comparisons))
 
 
@@ -103,43 +104,17 @@ def interval(
   halves = []
   if len(folds) > 1:
     _, error = _mean_and_error(folds, overlap)
-    halves.append(error * student_t_quantile((1 + level) / 2, len(folds) - 1))
+    halves.append(error * folds_lib.t_half(level, len(folds) - 1))
   if images and cells and min(map(len, cells)) > 1:
     variance = np.mean([np.var(cell, ddof=1) / len(cell) for cell in cells])
     error = math.sqrt(variance * (1 / len(cells) + overlap))
-    halves.append(error * student_t_quantile((1 + level) / 2, sum(map(len, cells)) - len(cells)))
+    halves.append(error * folds_lib.t_half(level, sum(map(len, cells)) - len(cells)))
   if not halves:
     raise ValueError(
       f"{len(folds)} folds, images={images}: an interval needs two folds, or answers to two images"
       " of one fold with images=True"
     )
   return max(score.mean - max(halves), 0.0), min(score.mean + max(halves), 1.0)
-
-
-def student_t_cdf(t: float, df: float) -> float:
-  """Probability that Student's t with `df` degrees of freedom is at most `t`.
-
-  Accurate to about 1e-12 of the smaller tail: I(df / (df + t^2); df / 2, 1 / 2) / 2, with the
-  regularised incomplete beta function.
-  """
-  if math.isinf(t):
-    return float(t > 0)
-  tail = 0.5 * _incomplete_beta(df, t * t, df / 2, 0.5)
-  return tail if t < 0 else 1 - tail
-
-
-def student_t_quantile(probability: float, df: float) -> float:
-  """The t at which `student_t_cdf` is `probability`, in (0, 1)."""
-  if probability == 0.5:
-    return 0.0
-  tail = min(probability, 1 - probability)
-  low, high = 0.0, 1.0
-  while student_t_cdf(-high, df) > tail:
-    low, high = high, 2 * high
-  for _ in range(60):
-    middle = (low + high) / 2
-    low, high = (middle, high) if student_t_cdf(-middle, df) > tail else (low, middle)
-  return math.copysign((low + high) / 2, probability - 0.5)
 
 
 def check_overlap(overlap: float) -> None:
@@ -159,10 +134,8 @@ def check_level(level: float) -> None:
 
 def _mean_and_error(values: np.ndarray, overlap: float) -> tuple[float, float]:
   """The mean of the folds and its standard error, 0 where they differ by rounding alone."""
-  mean, deviation = float(values.mean()), float(values.std(ddof=1))
-  if np.ptp(values) <= TIE:
-    return mean, 0.0
-  return mean, deviation * math.sqrt(1 / len(values) + overlap)
+  mean = float(values.mean())
+  return mean, 0.0 if np.ptp(values) <= TIE else folds_lib.standard_error(values, overlap)
 
 
 def _best_of(p_value: float, comparisons: int) -> float:
@@ -170,41 +143,3 @@ def _best_of(p_value: float, comparisons: int) -> float:
   if p_value >= 1:
     return 1.0
   return -math.expm1(comparisons * math.log1p(-p_value))
-
-
-def _incomplete_beta(odds: float, against: float, a: float, b: float) -> float:
-  """Regularised incomplete beta function I(x; a, b) at x = odds / (odds + against).
-
-  Both x and 1 - x come without cancellation this way.
-  """
-  x, rest = odds / (odds + against), against / (odds + against)
-  if x == 0 or rest == 0:
-    return float(rest == 0)
-  log_x = math.log1p(-rest) if rest < 0.5 else math.log(x)
-  front = math.exp(
-    a * log_x + b * math.log(rest) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-  )
-  if x < (a + 1) / (a + b + 2):
-    return front / a * _continued_fraction(x, a, b)
-  return 1 - front / b * _continued_fraction(rest, b, a)
-
-
-def _continued_fraction(x: float, a: float, b: float) -> float:
-  """The continued fraction of the incomplete beta function, by the method of Lentz.
-
-  Abramowitz and Stegun, 26.5.8; it converges fast for x < (a + 1) / (a + b + 2).
-  """
-  tiny = 1e-300
-  c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1) or tiny)
-  value = d
-  for m in range(1, 10_000):
-    for term in (
-      m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-      -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-    ):
-      d = 1 / (1 + term * d or tiny)
-      c = 1 + term / c or tiny
-      value *= c * d
-    if abs(c * d - 1) < 1e-15:
-      return value
-  raise AssertionError(f"no convergence at x={x}, a={a}, b={b}")

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import jax
 
-from subtune_jax.report import intervals
+from subtune_jax.statistics import intervals
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib

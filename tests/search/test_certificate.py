@@ -4,8 +4,9 @@ import time
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from subtune_jax.search import certificate, scores, significance
+from subtune_jax.search import certificate, scores
 
 NAN = np.nan
 
@@ -109,7 +110,7 @@ def test_two_leaders_far_from_the_rest_are_a_t_test():
   residual += accuracy.mean()
   freedom = 11 * 4
   error = np.sqrt(2 * np.sum(residual**2) / freedom * (1 / 5 + 0.25))
-  expected = significance.student_t_cdf(0.004 / error, freedom)
+  expected = stats.t.cdf(0.004 / error, freedom)
   assert 0.7 < expected < 0.95
   found = certificate.certify(as_scores(accuracy), ("block0",), overlap=0.25, num_draws=40_000)
   assert found.probability_best == pytest.approx(expected, abs=0.01)
@@ -199,6 +200,30 @@ def test_calibration_of_other_candidates(name):
   assert stated.mean() - hit.mean() < says_too_much
   assert kept.mean() > 1 - misses
   assert regret.mean() - expected.mean() < costs
+
+
+def answers_of_images(rng, means, training, overlap, folds=2, images=600):
+  """Scores of sets whose answers to images are drawn, with noise of training of a given size."""
+  shape = (len(means), folds)
+  accuracy = 0.7 + means[:, None] + training * rng.normal(size=shape)
+  accuracy += training * np.sqrt(overlap) * rng.normal(size=(len(means), 1))
+  cells = (rng.random((*shape, images)) < accuracy[..., None]).astype(np.float64)
+  return [scores.Score((f"block{i}",), tuple(row)) for i, row in enumerate(cells)]
+
+
+def test_claims_are_not_above_the_frequency_whether_or_not_folds_share_noise():
+  """Two folds, overlap 1, with images: right where noise is shared, too low where none is."""
+  for training, least, most in ((0.0, -0.45, -0.1), (0.02, -0.08, 0.08)):
+    rng = np.random.default_rng(5)
+    rows = []
+    for _ in range(300):
+      means = rng.normal(0, 0.02, 8)
+      made = answers_of_images(rng, means, training, 1.0)
+      winner = int(np.argmax([score.mean for score in made]))
+      found = certificate.certify(made, made[winner].units, overlap=1.0, num_draws=500)
+      rows.append((found.probability_best, winner == means.argmax()))
+    stated, hit = np.mean(rows, axis=0)
+    assert least < stated - hit < most, training  # the standard error of a frequency is 0.03
 
 
 @pytest.mark.parametrize("name", ["normal", "heavy tails"])

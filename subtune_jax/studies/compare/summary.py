@@ -8,7 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from subtune_jax.report import estimate, intervals
+from subtune_jax.report import estimate
+from subtune_jax.statistics import intervals
 from subtune_jax.studies import fields
 from subtune_jax.studies.compare import record as record_lib
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from subtune_jax.calibration import resampling
-from subtune_jax.report import intervals
+from subtune_jax.statistics import intervals
 from subtune_jax.studies import epoch_files
 
 Row = dict[str, Any]

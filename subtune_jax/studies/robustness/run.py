@@ -17,7 +17,6 @@ import numpy as np
 
 from subtune_jax import data, methods
 from subtune_jax.data import splits
-from subtune_jax.report import intervals
 from subtune_jax.robustness import (
   distortion,
   domain_gap,
@@ -25,6 +24,7 @@ from subtune_jax.robustness import (
   recommend,
   selection,
 )
+from subtune_jax.statistics import intervals
 from subtune_jax.studies import epoch_files
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare

@@ -16,7 +16,8 @@ import numpy as np
 
 from subtune_jax import files
 from subtune_jax.report import estimate as estimate_lib
-from subtune_jax.report import intervals, words
+from subtune_jax.report import words
+from subtune_jax.statistics import intervals
 from subtune_jax.studies import fields as fields_lib
 from subtune_jax.studies.compare import record as compare_record
 

@@ -11,9 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-# 97.5 % points of Student's t for 1, 2, ... degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_NORMAL = 1.959964  # and of the normal distribution
+from subtune_jax.statistics import folds
 
 
 class Bootstrap(NamedTuple):
@@ -105,25 +103,6 @@ def draw_counts(rng: np.random.Generator, num_resamples: int, num_items: int) ->
   return rng.multinomial(num_items, weights, size=num_resamples).astype(np.float64)
 
 
-def standard_error(values: npt.ArrayLike) -> float:
-  """Returns the standard error of the mean of independent values, such as one accuracy per seed.
-
-  Args:
-    values: [n] numbers, n >= 2.
-
-  Raises:
-    ValueError: fewer than two values, or one that is not finite.
-  """
-  values = np.asarray(values, np.float64)
-  if values.ndim != 1 or len(values) < 2:
-    raise ValueError(
-      f"values have shape {values.shape}: a standard error needs a flat list of two or more, so"
-      " train with more seeds"
-    )
-  _check_finite("values", values)
-  return float(values.std(ddof=1) / np.sqrt(len(values)))
-
-
 def fold_difference(
   first: npt.ArrayLike, second: npt.ArrayLike
 ) -> tuple[float, float, float] | None:
@@ -147,20 +126,8 @@ def fold_difference(
   if count < 2:
     return None
   mean = float(differences.mean())
-  variance = float(differences.var(ddof=1)) * (1 / count + 1 / (num_folds - 1))
-  half = _student(count - 1) * np.sqrt(variance)
+  half = folds.t_half(0.95, count - 1) * folds.standard_error(differences, 1 / (num_folds - 1))
   return mean, float(mean - half), float(mean + half)
-
-
-def _student(degrees: int) -> float:
-  """The 97.5 % point of Student's t; past the table the first terms of its expansion."""
-  if degrees <= len(_STUDENT):
-    return _STUDENT[degrees - 1]
-  z, n = _NORMAL, degrees
-  first = (z**3 + z) / (4 * n)
-  second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-  third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-  return z + first + second + third
 
 
 def _group_sums(scores: np.ndarray, group_index: np.ndarray, num_groups: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from subtune_jax.report import intervals
+from subtune_jax.statistics import intervals
 
 
 def _draws(seed, num_resamples, num_groups, num_seeds):
@@ -154,10 +154,6 @@ def test_fast_enough_for_a_report():
   assert time.process_time() - begin < 3.0
 
 
-def test_standard_error():
-  assert intervals.standard_error([1.0, 2.0, 3.0, 6.0]) == pytest.approx(np.sqrt(14 / 3 / 4))
-
-
 GOOD = np.ones((2, 3))
 GROUPS = np.array(["a", "b", "b"])
 
@@ -179,9 +175,3 @@ GROUPS = np.array(["a", "b", "b"])
 def test_errors_name_the_value(correct, groups, options, message):
   with pytest.raises(ValueError, match=message):
     intervals.paired_bootstrap(correct, groups, **options)
-
-
-@pytest.mark.parametrize("values", [[], [0.5], [[0.5, 0.6]], [0.5, np.inf]])
-def test_standard_error_refuses(values):
-  with pytest.raises(ValueError, match="values"):
-    intervals.standard_error(values)

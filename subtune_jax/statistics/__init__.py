@@ -1,0 +1,1 @@
+"""Intervals and tests that several rooms share: bootstraps, and means over folds that overlap."""
