@@ -25,7 +25,7 @@ ACTIVATIONS = {
 }
 
 # Fields that do not change inference: training, bookkeeping, what a call returns, text generation,
-# the pooler and the mask token, neither of which is read.
+# the pooler and the mask token, neither of which is read; and what is compared on its own.
 INERT = frozenset((
   "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
   "add_cross_attention", "apply_layernorm", "architectures", "attention_dropout",
@@ -39,7 +39,8 @@ INERT = frozenset((
   "length_penalty", "max_length", "min_length", "model_type", "no_repeat_ngram_size",
   "num_beam_groups", "num_beams", "num_labels", "num_return_sequences", "out_features",
   "out_indices", "output_attentions", "output_hidden_states", "output_scores", "pad_token_id",
-  "pooler_act", "pooler_output_size", "prefix", "problem_type", "quantization_config",
+  "pooler_act", "pooler_output_size", "prefix", "problem_type",
+  "projection_dim", "quantization_config",
   "remove_invalid_values", "repetition_penalty", "reshape_hidden_states", "return_dict",
   "return_dict_in_generate", "sep_token_id", "stage_names", "suppress_tokens",
   "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
@@ -48,7 +49,7 @@ INERT = frozenset((
 ))  # fmt: skip
 # Of a file of two towers, outside of "vision_config".
 INERT_OUTSIDE = frozenset((
-  "logit_scale_init_value", "projection_dim", "text_config", "text_config_dict",
+  "logit_scale_init_value", "text_config", "text_config_dict",
   "vision_config", "vision_config_dict",
 ))  # fmt: skip
 

@@ -189,7 +189,7 @@ def _structure(
   """Rows of what the type's class has and the model has not, or the other way round."""
   found = {option: getattr(model, option) for option in hub_type.structure}
   rows = [
-    f"{option}: {theirs!r} in every {name!r}, {found[option]!r} in the model"
+    f"{option}: {theirs!r} by model_type {name!r}, {found[option]!r} in the model"
     for option, theirs in hub_type.structure.items()
     if theirs is not hub_types.ANY and found[option] != theirs
   ]
@@ -226,7 +226,7 @@ def _sizes(
     for field, count in (("num_labels", _count(config)), ("id2label", _count(config, "id2label"))):
       if count is not None and count != classes:
         rows.append(f"{field}: {errors.shown(count)} classes in the file, {classes} in the weights")
-  if hub_type.nested and getattr(model, "projection", None) is not None:
+  if hub_type.projection_pool and model.projection is not None:
     rows += _row("projection_dim", config, {"projection_dim": 512}, model.projection)
   return rows
 

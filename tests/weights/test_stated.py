@@ -15,6 +15,7 @@ from subtune_jax import models, weights
 torch = pytest.importorskip("torch", reason="the peers are torch models")
 transformers = pytest.importorskip("transformers", reason="the peers are its models")
 
+torch.set_num_threads(1)
 _SIZE, _CLASSES = 16, 5
 _BODY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": _SIZE,
          "patch_size": 8}  # fmt: skip
@@ -235,7 +236,13 @@ def _refusal(path, name):
   return None
 
 
-@pytest.mark.parametrize("name", _MUTATIONS)
+_SLOW = ("dinov2", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in _MUTATIONS],
+)
 def test_every_config_that_changes_torchs_result_is_refused(name, tmp_path):
   path, config = _folder(name, tmp_path)
   expected = _run(_net(name))
