@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from subtune_jax.models import backbone, batch_norm, convolution, layers
 
-EPSILON = 1e-6  # of every LayerNorm
+EPSILON = 1e-6  # of every LayerNorm but the top's, which is an option
 _KERNEL = 7
 _EXPAND = 4
 _LAYER_SCALE = 1e-6  # at initialisation
@@ -91,12 +91,13 @@ class Unit(nn.Module):
 class Top(nn.Module):
   """Mean over the map and LayerNorm, in float32: [n, h, w, c] to [n, c]."""
 
+  epsilon: float
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-    return _LayerNorm(dtype=jnp.float32, name="norm")(x).astype(self.dtype)
+    return _LayerNorm(epsilon=self.epsilon, dtype=jnp.float32, name="norm")(x).astype(self.dtype)
 
 
 class ConvNeXt(backbone.Backbone, kw_only=True):
@@ -105,10 +106,12 @@ class ConvNeXt(backbone.Backbone, kw_only=True):
   Attributes:
     depths: units of each stage.
     widths: channels of each stage.
+    top_epsilon: of the last LayerNorm; 1e-12 in most files of Hugging Face transformers.
   """
 
   depths: tuple[int, ...]
   widths: tuple[int, ...]
+  top_epsilon: float = EPSILON
 
   def __post_init__(self):
     if not self.depths or len(self.depths) != len(self.widths) or min(self.depths) < 1:
@@ -131,7 +134,7 @@ class ConvNeXt(backbone.Backbone, kw_only=True):
     if block == "stem":
       return Stem(self.widths[0], self.dtype, name=name)
     if block == "top":
-      return Top(self.dtype, name=name)
+      return Top(self.top_epsilon, self.dtype, name=name)
     stage, unit = stage_and_unit(block)
     return Unit(self.widths[stage - 1], stage > 1 and unit == 1, self.dtype, name=name)
 

@@ -26,6 +26,12 @@ class Refused(Exception):
     self.fix = fix
 
 
+def shown(value: object) -> str:
+  """Returns what an error message shows of a value from a file."""
+  text = repr(value)
+  return text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]}..."
+
+
 def quote(text: str) -> str:
   """Returns what an error message shows of a text from a file, which may be of any length."""
   return repr(text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]}...")

@@ -9,6 +9,7 @@ from absl import logging
 from flax import linen as nn
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.weights import errors, naming
@@ -137,6 +138,7 @@ def convert(
     for path, shape in wrong.items()
     if path not in skipped
   ]
+  rows += _whole_numbers(tensors, match)
   rows = rows or _not_finite(loaded, match)
   if rows:
     raise errors.WeightsError(_message(where, match, rows))
@@ -181,6 +183,15 @@ def _unmatched(names: frozenset[str], match: Match) -> list[str]:
       rows += [f"missing from the file: {k} ({group.what})" for k in sorted(group.keys - names)]
     spare -= found
   return rows + [f"unexpected in the file: {key}" for key in sorted(spare)]
+
+
+def _whole_numbers(tensors: Mapping[str, np.ndarray], match: Match) -> list[str]:
+  """A row for every wanted tensor of a type without fractions: quantised, its scale unknown."""
+  return [
+    f"{key} is {tensors[key].dtype} in the file: quantised values need their scale; save floats"
+    for key in sorted(match.wanted & frozenset(tensors))
+    if not jnp.issubdtype(tensors[key].dtype, jnp.floating)
+  ]
 
 
 def _not_finite(arrays: Mapping[str, np.ndarray], match: Match) -> list[str]:

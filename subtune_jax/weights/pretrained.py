@@ -8,13 +8,14 @@ import mmap
 import pathlib
 from typing import Any, NamedTuple
 
+from absl import logging
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from subtune_jax.data import preprocess
 from subtune_jax.models import heads
-from subtune_jax.weights import errors, files, known, matching, sidecar
+from subtune_jax.weights import errors, files, known, matching, sidecar, stated
 
 
 class Pretrained(NamedTuple):
@@ -27,6 +28,8 @@ class Pretrained(NamedTuple):
     sha256: of the file.
     not_loaded: '/'-paths into params that were initialised instead: the head, when the file has
       none or one of another number of classes.
+    not_checked: hyper-parameters that shapes do not tell and that no `config.json` beside the
+      weights states, and its fields that are not known; one text for each reason.
   """
 
   variables: Mapping[str, Any]
@@ -34,6 +37,7 @@ class Pretrained(NamedTuple):
   name: str
   sha256: str
   not_loaded: tuple[str, ...]
+  not_checked: tuple[str, ...] = ()
 
 
 def load_pretrained(
@@ -50,6 +54,9 @@ def load_pretrained(
   tower); every variable of the model is in the file, but for the head, which is initialised (kernel
   lecun_normal, bias zero) and listed when the file has none or one of another number of classes.
 
+  What a `config.json` of transformers or timm beside the weights states must be true of the model;
+  what cannot be checked is in `not_checked` and logged. Files of known names have no such file.
+
   Args:
     name_or_path: one of `names()`, or the path of a file or of an Orbax checkpoint.
     model: from `models.create`.
@@ -60,15 +67,15 @@ def load_pretrained(
 
   Raises:
     WeightsError: an unknown name, a file that is missing (with the command that gets it), damaged,
-      or has an unexpected hash, tensors that do not fit the model (one message with both sides), or
-      a file that does not say its preprocessing.
+      or has an unexpected hash, tensors or a `config.json` that do not fit the model (one message
+      with both sides), or a file that does not say its preprocessing.
   """
   path, entry = known.find(str(name_or_path))
   content = None if path.is_dir() else files.map_file(path)
   with futures.ThreadPoolExecutor(1) as pool:  # hashing needs no interpreter
     hashing = pool.submit(_sha256, path, content)
     try:
-      match, loaded, not_loaded = _load(path, content, model)
+      match, loaded, not_loaded, not_checked = _load(path, content, model, entry)
     except errors.WeightsError:
       if entry:
         known.check_digest(path, entry, hashing.result())
@@ -80,7 +87,7 @@ def load_pretrained(
   if not_loaded:
     loaded["params"]["head"] = _shapes(model)["params"]["head"]
     loaded = heads.init_head(model, loaded, seed, sha256)
-  return Pretrained(loaded, seen, str(name_or_path), sha256, not_loaded)
+  return Pretrained(loaded, seen, str(name_or_path), sha256, not_loaded, not_checked)
 
 
 def random_weights(
@@ -105,13 +112,22 @@ def _sha256(path: pathlib.Path, content: mmap.mmap | bytes | None) -> str:
 
 
 def _load(
-  path: pathlib.Path, content: mmap.mmap | bytes | None, model: nn.Module
-) -> tuple[matching.Match, dict[str, Any], tuple[str, ...]]:
-  """The scheme of a file, the variables that it gives, and the paths that it does not."""
+  path: pathlib.Path,
+  content: mmap.mmap | bytes | None,
+  model: nn.Module,
+  entry: known.Known | None,
+) -> tuple[matching.Match, dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+  """The scheme of a file, its variables, the paths that it lacks, and what was not checked."""
   where, shapes = str(path), _shapes(model)
   tensors = files.read_folder(path) if content is None else files.parse(content, where)
   match = matching.recognise(tensors, model, matching.paths(shapes), where)
-  return match, *matching.convert(tensors, shapes, match, where)
+  loaded, not_loaded = matching.convert(tensors, shapes, match, where)
+  if entry:  # the folder of known files is shared
+    return match, loaded, not_loaded, ()
+  notes = stated.check(path, model, match, tensors, not not_loaded)
+  if notes:
+    logging.info("%s: not checked: %s", where, "; ".join(notes))
+  return match, loaded, not_loaded, notes
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ import numpy as np
 from subtune_jax.data import preprocess
 from subtune_jax.weights import errors
 
+_MAX_BYTES = 16 * 2**20
 _PILLOW_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -31,14 +32,49 @@ def read(path: pathlib.Path) -> preprocess.Preprocessing | None:
   )
   for name, reader in readers:
     beside = path.parent / name
-    if beside.is_file():
+    config = read_json(beside)
+    if config is not None:
       try:
-        found = reader(json.loads(beside.read_text()))
+        found = reader(config)
       except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise errors.WeightsError(f"{beside} says no preprocessing that is understood: {e}") from e
       if found is not None:
         return found
   return None
+
+
+def read_json(path: pathlib.Path) -> Mapping[str, Any] | None:
+  """Returns the object in a JSON file; None where there is no such file.
+
+  Raises:
+    WeightsError: it cannot be read, is too large, or holds something else.
+  """
+  if not path.exists():
+    return None
+  try:
+    with path.open("rb") as f:
+      content = f.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+      raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+    found = json.loads(content, object_pairs_hook=_once, parse_constant=_no_constant)
+    if not isinstance(found, dict):
+      raise ValueError(f"it holds a {type(found).__name__}, an object is expected")
+  except (OSError, ValueError, RecursionError) as e:
+    raise errors.WeightsError(
+      f"{path} beside the weights cannot be read: {e}; get it again, or move it away"
+    ) from e
+  return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError(f"a key is written twice among {errors.shown([key for key, _ in pairs])}")
+  return found
+
+
+def _no_constant(name: str) -> float:
+  raise ValueError(f"{name} is not a number of JSON")
 
 
 def _bytes(values: Any, scale: float = 255.0) -> tuple[float, ...]:
