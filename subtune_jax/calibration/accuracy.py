@@ -59,7 +59,7 @@ def accuracy_matrix(
     balanced: mean over the classes of A that have examples, instead of over examples.
 
   Returns:
-    [A, B], in [0, 1].
+    [A, B], in [0, 1]. Traced, NaN for values that are refused.
 
   Raises:
     ValueError: see `checks`; an empty set; a set without examples; top_k below 1.
@@ -89,11 +89,12 @@ def accuracy_matrix(
   for allowed in label_spaces:
     rank, possible = map(arrays.host, arrays.map_rows(_rank, (logits, labels), (allowed,)))
     right.append((rank < top_k) & possible)
-  labels, true_sets = arrays.host(labels), arrays.host(true_sets)
+  host_labels, true_sets = arrays.host(labels), arrays.host(true_sets)
   xp = arrays.namespace(labels, true_sets, *right)
-  count = [_per_class(xp, labels, xp.asarray(r), num_classes) for r in right]
-  totals = _per_class(xp, labels, xp.ones(labels.shape, bool), num_classes)
-  return _ratios(xp, xp.stack(count), totals, true_sets, balanced)
+  count = [_per_class(xp, host_labels, xp.asarray(r), num_classes) for r in right]
+  totals = _per_class(xp, host_labels, xp.ones(labels.shape, bool), num_classes)
+  valid = checks.valid(logits, host_labels, fits=label_spaces.any(-1).all())
+  return arrays.nan_unless(valid, _ratios(xp, xp.stack(count), totals, true_sets, balanced))
 
 
 def _ratios(xp: ModuleType, right: Array, totals: Array, sets: Array, balanced: bool) -> Array:

@@ -41,7 +41,17 @@ def host(x: Array) -> Array:
 
 def widen(xp: ModuleType, x: Array) -> Array:
   """`x` in the precision that sums are made in: float64 in numpy, at least float32 in JAX."""
-  return x.astype(np.float64 if xp is np else jnp.promote_types(x.dtype, jnp.float32))
+  return x.astype(np.float64) if xp is np else at_least_float32(x)
+
+
+def at_least_float32(x: Array) -> Array:
+  """`x` in its own precision, but lower ones as float32."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def nan_unless(valid: Array | bool, x: Array) -> Array:
+  """The floats `x`, or NaN all over where the traced `valid` (`checks.valid`) is false."""
+  return x if valid is True else jnp.where(valid, x, np.nan)
 
 
 def blocks(logits: np.ndarray) -> Iterator[slice]:

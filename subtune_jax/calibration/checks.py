@@ -1,6 +1,7 @@
 """What the functions of this room refuse, and what they say.
 
-Shapes and types are always checked, values only where they can be read: inside jit they cannot.
+Shapes and types are always checked, values only where they can be read. Inside jit they cannot:
+there a function's floats are all NaN for values that it refuses elsewhere (`valid`).
 """
 
 from typing import Any
@@ -126,6 +127,29 @@ def groups(absent: Any, third: Any, num_classes: int) -> tuple[Array, Array]:
     if (absent_ | third_).all():
       raise ValueError(f"absent and third mark all {num_classes} classes: leave at least one seen")
   return absent, third
+
+
+def valid(
+  logits_: Array, labels_: Any = None, *masks: Any, finite: bool = False, fits: Any = True
+) -> Array | bool:
+  """Whether the functions above let the values pass: True, or traced where they cannot be read.
+
+  Args:
+    logits_: [..., C].
+    labels_: [N], in 0..C-1; or None.
+    *masks: [C] each: every one and what all of them leave must mark a class.
+    finite: as of `logits`.
+    fits: another condition, known or traced.
+  """
+  if all(arrays.is_concrete(x) for x in (logits_, labels_, fits, *masks)):
+    return True
+  top = logits_.max(-1)
+  fine = (jnp.isfinite(logits_) if finite else (top > -np.inf) & (top < np.inf)).all() & fits
+  if labels_ is not None:
+    fine &= ((labels_ >= 0) & (labels_ < logits_.shape[-1])).all()
+  for marked in masks:
+    fine &= jnp.any(marked)
+  return fine & ~jnp.all(sum(jnp.asarray(m, "int32") for m in masks) == 1) if masks else fine
 
 
 def occur(labels_: Array, classes: Array, what: str) -> None:

@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.calibration import arrays, checks
@@ -32,7 +33,7 @@ def _mean(f: Any, logits: Any, labels: Any) -> Array:
   logits = checks.logits(logits)
   labels = checks.labels(labels, *logits.shape)
   (values,) = arrays.map_rows(f, (logits, labels))
-  mean = arrays.host(values).mean()
+  mean = arrays.nan_unless(checks.valid(logits, labels), arrays.host(values).mean())
   return float(mean) if isinstance(mean, np.generic) else mean
 
 
@@ -82,14 +83,21 @@ class Reliability(NamedTuple):
   accuracy: Array
 
 
-def _bins(xp: ModuleType, confidence: Array, num_bins: int, binning: str) -> Array:
+def _bins(xp: ModuleType, confidence: Array, num_bins: int, binning: str, rounding: float) -> Array:
+  """The bin [N] of each example; `rounding` is relative."""
   if binning == "width":
     edges = xp.asarray(np.arange(1, num_bins) / num_bins, confidence.dtype)
-    return xp.searchsorted(edges, confidence, side="left")
-  n = confidence.shape[0]
-  starts = xp.asarray([-(-k * n // num_bins) for k in range(1, num_bins)], "int32")
-  rank = xp.searchsorted(xp.sort(confidence), confidence, side="left")
-  return xp.searchsorted(starts, rank, side="right")
+  else:
+    n = confidence.shape[0]
+    last = np.array([-(-k * n // num_bins) - 1 for k in range(1, num_bins)], np.int32)
+    edges = xp.sort(confidence)[last]
+  return xp.searchsorted(edges * (1 + rounding), confidence, side="left")
+
+
+def _rounding(xp: ModuleType, logits: Array) -> float:
+  """How far, relatively, rounding may move the probability that `_top` finds."""
+  eps = np.finfo(np.float64) if xp is np else jnp.finfo(jnp.promote_types(logits.dtype, "float32"))
+  return float(eps.eps) * (8 + logits.shape[1])  # a sum of C terms, and exp and log of it
 
 
 def reliability(
@@ -101,11 +109,14 @@ def reliability(
     logits: [N, C].
     labels: [N].
     num_bins: B.
-    binning: "width" for the bins (k/B, (k+1)/B], "mass" for bins of equally many examples, where
-      equal confidences stay in one bin.
+    binning: "width" for the bins (k/B, (k+1)/B]; "mass" for bins of equally many examples: the
+      k-th edge is the confidence of example ceil(k N / B) in ascending order. Confidences up to an
+      edge are below it, and so are those above it by less than the rounding of a softmax,
+      (C + 8) * eps relatively (eps of float64 for numpy, else of float32 or what the logits have
+      beyond): equal confidences are in one bin, whatever the order of their classes.
 
   Returns:
-    Counts, mean confidence and accuracy of each bin.
+    Counts, mean confidence and accuracy of each bin. Traced, NaN for values that are refused.
 
   Raises:
     ValueError: see `checks`; another binning; fewer than one bin.
@@ -123,7 +134,8 @@ def reliability(
   labels = checks.labels(labels, *logits.shape)
   confidence, right = map(arrays.host, arrays.map_rows(_top, (logits, labels)))
   xp = arrays.namespace(confidence, right)
-  bins = _bins(xp, confidence, num_bins, binning)
+  rounding = _rounding(arrays.namespace(logits, labels), logits)
+  bins = _bins(xp, confidence, num_bins, binning, rounding)
   if xp is np:
     counts, hits = (np.bincount(bins[m], minlength=num_bins) for m in (right | True, right))
     mean = np.bincount(bins, confidence, num_bins) / np.maximum(counts, 1)
@@ -135,7 +147,9 @@ def reliability(
   for _ in range(arrays.SCATTER_PASSES):
     rest = jax.ops.segment_sum(confidence - mean[bins], bins, num_bins)
     mean = mean + rest / xp.maximum(counts, 1)
-  return Reliability(counts, mean, hits / xp.maximum(counts, 1))
+  valid = checks.valid(logits, labels)
+  mean, accuracy = (arrays.nan_unless(valid, x) for x in (mean, hits / xp.maximum(counts, 1)))
+  return Reliability(counts, mean, accuracy)
 
 
 def ece(logits: Any, labels: Any, *, num_bins: int = 15, binning: str = "width") -> Array:

@@ -32,7 +32,8 @@ class Curve:
 
   Attributes:
     thresholds: [T] margins at which an answer changes, ascending, equal ones repeated. Under jit
-      one per example, filled up with +inf.
+      one per example, filled up with +inf; all NaN, and so are the numbers made of the curve, where
+      values were refused outside it.
     seen_right: [T + 1] right answers among the examples of seen classes.
     unseen_right: [T + 1] the same of absent classes.
     right: [T + 1] right answers among all examples.
@@ -52,17 +53,17 @@ class Curve:
   @property
   def seen(self) -> Array:
     """Acc_S/Y of each point, [T + 1], falling."""
-    return self.seen_right / self.num_seen
+    return self._known(self.seen_right / self.num_seen)
 
   @property
   def unseen(self) -> Array:
     """Acc_U/Y of each point, [T + 1], rising."""
-    return self.unseen_right / self.num_unseen
+    return self._known(self.unseen_right / self.num_unseen)
 
   @property
   def overall(self) -> Array:
     """Acc_Y/Y of each point, [T + 1]."""
-    return self.right / self.num_examples
+    return self._known(self.right / self.num_examples)
 
   def ausuc(self) -> Array:
     """Area under (Acc_S/Y, Acc_U/Y) by trapezoids, in [0, 1]."""
@@ -71,7 +72,7 @@ class Curve:
       twice = np.sum((unseen[1:] + unseen[:-1]) * (seen[:-1] - seen[1:]))
       return twice / (2 * self.num_seen * self.num_unseen)
     lost = (seen[:-1] - seen[1:]) / self.num_seen
-    return ((unseen[1:] + unseen[:-1]) / (2 * self.num_unseen) * lost).sum()
+    return self._known(((unseen[1:] + unseen[:-1]) / (2 * self.num_unseen) * lost).sum())
 
   def best_gamma(self) -> Array:
     """gamma-star: maximises Acc_Y/Y; an oracle where the data are test data. See `best_gamma`."""
@@ -83,7 +84,13 @@ class Curve:
     total = self.seen + self.unseen
     values = 2 * self.seen * self.unseen / xp.where(total > 0, total, 1)
     values = xp.where(self._reached(), values, -1.0)
-    return values.max(), self.middle(values)
+    return self._known(values.max()), self.middle(values)
+
+  def _known(self, x: Array) -> Array:
+    """The floats `x`, or NaN where the thresholds are."""
+    if arrays.namespace(self.thresholds) is np:
+      return x
+    return arrays.nan_unless(~jnp.isnan(self.thresholds).any(), x)
 
   def _bounds(self) -> tuple[Array, Array]:
     xp = arrays.namespace(self.thresholds)
@@ -119,7 +126,7 @@ class Curve:
     gamma = xp.where(no_low, xp.minimum(finite_high - 1, 0), gamma)
     gamma = xp.where(no_high, xp.maximum(finite_low + 1, 0), gamma)
     gamma = xp.where(no_low & no_high, 0, gamma)
-    return float(gamma) if xp is np else gamma
+    return float(gamma) if xp is np else self._known(gamma)
 
 
 def _best(xp: ModuleType, z: Array, absent: Array) -> tuple[Array, ...]:
@@ -155,7 +162,7 @@ def margins(logits: Any, absent: Any) -> Array:
   seen_side, _, absent_side, _ = arrays.map_rows(_best, (logits,), (absent,))
   if isinstance(seen_side, np.ndarray):
     return arrays.host(seen_side) - arrays.host(absent_side)
-  return seen_side - absent_side
+  return arrays.nan_unless(checks.valid(logits, None, absent), seen_side - absent_side)
 
 
 def seen_unseen_curve(logits: Any, labels: Any, absent: Any, third: Any = None) -> Curve:
@@ -188,7 +195,12 @@ def seen_unseen_curve(logits: Any, labels: Any, absent: Any, third: Any = None) 
   checks.occur(labels, ~(absent | third), "a seen class")
   margin, right, unseen = right_in_own_group(logits, labels, absent)
   of_third = arrays.host(third[labels])
-  return _count(arrays.namespace(margin, unseen, of_third), margin, right, unseen, of_third)
+  curve = _count(arrays.namespace(margin, unseen, of_third), margin, right, unseen, of_third)
+  alone = ~(absent & third).any()
+  both = (curve.num_seen > 0) & (curve.num_unseen > 0)
+  valid = checks.valid(logits, labels, absent, fits=alone & both)
+  thresholds = arrays.nan_unless(valid, curve.thresholds)
+  return dataclasses.replace(curve, thresholds=thresholds)
 
 
 def right_in_own_group(logits: Array, labels: Array, absent: Array) -> tuple[Array, Array, Array]:

@@ -54,4 +54,6 @@ def decompose(logits: Any, absent: Any) -> Decomposition:
   in_absent, in_seen = totals
   either = xp.logaddexp(in_absent, in_seen)
   within = z - xp.where(absent, in_absent, in_seen)
-  return Decomposition((in_absent - either)[..., 0], (in_seen - either)[..., 0], within)
+  valid = checks.valid(logits, None, absent, finite=True)
+  parts = (in_absent - either)[..., 0], (in_seen - either)[..., 0], within
+  return Decomposition(*(arrays.nan_unless(valid, part) for part in parts))

@@ -22,7 +22,7 @@ def calibrate(logits: Any, absent: Any, gamma: Any) -> Array:
     gamma: in logits. With +inf the other classes get -inf, with -inf the absent ones: the limits.
 
   Returns:
-    [..., C], in the precision of `logits`.
+    [..., C], in the precision of `logits`, but at least float32. Traced, NaN for what is refused.
 
   Raises:
     ValueError: see `checks`; gamma is NaN or no single number.
@@ -42,11 +42,14 @@ def calibrate(logits: Any, absent: Any, gamma: Any) -> Array:
   if arrays.is_concrete(gamma) and np.isnan(float(gamma)):
     raise ValueError("gamma is NaN: give a number, or inf or -inf for the limits")
   xp = arrays.namespace(logits, absent, gamma)
+  valid = checks.valid(logits, None, absent, fits=xp.isnan(gamma) == 0)
+  logits = arrays.at_least_float32(logits)
   absent = absent.reshape((1,) * (logits.ndim - 1) + (-1,))
   infinite = xp.isinf(gamma)
   shift = xp.where(infinite, 0, gamma).astype(logits.dtype)
   moved = xp.where(absent, logits + shift, logits)
-  return xp.where(infinite & (absent == (gamma < 0)), xp.asarray(-np.inf, logits.dtype), moved)
+  limit = xp.asarray(-np.inf, logits.dtype)
+  return arrays.nan_unless(valid, xp.where(infinite & (absent == (gamma < 0)), limit, moved))
 
 
 def _gaps(xp: ModuleType, z: Array, labels: Array, absent: Array) -> tuple[Array]:
@@ -70,7 +73,7 @@ def average_logit_gap(logits: Any, labels: Any, absent: Any) -> Array:
     absent: [C], boolean.
 
   Returns:
-    gamma, in logits.
+    gamma, in logits. Traced, NaN for values that are refused.
 
   Raises:
     ValueError: see `checks`; a label of an absent class; fewer than two seen classes; -inf.
@@ -89,7 +92,10 @@ def average_logit_gap(logits: Any, labels: Any, absent: Any) -> Array:
                        f"classes, got 1 of {len(absent)}")  # fmt: skip
     _refuse_absent(labels, absent, "fine-tuning training data")
   (gaps,) = arrays.map_rows(_gaps, (logits, labels), (absent,))
-  gamma = arrays.host(gaps).mean()
+  xp = arrays.namespace(labels, absent)
+  of_absent = xp.asarray(absent)[xp.asarray(labels)].any()
+  valid = checks.valid(logits, labels, absent, finite=True, fits=~of_absent)
+  gamma = arrays.nan_unless(valid, arrays.host(gaps).mean())
   return float(gamma) if isinstance(gamma, np.generic) else gamma
 
 
@@ -147,7 +153,7 @@ def pseudo_cross_validation_gamma(
     absent: [C], boolean: truly absent classes. Not traced.
 
   Returns:
-    gamma, in logits.
+    gamma, in logits. Traced, NaN for values that are refused.
 
   Raises:
     ValueError: see `checks`; lengths that differ; a label or a pseudo-absent class that is absent;
@@ -191,8 +197,10 @@ def _balance(logits: Any, labels: Any, pseudo_absent: Array, absent: Any) -> Arr
   checks.occur(labels, pseudo_absent, "a pseudo-absent class")
   checks.occur(labels, ~(pseudo_absent | absent), "a pseudo-seen class")
   kept = np.flatnonzero(~absent)
-  new_label = arrays.namespace(labels).asarray(np.cumsum(~absent) - 1)
-  curve = curve_lib.seen_unseen_curve(logits[:, kept], new_label[labels], pseudo_absent[kept])
+  xp = arrays.namespace(labels)
+  new_labels = xp.asarray(np.where(absent, -1, np.cumsum(~absent) - 1))[labels]
+  new_labels = xp.where((labels >= 0) & (labels < num_classes), new_labels, -1)  # -1 is refused
+  curve = curve_lib.seen_unseen_curve(logits[:, kept], new_labels, pseudo_absent[kept])
   fits = len(logits) ** 2 // 4 < 2**31  # the products in int32
   if isinstance(curve.seen_right, np.ndarray) or fits:  # exact, in integers
     difference = curve.seen_right * curve.num_unseen - curve.unseen_right * curve.num_seen

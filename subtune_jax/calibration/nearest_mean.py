@@ -80,7 +80,9 @@ def class_means(
   for _ in range(1 if xp is np else arrays.SCATTER_PASSES):
     (sums,) = arrays.sum_rows(_block_sums, (features, labels), (means, cosine))
     means = means + sums / xp.maximum(counts, 1)[:, None]
-  return (_normalize(xp, means) if cosine else means), counts
+  means = _normalize(xp, means) if cosine else means
+  valid = checks.valid(features, finite=True, fits=((labels >= 0) & (labels < num_classes)).all())
+  return arrays.nan_unless(valid, means), counts
 
 
 def _scores(xp: ModuleType, features: Array, means: Array, counts: Array, cosine: bool):
@@ -123,4 +125,4 @@ def ncm_logits(features: Any, means: Any, counts: Any, *, distance: str = "cosin
   if arrays.is_concrete(counts) and not (counts > 0).any():
     raise ValueError("no class has examples: counts are all 0")
   (scores,) = arrays.map_rows(_scores, (features,), (means, counts, distance == "cosine"))
-  return scores
+  return arrays.nan_unless(checks.valid(features, finite=True, fits=(counts > 0).any()), scores)

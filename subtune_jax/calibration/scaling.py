@@ -57,7 +57,8 @@ def fit_temperature(logits: Any, labels: Any) -> Array:
     labels: [N].
 
   Returns:
-    T > 0. A traced fit whose optimum is not finite returns an end of its search.
+    T > 0. A traced fit whose optimum is not finite returns an end of its search, one of
+    values that are refused NaN.
 
   Raises:
     ValueError: see `checks`; no finite T > 0 is best: every answer is right (T -> 0), or the
@@ -73,7 +74,8 @@ def fit_temperature(logits: Any, labels: Any) -> Array:
   if not (arrays.is_concrete(logits) and arrays.is_concrete(labels)):
     step = lambda _, state: _newton_step(logits, labels, state)  # noqa: E731
     one = jax.numpy.ones((), jax.numpy.promote_types(logits.dtype, "float32"))
-    return 1 / jax.lax.fori_loop(0, NEWTON_STEPS, step, (one, 0 * one, one * np.inf))[0]
+    beta = jax.lax.fori_loop(0, NEWTON_STEPS, step, (one, 0 * one, one * np.inf))[0]
+    return arrays.nan_unless(checks.valid(logits, labels, finite=True), 1 / beta)
   better, short = map(arrays.host, arrays.map_rows(_summary, (logits, labels)))
   if better.mean() <= 0:
     raise ValueError(
@@ -108,7 +110,9 @@ def apply_temperature(logits: Any, temperature: Any) -> Array:
   logits = checks.logits(logits, rank=None)
   if arrays.is_concrete(temperature) and not 0 < float(temperature) < np.inf:
     raise ValueError(f"temperature is {temperature}: it must be positive and finite")
-  return logits / temperature
+  temperature = checks.as_array(temperature)
+  valid = checks.valid(logits, fits=(temperature > 0) & (temperature < np.inf))
+  return arrays.nan_unless(valid, arrays.at_least_float32(logits) / temperature)
 
 
 class VectorScaling(NamedTuple):
@@ -257,4 +261,5 @@ def apply_vector(logits: Any, scaling: VectorScaling) -> Array:
     raise ValueError(f"the scaling is for {scaling.scale.shape[0]} classes, the logits have "
                      f"{logits.shape[-1]}")  # fmt: skip
   shape = (1,) * (logits.ndim - 1) + (-1,)
+  logits = arrays.at_least_float32(logits)
   return logits * scaling.scale.reshape(shape) + scaling.bias.reshape(shape)

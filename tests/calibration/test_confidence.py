@@ -172,3 +172,33 @@ def test_confidence_refuses():
     calibration.ece([[0.0, 1.0]], [0], num_bins=0)
   with pytest.raises(ValueError, match="NaN"):
     calibration.nll([[0.0, np.nan]], [0])
+
+
+@pytest.mark.parametrize("binning", ["width", "mass"])
+@pytest.mark.parametrize("dtype", [np.float64, jnp.float32])
+def test_confidences_that_differ_by_rounding_share_a_bin(binning, dtype):
+  generator = np.random.default_rng(9)
+  for classes in (7, 100):
+    row = generator.normal(size=classes)
+    row[0] = special.logsumexp(row[1:])  # of probability one half: at an edge between two bins
+    z = np.stack([generator.permutation(row) for _ in range(400)])
+    z = z if dtype is np.float64 else jnp.asarray(z, dtype)
+    found = calibration.reliability(z, np.zeros(400, int), num_bins=4, binning=binning)
+    assert found.counts.max() == 400
+    traced = jax.jit(lambda z: calibration.reliability(z, np.zeros(400, int), num_bins=4,
+                                                       binning=binning))  # fmt: skip
+    assert traced(z).counts.max() == 400
+
+
+def test_bins_of_equal_mass_are_split_at_quantiles():
+  """Against a loop over examples in ascending order; confidences here tie exactly or not at all."""
+  generator = np.random.default_rng(10)
+  for n, num_bins in ((50, 7), (5, 8), (400, 15)):
+    p = generator.integers(1, 30, n) / 100 + 0.6
+    z = np.log(np.stack([p, 1 - p], 1))
+    ordered, expected = np.sort(p), np.zeros(num_bins, int)
+    for value in p:
+      first = np.flatnonzero(np.isclose(ordered, value))[0]
+      expected[max(k for k in range(num_bins) if k * n <= first * num_bins)] += 1
+    got = calibration.reliability(z, np.zeros(n, int), num_bins=num_bins, binning="mass")
+    assert got.counts.tolist() == expected.tolist()

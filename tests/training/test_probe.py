@@ -11,7 +11,7 @@ from sklearn import datasets, linear_model
 
 from subtune_jax import data, methods
 from subtune_jax.models import heads
-from subtune_jax.training import ledger, loop, probe
+from subtune_jax.training import ledger, loop, probe, probe_objective, probe_solver
 from tests import tiny
 
 
@@ -141,9 +141,9 @@ def test_the_choice_over_the_grid_is_as_good_as_sklearns(problem, num_classes):
 def test_a_longer_grid_is_the_same_program_and_begins_alike():
   x, y, _, _ = PROBLEMS["digits"]
   first = _fit(x, y, [1.0, 0.1, 0.01])
-  programs = probe._follow._cache_size()
+  programs = probe_solver.follow._cache_size()
   second = _fit(x, y, [1.0, 0.1, 0.01, 1e-3, 1e-4])
-  assert probe._follow._cache_size() == programs
+  assert probe_solver.follow._cache_size() == programs
   for name in ("kernel", "bias", "iterations"):
     np.testing.assert_array_equal(getattr(first, name), getattr(second, name)[:3])
   assert _fit(x, y, [1.0, 1e-4], max_iterations=3).iterations.max() == 3
@@ -188,7 +188,7 @@ def test_cross_entropy_of_wrong_and_right_answers():
   margins = (logits - logits[np.arange(6), y][:, None]).T
   expected = -_log_softmax(logits.astype(np.float64))[np.arange(6), y]
   for i in range(6):
-    _, loss = probe._others(y[None, i : i + 1], margins[:, i : i + 1])
+    _, loss = probe_objective.others(y[None, i : i + 1], margins[:, i : i + 1])
     np.testing.assert_allclose(loss, expected[i], rtol=1e-6, atol=1e-15)
 
 
@@ -301,9 +301,9 @@ def test_new_options_change_no_key_at_their_defaults():
 def test_a_second_grid_of_another_length_compiles_nothing():
   x, y, _, _ = PROBLEMS["digits"]
   _fit(x, y, [1.0, 0.1])
-  before = probe._solve._cache_size()
+  before = probe_solver.solve._cache_size()
   _fit(x, y, [5.0, 0.5, 0.05], tol=1e-6, max_iterations=50)
-  assert probe._solve._cache_size() == before
+  assert probe_solver.solve._cache_size() == before
 
 
 def test_order_of_the_grid_is_kept():
