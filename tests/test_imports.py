@@ -12,9 +12,9 @@ import subtune_jax
 PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 # A room may import rooms of lower rank, and itself.
 RANK = {
-  "masks": 0, "verify": 0, "data": 0, "calibration": 0, "hooks": 1, "models": 1, "calibrate": 1,
-  "methods": 2, "weights": 2, "training": 3, "zoo": 3, "report": 3, "search": 4, "robustness": 4,
-  "experiments": 5, "command_line": 6, "main": 7,
+  "masks": 0, "verify": 0, "strict_json": 0, "data": 0, "calibration": 0, "hooks": 1, "models": 1,
+  "calibrate": 1, "methods": 2, "weights": 2, "training": 3, "zoo": 3, "report": 3, "search": 4,
+  "robustness": 4, "experiments": 5, "command_line": 6, "main": 7,
 }  # fmt: skip
 LONELY = ("masks", "data", "calibration")  # import none of the others
 HEAVY = (

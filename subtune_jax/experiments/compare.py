@@ -24,7 +24,7 @@ from subtune_jax.experiments import compare_config, facts, writers
 from subtune_jax.experiments import progress as progress_lib
 from subtune_jax.experiments import workdir as workdir_lib
 from subtune_jax.models import compile_cache, heads
-from subtune_jax.report import html, records, table
+from subtune_jax.report import explosion, html, records, table
 from subtune_jax.training import checkpoint, evaluate, export, loop, resume
 from subtune_jax.training import ledger as ledger_lib
 from subtune_jax.training import plan as plan_lib
@@ -430,6 +430,8 @@ def _train_method_on(
   outcome = "done" if row["history"] else "diverged"
   if row["validation_accuracy"] is not None:
     outcome = f"validation {row['validation_accuracy']:.3f}"
+  exploded = explosion.explosion(row["history"], row["moved"], run.engine.model.num_classes)
+  outcome += f" (exploded: {exploded})" if exploded else ""
   waits = [epoch["data_wait"] for epoch in row["history"] if "data_wait" in epoch]
   waited = f", {100 * np.mean(waits):.0f} % of the steps' time waiting for data" if waits else ""
   run.progress.line(
@@ -506,7 +508,13 @@ def _test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -
     variables, _ = export.load_task(run.workdir / "tasks" / key, run.pretrained.variables)
     tests[key] = {}
     for test in test_sets:
-      logits = masked(run.config, test, run.engine.predict(variables, test.images))
+      try:
+        logits = run.engine.predict(variables, test.images)
+      except stages_lib.NonFiniteLossError as e:
+        raise stages_lib.NonFiniteLossError(
+          f"{name}, learning rate {row['learning_rate']:g}, seed {row['seed']}, on {test.name}: {e}"
+        ) from e
+      logits = masked(run.config, test, logits)
       path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
       arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
       records.write_npz(run.workdir / path, {"logits": logits, **arrays})

@@ -26,7 +26,7 @@ from subtune_jax.robustness import (
   recommend,
   selection,
 )
-from subtune_jax.training import export
+from subtune_jax.training import evaluate, export
 from subtune_jax.training import plan as plan_lib
 
 Row = dict[str, Any]
@@ -114,7 +114,8 @@ class _Seen:
   def right(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Set -> whether each answer is right, [n] bool."""
     return {
-      own.name: arrays[f"logits/{own.name}"].argmax(-1) == own.examples.labels for own in self.sets
+      own.name: evaluate.predictions(arrays[f"logits/{own.name}"]) == own.examples.labels
+      for own in self.sets
     }
 
 

@@ -150,6 +150,7 @@ def results_section(summary: table.Summary, title: str = "Results") -> str:
       "<p>Bold: above every other method by a difference whose interval excludes 0. Undecided: "
       "the methods named cannot be told apart by these data. Small: 95 % intervals.</p>"
     )
+  note += "".join(f'<p class="edge">{escape(line)}</p>' for line in summary.unstable)
   return f"<h2>{escape(title)}</h2>{grid(header, rows, 'results')}{note}"
 
 

@@ -18,6 +18,8 @@ import zlib
 
 import numpy as np
 
+from subtune_jax import strict_json
+
 RESULTS = "results.json"
 IMAGES = "images.npz"
 HEAD = "head"
@@ -277,14 +279,14 @@ def _check_method(method: Mapping[str, Any], backbone: Mapping[str, Any], where:
 
 
 def read_record(path: pathlib.Path) -> Any:
-  """The content of a results.json, unchecked."""
+  """The content of a results.json, unchecked; see `strict_json.loads` for one that holds NaN."""
   if not path.is_file():
     raise FileNotFoundError(
       f"No {path.name} in {path.parent}: it is written when a run ends. Give the workdir of a "
       "finished run, or start the run again with this workdir and it goes on where it stopped."
     )
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return strict_json.loads(path.read_text(encoding="utf-8"))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(f"{path} is damaged, not JSON: {error}. Run again to write it.") from error
 

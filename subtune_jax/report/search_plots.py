@@ -101,8 +101,11 @@ def _profile_entries(record: Row, alone) -> list[tuple["Artist", str]]:
     entries.append((marks.point_entry(COLOR, MARKER, filled=True), "unit of the chosen set"))
   if any(t["complete"] and name not in record["chosen"] for name, t in alone.items()):
     entries.append((marks.point_entry(COLOR, MARKER, filled=False), "other unit"))
-  if any(not tried["complete"] for tried in alone.values()):
-    entries.append((marks.point_entry(_DROPPED, "x", filled=False), "dropped by the race"))
+  gone = [tried for tried in alone.values() if not tried["complete"]]
+  words = [w for w, is_it in (("dropped by the race", False), ("diverged", True))
+           if any(bool(t.get("diverged")) is is_it for t in gone)]  # fmt: skip
+  if gone:
+    entries.append((marks.point_entry(_DROPPED, "x", filled=False), ", or ".join(words)))
   if record["data"]["num_folds"] > 1:
     entries.append((marks.dots_entry(), "single folds"))
   return entries

@@ -11,7 +11,7 @@ import textwrap
 
 import numpy as np
 
-from subtune_jax.report import intervals, records
+from subtune_jax.report import explosion, intervals, records
 
 MEAN_OOD = "mean OOD"
 HIGHER, LOWER, UNDECIDED = "higher", "lower", "undecided"
@@ -95,6 +95,7 @@ class Summary:
     trained_once: methods with one training only, because another seed would give the same.
     sizes: per test set (images, concepts).
     num_resamples: of the bootstrap.
+    unstable: sentences on trainings that diverged or exploded.
   """
 
   columns: tuple[Column, ...]
@@ -106,6 +107,7 @@ class Summary:
   trained_once: tuple[str, ...]
   sizes: Mapping[str, tuple[int, int]]
   num_resamples: int
+  unstable: tuple[str, ...] = ()
 
   @property
   def titles(self) -> dict[str, str]:
@@ -235,6 +237,7 @@ def summarize(run: records.Run, *, reference: str = "lp", num_resamples: int = 2
     trained_once=tuple(m for m in run.methods if len(run.chosen(m)) < len(run.seeds)),
     sizes=sizes,
     num_resamples=num_resamples,
+    unstable=tuple(explosion.lines(run.record)),
   )
 
 
@@ -406,6 +409,8 @@ def _notes(summary: Summary, width: int) -> list[str]:
   )
   if any(row.at_edge for row in summary.rows):
     lines += wrap(f"{EDGE_MARK} setting at the edge of its grid: a better one may lie past it.")
+  for line in summary.unstable:
+    lines += wrap(line)
   return lines
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from absl import logging
 
+from subtune_jax import strict_json
+
 
 def key_of(description: Mapping[str, Any]) -> str:
   """Identity of a training: a hash of everything that its result depends on."""
@@ -48,6 +50,8 @@ class Ledger:
   def rows(self) -> dict[str, dict[str, Any]]:
     """Every finished row by its key. A last line cut off by a kill is dropped.
 
+    A row with a number that is not finite is read as diverged (`strict_json.loads`).
+
     Raises:
       ValueError: a line before the last is not a row of a ledger.
     """
@@ -59,7 +63,7 @@ class Ledger:
     rows = {}
     for number, line in enumerate(lines, 1):
       try:
-        row = json.loads(line)
+        row = strict_json.loads(line)
         rows[row["key"]] = row
       except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
@@ -68,8 +72,8 @@ class Ledger:
     return rows
 
   def append(self, row: Mapping[str, Any]) -> None:
-    """Adds a row, which needs a "key"; on the disk when this returns."""
-    line = json.dumps(dict(row)).encode() + b"\n"
+    """Adds a row, which needs a "key"; on the disk when this returns. NaN is written as null."""
+    line = strict_json.dumps(dict(row)).encode() + b"\n"
     assert row["key"]
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with open(self.path, "a+b") as f:
