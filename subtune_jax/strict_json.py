@@ -35,10 +35,10 @@ def _nulled(value: Any) -> Any:
 
 
 def loads(text: str | bytes) -> Any:
-  """`json.loads`; an entry that holds a number that is not finite is read as diverged.
+  """`json.loads`; a training or a point of a grid with a number that is not finite has diverged.
 
-  Such a number becomes None, and with it the accuracies and losses beside it, up to the training
-  or the point of a grid that it belongs to; the history of that is empty.
+  Such a number becomes None, and with it the accuracies and losses of the entry; its history is
+  empty. Outside of trainings NaN stays NaN, for the checks of whoever reads it.
 
   Raises:
     ValueError: not JSON.
@@ -46,25 +46,31 @@ def loads(text: str | bytes) -> Any:
   >>> loads('{"learning_rate": 3, "validation_accuracy": 0.7, "validation_loss": NaN}')
   {'learning_rate': 3, 'validation_accuracy': None, 'validation_loss': None}
   """
-  return _settled(json.loads(text))[0]
+  return _settled(json.loads(text))
 
 
-def _settled(value: Any) -> tuple[Any, bool]:
-  """The value without numbers that are not finite, and whether its parent diverged with it."""
-  if isinstance(value, float) and not math.isfinite(value):
-    return None, True
+def _settled(value: Any) -> Any:
   if isinstance(value, list):
-    pairs = [_settled(each) for each in value]
-    return [each for each, _ in pairs], any(bad for _, bad in pairs)
+    return [_settled(each) for each in value]
   if not isinstance(value, dict):
-    return value, False
-  pairs = {key: _settled(each) for key, each in value.items()}
-  made = {key: each for key, (each, _) in pairs.items()}
-  if not any(bad for _, bad in pairs.values()):
-    return made, False
+    return value
+  made = {key: _settled(each) for key, each in value.items()}
+  is_training = any(key in made for key in _TRAINING)
+  return _emptied(made) if is_training and not _is_finite(made) else made
+
+
+def _is_finite(value: Any) -> bool:
+  if isinstance(value, dict | list):
+    return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+  return not isinstance(value, float) or math.isfinite(value)
+
+
+def _emptied(training: dict[str, Any]) -> dict[str, Any]:
+  """Without results, and without a number that is not finite."""
+  made = _nulled(training)
   for key, each in made.items():
     if key in _RESULTS and not isinstance(each, dict | list):
       made[key] = None
     elif key in _EPOCHS and "history" in made:
       made[key] = []
-  return made, not any(key in made for key in _TRAINING)
+  return made

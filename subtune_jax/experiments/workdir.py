@@ -1,6 +1,7 @@
 """The folder of a run: made once with its config, entered again only with the same config."""
 
 from collections.abc import Mapping
+import json
 import os
 import pathlib
 from typing import Any
@@ -14,7 +15,7 @@ _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds")
 
 def as_json(config: Any) -> dict[str, Any]:
   """The config as plain JSON values."""
-  return strict_json.loads(config.to_json_best_effort())
+  return strict_json.loads(strict_json.dumps(json.loads(config.to_json_best_effort())))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -47,15 +47,14 @@ def lines(record: Mapping[str, Any]) -> list[str]:
   Args:
     record: checked, of a run.
   """
-  classes = len(record["data"]["class_names"])
   titles = {method["name"]: method["title"] for method in record["methods"]}
   found: dict[tuple[str, float, str], list[str]] = {}
   for training in record["trainings"]:
-    if not training["history"]:
-      kind, text = "diverged", ""
+    if training["history"]:
+      classes = len(record["data"]["class_names"])
+      kind, text = "exploded", explosion(training["history"], training["moved"], classes)
     else:
-      text = explosion(training["history"], training["moved"], classes)
-      kind = "exploded"
+      kind, text = "diverged", None if training["validation_accuracy"] is not None else ""
     if text is not None:
       where = titles[training["method"]], training["learning_rate"], kind
       seed = f"seed {training['seed']}{', chosen' if training['chosen'] else ''}"

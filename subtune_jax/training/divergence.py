@@ -51,9 +51,7 @@ def check(what: str, tree: PyTree, stage: methods.Stage, epoch: int) -> None:
   if not all(flags):
     name = masks.paths(tree)[int(np.argmin(flags))]
     where = f"{what} ({name})" if name else what
-    raise NonFiniteLossError(
-      f"{where} are not finite after epoch {epoch + 1} {_remedy(stage)}"
-    )
+    raise NonFiniteLossError(f"{where} are not finite after epoch {epoch + 1} {_remedy(stage)}")
 
 
 def _is_finite(leaf: Any) -> Any:
