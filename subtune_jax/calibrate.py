@@ -8,12 +8,12 @@ the input is wrong.
 
 import argparse
 from collections.abc import Sequence
-import json
 import math
 import pathlib
 import sys
 from typing import NoReturn
 
+from subtune_jax import strict_json
 from subtune_jax.calibration import report as report_lib
 
 
@@ -54,7 +54,7 @@ def _gamma(text: str) -> float | None:
 
 def _write(report: report_lib.Report, folder: pathlib.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / "results.json").write_text(json.dumps(report.record(), indent=1) + "\n")
+  (folder / "results.json").write_text(strict_json.dumps(report.record(), indent=1) + "\n")
   report_lib.draw(report).savefig(folder / "curve.png", dpi=160, metadata={"Software": None})
 
 

@@ -11,6 +11,8 @@ import zlib
 
 import numpy as np
 
+from subtune_jax import strict_json
+
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
   """Writes `data` so that a reader sees the old file or the new one, never a part."""
@@ -32,14 +34,14 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
 
 
 def read_record(path: pathlib.Path) -> Any:
-  """The content of a results.json, unchecked."""
+  """The content of a results.json, unchecked; see `strict_json.loads` for one that holds NaN."""
   if not path.is_file():
     raise FileNotFoundError(
       f"No {path.name} in {path.parent}: it is written when a run ends. Give the workdir of a "
       "finished run, or start the run again with this workdir and it goes on where it stopped."
     )
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return strict_json.loads(path.read_text(encoding="utf-8"))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(f"{path} is damaged, not JSON: {error}. Run again to write it.") from error
 

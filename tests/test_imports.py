@@ -13,9 +13,10 @@ import subtune_jax
 PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 # A room may import rooms of lower rank, and itself.
 RANK = {
-  "statistics": -1, "masks": 0, "files": 0, "data": 0, "calibration": 0, "models": 1,
+  "statistics": -1, "masks": 0, "strict_json": 0, "files": 1,
+  "data": 0, "calibration": 0, "models": 1,
   "calibrate": 1,
-  "report": 1, "methods": 2, "weights": 2, "training": 3, "model_listing": 3, "search": 4,
+  "report": 2, "methods": 2, "weights": 2, "training": 3, "model_listing": 3, "search": 4,
   "robustness": 4, "studies": 5, "command_line": 6, "main": 7,
 }  # fmt: skip
 LONELY = ("statistics", "masks", "data", "calibration")  # import none but "statistics"
@@ -142,5 +143,5 @@ def test_a_page_is_made_from_records_never_from_a_live_room(study):
   loaded = set(done.stdout.split())
   assert not {"jax", "matplotlib"} & loaded
   rooms = {name.split(".")[1] for name in loaded if name.startswith("subtune_jax.")}
-  assert rooms <= {"files", "report", "statistics", "studies"}
+  assert rooms <= {"files", "report", "statistics", "strict_json", "studies"}
   assert not {name for name in loaded if name.startswith("subtune_jax") and name.endswith(".run")}

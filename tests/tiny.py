@@ -1,5 +1,7 @@
 """A small backbone with the interface of `subtune_jax.models`, and data that it can learn."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,17 +16,21 @@ PREPROCESSING = preprocess.Preprocessing(mean=(127.0,), std=(64.0,))
 
 class Block(nn.Module):
   features: int
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x, use_batch_statistics):
-    x = nn.Conv(self.features, (3, 3), strides=(2, 2), use_bias=False, name="conv")(x)
-    x = nn.BatchNorm(use_running_average=not use_batch_statistics, momentum=0.9, name="bn")(x)
+    x = nn.Conv(self.features, (3, 3), strides=(2, 2), use_bias=False, dtype=self.dtype,
+                name="conv")(x)  # fmt: skip
+    x = nn.BatchNorm(use_running_average=not use_batch_statistics, momentum=0.9, dtype=self.dtype,
+                     name="bn")(x)  # fmt: skip
     return nn.relu(x)
 
 
 class Tiny(nn.Module):
   num_classes: int = 3
   depth: int = 3
+  dtype: Any = None  # of the computation; None is that of the arguments
 
   @property
   def block_names(self):
@@ -37,9 +43,9 @@ class Tiny(nn.Module):
     last = units.index(stop) if stop else len(units)
     for name in units[first:last]:
       if name == "head":
-        x = nn.Dense(self.num_classes, name="head")(x)
+        x = nn.Dense(self.num_classes, name="head")(jnp.asarray(x, jnp.float32))
       else:
-        x = Block(4 + 2 * int(name[-1]), name=name)(x, name in train_blocks)
+        x = Block(4 + 2 * int(name[-1]), self.dtype, name=name)(x, name in train_blocks)
         if name == self.block_names[-1]:
           x = jnp.mean(x, axis=(1, 2))
     return x

@@ -122,6 +122,7 @@ def ncm_logits(features: Any, means: Any, counts: Any, *, distance: str = "cosin
   if means.ndim != 2 or means.shape[1] != features.shape[1] or counts.shape != means.shape[:1]:
     raise ValueError(f"features {features.shape}, means {means.shape} and counts {counts.shape} "
                      "must be [N, D], [C, D] and [C]")  # fmt: skip
+  checks.logits(means, "means", finite=True)
   if arrays.is_concrete(counts) and not (counts > 0).any():
     raise ValueError("no class has examples: counts are all 0")
   (scores,) = arrays.map_rows(_scores, (features,), (means, counts, distance == "cosine"))

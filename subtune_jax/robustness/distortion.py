@@ -59,7 +59,8 @@ def distances(before: np.ndarray, after: np.ndarray) -> Distances:
 
 
 def is_constant(features: np.ndarray) -> bool:
-  """Whether all images have the same feature; features: [n, width]."""
+  """Whether all images have the same feature; features: [n, width], finite."""
+  _check_finite(np.asarray(features))
   return not np.ptp(features, axis=0).any()
 
 

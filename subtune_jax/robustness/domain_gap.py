@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.training import probe
+from subtune_jax.training import evaluate, probe
 
 L2 = 1e-2
 FOLDS = 5
@@ -28,7 +28,8 @@ def proxy_a_distance(first: Any, second: Any, *, l2: float = L2, seed: int = 0) 
     seed: of the folds.
 
   Raises:
-    ValueError: shapes do not fit, or a domain has fewer than 10 images.
+    ValueError: shapes do not fit, or a domain has fewer than 10 images, or a feature is
+      not finite.
   """
   first, second = (np.asarray(x, np.float32) for x in (first, second))
   if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
@@ -50,6 +51,6 @@ def proxy_a_distance(first: Any, second: Any, *, l2: float = L2, seed: int = 0) 
     path = probe.fit_path(x[train], y[train], num_classes=2, l2=(l2,), standardize="feature")
     head = path.head(0)
     logits = x[test] @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
-    wrong[test] = logits.argmax(-1) != y[test]
+    wrong[test] = evaluate.predictions(logits) != y[test]
   error = np.mean([wrong[y == label].mean() for label in (0, 1)])
   return float(2 * (1 - 2 * min(error, 0.5)))

@@ -26,11 +26,19 @@ class Epoch:
     validation: accuracy on the validation split in distribution.
     tests: test set -> accuracy.
     loss: cross-entropy on the validation split; breaks ties between rates.
+
+  Raises:
+    ValueError: a number is not finite.
   """
 
   validation: float
   tests: Mapping[str, float]
   loss: float = 0.0
+
+  def __post_init__(self):
+    for name, value in {"validation": self.validation, "loss": self.loss, **self.tests}.items():
+      if not np.isfinite(value):
+        raise ValueError(f"{name} is {value}; leave out trainings that diverged")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,11 @@ import numpy as np
 from subtune_jax import methods
 from subtune_jax.data import dataset
 from subtune_jax.models import heads
+from subtune_jax.report import explosion
 from subtune_jax.search import scores
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
-from subtune_jax.training import export, loop, stage_runner
+from subtune_jax.training import evaluate, export, loop, stage_runner
 from subtune_jax.training import ledger as ledger_lib
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
@@ -141,7 +142,10 @@ class Evaluator:
     }
 
   def cells(self, sets: Sequence[scores.Units], fold: int) -> list[np.ndarray]:
-    """[images] the share of seeds that got each held-out image of the fold right, for each set."""
+    """[images] the share of seeds that got each held-out image of the fold right, for each set.
+
+    NaN where a training diverged.
+    """
     self._run([job for units in sets for job in self._jobs(units, fold)])
     return [self._cell(units, fold) for units in sets]
 
@@ -204,13 +208,13 @@ class Evaluator:
     for job in self._jobs(units, fold):
       row = self.used[self.key(job.units, job.fold, job.seed)]
       _, held = self.problem.folds[fold]
-      if row["accuracy"] is None:  # it diverged
-        right.append(np.zeros(len(held)))
+      arrays = None if row["accuracy"] is None else self.store.logits(row["key"])
+      if arrays is None or not np.isfinite(arrays["logits"]).all():  # it diverged
+        right.append(np.full(len(held), np.nan))
         continue
-      arrays = self.store.logits(row["key"])
       if not np.array_equal(arrays["rows"], held):
         raise ValueError(f"the logits of {row['key']} are of other images; remove its ledger line")
-      right.append(np.argmax(arrays["logits"], axis=-1) == labels[held])
+      right.append(evaluate.predictions(arrays["logits"]) == labels[held])
     return np.mean(right, axis=0)
 
   def _run(self, jobs: Sequence[_Job]) -> None:
@@ -298,6 +302,9 @@ class Evaluator:
       "seconds": round(result.seconds, 4),
       "compile_seconds": round(result.compile_seconds, 4),
     }
+    exploded = explosion.explosion(result.history, result.moved, engine.model.num_classes)
+    if exploded:
+      row["exploded"] = exploded
     return row, {"logits": np.asarray(last[-1], np.float32), "rows": held.rows}
 
   def _start(self, job: _Job, device: int) -> PyTree:

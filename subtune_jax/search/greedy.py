@@ -95,7 +95,16 @@ def pairs(network: units_lib.Network) -> list[scores.Units]:
 
 
 def best(network: units_lib.Network, tried: Sequence[scores.Score]) -> scores.Score:
-  """The highest mean; of equal ones the set of fewest trained parameters, then the first."""
+  """The highest mean; of equal ones the set of fewest trained parameters, then the first.
+
+  Raises:
+    ValueError: of each set a training diverged; such a set is never the best.
+  """
+  count, tried = len(tried), [score for score in tried if not score.diverged]
+  if not tried:
+    raise ValueError(
+      f"a training of each of the {count} sets to choose from diverged; lower the learning rate"
+    )
   top = max(score.mean for score in tried)
   tied = [score for score in tried if score.mean >= top - rules.TIE]
   return min(tied, key=lambda score: network.trained_params(score.units))

@@ -109,7 +109,8 @@ def race(
     A `Race`.
 
   Raises:
-    ValueError: no set, a set twice, an option is not allowed, or scores that do not fit.
+    ValueError: no set, a set twice, an option is not allowed, scores that do not fit, or a training
+      of every set diverged (its cell is NaN).
   """
   sets = [tuple(units) for units in sets]
   _check(sets, num_folds, regret, known)
@@ -148,7 +149,8 @@ class _View:
 
   Attributes:
     leader: place of the set with the highest posterior mean.
-    regrets: [sets] expected regret of each, were it chosen; NaN where nothing tells of the noise.
+    regrets: [sets] expected regret of each, were it chosen; NaN where nothing tells of the noise,
+      infinite for a set that diverged.
     hopeful: places of the sets that are not dropped.
   """
 
@@ -171,7 +173,8 @@ class _Board:
     self.trained = 0
     self._cells = {units: [None] * num_folds for units in sets}
     self._cells.update({s.units: list(s.cells) for s in known if s.units in self._cells})
-    self._references = [score for score in known if score.units not in self._cells]
+    others = [score for score in known if score.units not in self._cells]
+    self._references = [score for score in others if not score.diverged]
 
   def scores(self) -> dict[scores_lib.Units, scores_lib.Score]:
     return {units: scores_lib.Score(units, tuple(cells)) for units, cells in self._cells.items()}
@@ -195,8 +198,20 @@ class _Board:
     return todo
 
   def view(self, regret: float, overlap: float) -> _View:
-    """Judges the scores so far."""
-    scores = list(self.scores().values())
+    """Judges the scores so far; sets that diverged are out."""
+    every = list(self.scores().values())
+    sound = [place for place, score in enumerate(every) if not score.diverged]
+    if not sound:
+      raise ValueError(
+        f"the {len(every)} sets of the race are all without a finite accuracy: a training of each "
+        "diverged; lower the learning rate"
+      )
+    view = self._view([every[place] for place in sound], regret, overlap)
+    regrets = np.full(len(every), np.inf)
+    regrets[sound] = view.regrets
+    return _View(sound[view.leader], regrets, [sound[place] for place in view.hopeful])
+
+  def _view(self, scores: list[scores_lib.Score], regret: float, overlap: float) -> _View:
     every = list(range(len(scores)))
     if not certificate.informed(scores, self._references):
       leader = int(np.argmax([score.mean for score in scores]))

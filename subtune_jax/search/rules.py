@@ -54,9 +54,12 @@ class Rule:
 
     Args:
       larger: score of the set with the unit.
-      smaller: score without it, or None for a score of 0 (the paper's start).
+      smaller: score without it, or None for a score of 0 (the paper's start); diverged is 0.
       comparisons: the number of candidates that the unit was picked from.
     """
+    if larger.diverged:
+      return False, "a training with it diverged"
+    smaller = None if smaller is None or smaller.diverged else smaller
     gain = larger.mean - (smaller.mean if smaller else 0.0)
     if self.kind == "significance" and smaller is not None:
       test = significance.paired_gain(

@@ -17,7 +17,8 @@ class Score:
   Attributes:
     units: the set; () is the head alone.
     cells: one per fold: [images] the share of seeds that got each held-out image right, or one
-      number, the fold's accuracy, as an array [1]. None for a fold that was not trained.
+      number, the fold's accuracy, as an array [1]. None for a fold that was not trained, NaN for
+      one of which a training diverged.
   """
 
   units: Units
@@ -25,18 +26,25 @@ class Score:
 
   @functools.cached_property
   def by_fold(self) -> np.ndarray:
-    """[folds] accuracy; NaN for a fold that was not trained."""
+    """[folds] accuracy; NaN for a fold that was not trained, or diverged."""
     return np.array([np.nan if cell is None else float(np.mean(cell)) for cell in self.cells])
 
   @functools.cached_property
   def mean(self) -> float:
-    """Mean accuracy over the folds that were trained, each counting the same."""
+    """Mean accuracy over the folds that were trained, each counting the same; 0 if diverged."""
+    if self.diverged:
+      return 0.0
     return float(np.nanmean(self.by_fold))
 
   @property
   def complete(self) -> bool:
-    """Whether every fold was trained."""
-    return all(cell is not None for cell in self.cells)
+    """Whether every fold was trained and none diverged."""
+    return all(cell is not None for cell in self.cells) and not self.diverged
+
+  @functools.cached_property
+  def diverged(self) -> bool:
+    """Whether a training diverged: such a set cannot be chosen."""
+    return any(cell is not None and bool(np.isnan(cell).any()) for cell in self.cells)
 
 
 # Scores of the sets asked for; a dict by set, every fold of each.

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 import gc
-import json
 import pathlib
 from typing import Any, TextIO
 
 import jax
 
+from subtune_jax import strict_json
 from subtune_jax.statistics import intervals
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
@@ -25,7 +25,7 @@ def read(path: pathlib.Path) -> Row:
     ValueError: it is damaged.
   """
   try:
-    return json.loads(path.read_text())
+    return strict_json.loads(path.read_text())
   except ValueError as e:
     raise ValueError(f"{path} is damaged: {e}. Remove it and start again") from e
 

@@ -70,6 +70,7 @@ class SearchProgress(Shown):
     super().__init__(0, stream, "training")
     self.num_cells, self.what = num_cells, ""
     self._cells: dict[tuple[str, ...], list[float]] = {}
+    self._diverged: set[tuple[str, ...]] = set()
     self._left, self._begin, self._done = 0, time.monotonic(), 0
     self.best = ("", float("-inf"))
 
@@ -84,11 +85,15 @@ class SearchProgress(Shown):
     """A training is finished, now or by an earlier start."""
     units = tuple(row["units"])
     cells = self._cells.setdefault(units, [])
+    if row["accuracy"] is None:
+      self._diverged.add(units)
     cells.append(row["accuracy"] or 0.0)
     name = certificate.label(units, "head alone")
     mean = sum(cells) / len(cells)
     whole = len(cells) == self.num_cells
-    if whole and self.what != REFERENCES and mean > self.best[1]:
+    score = "diverged" if units in self._diverged else f"{mean:.3f}"
+    healthy = units not in self._diverged
+    if whole and healthy and self.what != REFERENCES and mean > self.best[1]:
       self.best = (name, mean)
     if not new:
       return
@@ -100,7 +105,7 @@ class SearchProgress(Shown):
       self.bar.update(1)
     elif whole:
       best = f"best so far {self.best[0]} {self.best[1]:.3f}, " if self.best[0] else ""
-      self.line(f"{self.what}: {name} {mean:.3f} ({len(cells)} trainings), {best}{left}")
+      self.line(f"{self.what}: {name} {score} ({len(cells)} trainings), {best}{left}")
 
   def _time_left(self) -> str:
     rest = self._left - self._done

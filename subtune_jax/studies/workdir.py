@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from subtune_jax import files
+from subtune_jax import files, strict_json
 
 # Fields that change how a run goes on, not what it computes.
 _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds")
@@ -27,12 +27,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def as_json(config: Any) -> dict[str, Any]:
   """The config as plain JSON values."""
-  return json.loads(config.to_json_best_effort())
+  return strict_json.loads(strict_json.dumps(json.loads(config.to_json_best_effort())))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON to a file, whole or not at all."""
-  text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+  """Writes JSON to a file, whole or not at all; a number that is not finite as null."""
+  text = strict_json.dumps(value, indent=1, sort_keys=True) + "\n"
   files.write_atomically(path, text.encode())
 
 
@@ -75,7 +75,7 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
     write_json(file, new)
     return path, False
   try:
-    old = json.loads(file.read_text())
+    old = strict_json.loads(file.read_text())
   except ValueError as e:
     raise ValueError(f"{file} is damaged; choose another --workdir") from e
   changed = differences(old, new)

@@ -1,9 +1,10 @@
 """Metrics of a run: `metrics.jsonl` always, TensorBoard events through clu when asked for."""
 
 from collections.abc import Mapping
-import json
 import pathlib
 from typing import Any
+
+from subtune_jax import strict_json
 
 
 class MetricWriter:
@@ -22,11 +23,13 @@ class MetricWriter:
     self._events = _clu_writer(workdir) if tensorboard else None
 
   def write(self, step: int, training: str, scalars: Mapping[str, Any]) -> None:
-    """Writes scalars of one training at one of its epochs; None is null, and no event.
+    """Writes scalars of one training at one of its epochs; None and NaN are null; None is
+    no event.
 
     A value may be a dict of scalars: of "rates" by block, "rates/block3" is an event.
     """
-    self._file.write(json.dumps({"training": training, "step": step, **scalars}) + "\n")
+    line = strict_json.dumps({"training": training, "step": step, **scalars})
+    self._file.write(line + "\n")
     self._file.flush()
     if self._events is not None:
       groups = {k: v if isinstance(v, Mapping) else {"": v} for k, v in scalars.items()}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subtune_jax.calibration import checks
 from subtune_jax.data import preprocess
 from subtune_jax.training import blockwise_step
 from subtune_jax.training import mesh as mesh_lib
@@ -114,14 +115,26 @@ def predict(model: Any, variables: PyTree, x: Any, **options: Any) -> np.ndarray
   return np.asarray(run_units(model, variables, x, **options), np.float32)
 
 
+def predictions(logits: np.ndarray) -> np.ndarray:
+  """The class of the largest logit of each row, [n]; ties go to the first class.
+
+  Args:
+    logits: [n, num_classes]; -inf is a class that is ruled out.
+
+  Raises:
+    ValueError: NaN, +inf, or a row that is all -inf: the argmax of those is an arbitrary class.
+  """
+  return np.argmax(checks.logits(logits), axis=-1)
+
+
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Share of the rows whose largest logit is the label's; ties go to the first class."""
-  return float(np.mean(np.argmax(logits, axis=-1) == labels))
+  """Share of the rows whose largest logit is the label's. Errors: see `predictions`."""
+  return float(np.mean(predictions(logits) == labels))
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Mean negative log-likelihood in nats, computed in float64."""
-  logits = np.asarray(logits, np.float64)
+  """Mean negative log-likelihood in nats, computed in float64. Errors: see `predictions`."""
+  logits = np.asarray(checks.logits(logits), np.float64)
   top = logits.max(axis=-1, keepdims=True)
   log_norm = np.log(np.sum(np.exp(logits - top), axis=-1)) + top[:, 0]
   return float(np.mean(log_norm - logits[np.arange(len(labels)), labels]))

@@ -12,6 +12,8 @@ from typing import Any
 
 from absl import logging
 
+from subtune_jax import strict_json
+
 VERSION = 2  # of what keys are made of
 
 
@@ -73,6 +75,8 @@ class Ledger:
   def rows(self) -> dict[str, dict[str, Any]]:
     """Every finished row of this version by its key. A last line cut off by a kill is dropped.
 
+    A row with a number that is not finite is read as diverged (`strict_json.loads`).
+
     Raises:
       ValueError: a line before the last is not a row of a ledger.
     """
@@ -84,7 +88,7 @@ class Ledger:
     rows, others = {}, 0
     for number, line in enumerate(lines, 1):
       try:
-        row = json.loads(line)
+        row = strict_json.loads(line)
         key, version = row["key"], row.pop("version", 1)
       except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
@@ -102,8 +106,8 @@ class Ledger:
     return rows
 
   def append(self, row: Mapping[str, Any]) -> None:
-    """Adds a row, which needs a "key"; on the disk when this returns."""
-    line = json.dumps({**row, "version": VERSION}).encode() + b"\n"
+    """Adds a row, which needs a "key"; on the disk when this returns. NaN is written as null."""
+    line = strict_json.dumps({**row, "version": VERSION}).encode() + b"\n"
     assert row["key"]
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with open(self.path, "a+b") as f:

@@ -10,7 +10,7 @@ import numpy as np
 
 from subtune_jax import masks, methods
 from subtune_jax.data import preprocess
-from subtune_jax.training import evaluate, resume, trainable_split
+from subtune_jax.training import divergence, evaluate, resume, trainable_split
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
 from subtune_jax.training import stage_runner as stages
@@ -75,8 +75,19 @@ class Engine:
     }  # fmt: skip
 
   def predict(self, variables: PyTree, images: Any) -> np.ndarray:
-    """Logits [n, num_classes] of uint8 images."""
-    return evaluate.predict(self.model, variables, images, **self.options())
+    """Logits [n, num_classes] of uint8 images.
+
+    Raises:
+      NonFiniteLossError: a logit is not finite.
+    """
+    logits = evaluate.predict(self.model, variables, images, **self.options())
+    row = int(np.argmin(np.isfinite(logits).all(axis=-1)))
+    if not np.isfinite(logits[row]).all():
+      raise divergence.NonFiniteLossError(
+        f"the logits of image {row} of {len(logits)} are not finite: the weights have diverged; "
+        "train with lower learning rates"
+      )
+    return logits
 
 
 @dataclasses.dataclass
@@ -172,10 +183,17 @@ class _Training:
         stages.probe_stage if isinstance(stage.solver, methods.LBFGS) else stages.gradient_stage
       )
       self.variables = run_stage(self, index, stage, plan, found if index == first else None)
+      self._check_stage(stage)
       self._touch(plan)
     moved = relative_distance(self.variables["params"], self.original["params"])
     return FitResult(self.variables, self.touched, self.history, self.stages, self.seconds,
                      self.compile_seconds, moved)  # fmt: skip
+
+  def _check_stage(self, stage: methods.Stage) -> None:
+    """Also of what a checkpoint holds, whose epochs are not run again."""
+    last = self.history[-1]
+    divergence.check("the variables", self.variables, stage, last["epoch"] - 1)
+    divergence.check("the numbers of the history", self.history, stage, last["epoch"] - 1)
 
   def shares(self, examples: Any, unit: str) -> bool:
     """Whether the examples' shared activations hold for `unit`: nothing before it has changed."""
@@ -200,6 +218,8 @@ class _Training:
     """Adds a row to the history; `logits` are those of the validation set, if there is one."""
     row["validation_loss"] = row["validation_accuracy"] = None
     if logits is not None:
+      stage = self.method[row["stage"]]
+      divergence.check("the validation logits", logits, stage, row["epoch"] - 1)
       truth = np.asarray(self.validation.labels)
       row["validation_loss"] = evaluate.cross_entropy(logits, truth)
       row["validation_accuracy"] = evaluate.accuracy(logits, truth)
@@ -268,7 +288,8 @@ def fit(
   Raises:
     ValueError: images or labels of the wrong shape, type or range, or a batch that does not split
       over the devices.
-    NonFiniteLossError: the loss became NaN or infinite.
+    NonFiniteLossError: the loss, the weights or the logits became NaN or infinite, the last
+      update included.
   """
   for examples, what in ((train, "training"), (validation, "validation")):
     if examples is not None:

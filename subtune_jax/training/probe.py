@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from subtune_jax.training import probe_features, probe_solver
+from subtune_jax.training import divergence, probe_features, probe_solver
 
 Standardize = Literal["scalar", "feature", "none"]
 STANDARDIZE = ("scalar", "feature", "none")
@@ -68,8 +68,9 @@ class Choice(NamedTuple):
     index: position in the path.
     at_edge: it is the strongest or the weakest of several strengths, so the best one may lie
       outside the grid.
-    accuracy: [num_strengths] share of the examples classified rightly.
-    loss: [num_strengths] mean cross-entropy.
+    accuracy: [num_strengths] share of the examples classified rightly; NaN where the head or a
+      logit is not finite: such a strength is never taken.
+    loss: [num_strengths] mean cross-entropy; NaN likewise.
   """
 
   index: int
@@ -191,7 +192,8 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
     The `Choice`; one at the grid's edge is also logged.
 
   Raises:
-    ValueError: the examples are empty, misshapen, not finite or out of range.
+    ValueError: the examples are empty, misshapen, not finite or out of range, or the head of no
+      strength is finite.
   """
   num_features, num_classes = path.kernel.shape[1:]
   features, labels = _checked_data(features, labels, num_classes)
@@ -201,7 +203,13 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
       f" {num_features}: use the same backbone for both"
     )
   correct, loss = jax.device_get(_score(path.kernel, path.bias, features, labels))
-  index = max(range(len(correct)), key=lambda i: (correct[i], path.l2[i]))
+  finite = np.flatnonzero(np.isfinite(loss))
+  if not len(finite):
+    raise divergence.NonFiniteLossError(
+      f"the heads of all {len(loss)} strengths are not finite; use stronger regularisation, or"
+      " standardize the features"
+    )
+  index = int(max(finite, key=lambda i: (correct[i], path.l2[i])))
   at_edge = len(correct) > 1 and path.l2[index] in (path.l2.min(), path.l2.max())
   if at_edge:
     logging.warning(
@@ -210,7 +218,8 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
       path.l2.min(),
       path.l2.max(),
     )
-  return Choice(index, bool(at_edge), correct / len(labels), loss)
+  accuracy = np.where(np.isfinite(loss), correct / len(labels), np.nan)
+  return Choice(index, bool(at_edge), accuracy, np.where(np.isfinite(loss), loss, np.nan))
 
 
 @jax.jit
@@ -223,6 +232,7 @@ def _score(
     kernel, bias = head
     logits = jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    loss = jnp.where(jnp.isfinite(logits).all(), loss, jnp.nan)
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels), loss
 
   return jax.lax.map(of_one, (kernels, biases))

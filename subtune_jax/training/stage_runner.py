@@ -17,6 +17,7 @@ from subtune_jax.training import (
   auto_rates,
   batches,
   blockwise_step,
+  divergence,
   evaluate,
   lolsgd,
   probe,
@@ -30,8 +31,7 @@ from subtune_jax.training import step as step_lib
 PyTree = Any
 
 
-class NonFiniteLossError(ValueError):
-  """The training loss became NaN or infinite."""
+NonFiniteLossError = divergence.NonFiniteLossError
 
 
 def epoch_order(
@@ -155,7 +155,9 @@ def probe_stage(
   head = path.head(chosen)
   if stage.solver.rescale:
     head = probe.rescale(head, np.std(training.variables["params"]["head"]["kernel"]))
+  divergence.check("the probe's weights", head, stage, 0)
   logits, *validation = (f @ head["kernel"] + head["bias"] for f in features)
+  divergence.check("the training logits", logits, stage, 0)
   watch.add_to(training)
   training.stages[index] |= note
   row = {
@@ -191,8 +193,8 @@ def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
     "grid": [
       {
         "learning_rate": float(l2),
-        "validation_accuracy": float(acc),
-        "validation_loss": float(loss),
+        "validation_accuracy": float(acc) if np.isfinite(loss) else None,
+        "validation_loss": float(loss) if np.isfinite(loss) else None,
       }
       for l2, acc, loss in zip(path.l2, choice.accuracy, choice.loss, strict=True)
     ],
@@ -243,7 +245,8 @@ def gradient_stage(
         stage.solver.leave_out, np.asarray(inputs.labels), order, [training.seed, index, epoch]
       )
       state, metrics = lolsgd.run(run_epoch, state, orders, epoch, mesh)
-    _check_finite(metrics["loss"], stage, epoch)
+    divergence.check_steps(metrics, stage, epoch)
+    _check_state(state, stage, epoch)
     logits = None
     if validation is not None and (training.validate == "epoch" or epoch + 1 == epochs):
       options = engine.options() | {"start": validation.start, "rows": validation.rows}
@@ -363,13 +366,11 @@ def _stacked(rows: list[Any]) -> dict[str, np.ndarray]:
   return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
 
 
-def _check_finite(losses: Any, stage: methods.Stage, epoch: int) -> None:
-  losses = np.asarray(losses)
-  bad = np.flatnonzero(~np.isfinite(losses))
-  if len(bad):
-    step = epoch * len(losses) + int(bad[0]) + 1
-    rates = dict(stage.solver.learning_rates)
-    raise NonFiniteLossError(
-      f"the loss is {losses[bad[0]]} at step {step} (epoch {epoch + 1}) of stage {stage.name!r} "
-      f"with learning rates {rates}; lower them, or clip the gradient (clip_norm)"
-    )
+def _check_state(state: step_lib.TrainState, stage: methods.Stage, epoch: int) -> None:
+  """Raises NonFiniteLossError where the last update left something that is not finite."""
+  parts = {
+    "the weights": state.moving["params"], "the running statistics": state.moving["batch_stats"],
+    "the running average": state.average, "the optimizer's state": state.opt_state,
+  }  # fmt: skip
+  for what, tree in parts.items():
+    divergence.check(what, tree, stage, epoch)

@@ -217,6 +217,9 @@ def _draw_grid(run: compare_record.Run, method: str, axes, *, upright: bool) -> 
   values = [point["learning_rate"] for point in points]
   ys = [100 * fields.number(point["validation_accuracy"]) for point in points]
   axes.plot(range(len(ys)), ys, color=color, marker=marker, markersize=5, linewidth=1.6)
+  for place in (i for i, y in enumerate(ys) if math.isnan(y)):
+    axes.text(place, 0.03, "diverged", transform=axes.get_xaxis_transform(), rotation=90,
+              ha="center", va="bottom", fontsize=charts.SMALL, color=style.MUTED)  # fmt: skip
   near = min(range(len(values)), key=lambda i: abs(values[i] - entry["learning_rate"]))
   if math.isclose(values[near], entry["learning_rate"], rel_tol=1e-6):
     axes.plot(

@@ -57,6 +57,7 @@ def results(summary: Summary, title: str = "Results") -> Section:
   notes = [Text(_COLUMNS, tone="quiet")]
   if any(row.at_edge for row in summary.rows):
     notes.append(Text(_EDGE, tone="quiet"))
+  notes += [Text(line, tone="edge") for line in summary.unstable]
   if several:
     rows.append(["Highest", *(_leaders(summary, c.key) for c in summary.columns), *[""] * 4])
     notes.insert(0, Text(_BOLD))

@@ -22,7 +22,7 @@ import numpy as np
 from subtune_jax import data, files, masks, methods, models, weights
 from subtune_jax.data import choices, dataset, preprocess, shifts, splits
 from subtune_jax.models import compile_cache, heads
-from subtune_jax.report import document
+from subtune_jax.report import document, explosion
 from subtune_jax.studies import progress as progress_lib
 from subtune_jax.studies import provenance, publish, writers
 from subtune_jax.studies import workdir as workdir_lib
@@ -469,6 +469,8 @@ def _train_method_on(
   outcome = "done" if row["history"] else "diverged"
   if row["validation_accuracy"] is not None:
     outcome = f"validation {row['validation_accuracy']:.3f}"
+  exploded = explosion.explosion(row["history"], row["moved"], run.engine.model.num_classes)
+  outcome += f" (exploded: {exploded})" if exploded else ""
   waits = [epoch["data_wait"] for epoch in row["history"] if "data_wait" in epoch]
   waited = f", {100 * np.mean(waits):.0f} % of the steps' time waiting for data" if waits else ""
   run.progress.line(
@@ -547,7 +549,13 @@ def _test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -
     variables, _ = export.load_task(run.workdir / "tasks" / key, pretrained.variables)
     tests[key] = {}
     for test in test_sets:
-      logits = masked(run.config, test, engine.predict(variables, test.images))
+      try:
+        logits = engine.predict(variables, test.images)
+      except stage_runner.NonFiniteLossError as e:
+        raise stage_runner.NonFiniteLossError(
+          f"{name}, learning rate {row['learning_rate']:g}, seed {row['seed']}, on {test.name}: {e}"
+        ) from e
+      logits = masked(run.config, test, logits)
       path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
       arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
       files.write_npz(run.workdir / path, {"logits": logits, **arrays})

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from subtune_jax.report import estimate
+from subtune_jax.report import estimate, explosion
 from subtune_jax.statistics import intervals
 from subtune_jax.studies import fields
 from subtune_jax.studies.compare import record as record_lib
@@ -71,6 +71,7 @@ class Summary:
     trained_once: methods with one training only, because another seed would give the same.
     sizes: per test set (images, concepts).
     num_resamples: of the bootstrap.
+    unstable: sentences on trainings that diverged or exploded.
   """
 
   columns: tuple[Column, ...]
@@ -82,6 +83,7 @@ class Summary:
   trained_once: tuple[str, ...]
   sizes: Mapping[str, tuple[int, int]]
   num_resamples: int
+  unstable: tuple[str, ...] = ()
 
   @property
   def titles(self) -> dict[str, str]:
@@ -211,6 +213,7 @@ def summarize(run: record_lib.Run, *, reference: str = "lp", num_resamples: int 
     trained_once=tuple(m for m in run.methods if len(run.chosen(m)) < len(run.seeds)),
     sizes=sizes,
     num_resamples=num_resamples,
+    unstable=tuple(explosion.lines(run.record)),
   )
 
 

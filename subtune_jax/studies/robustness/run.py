@@ -31,7 +31,7 @@ from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.robustness import config as robustness_config
 from subtune_jax.studies.robustness import page as robustness_page
-from subtune_jax.training import export, trainable_split
+from subtune_jax.training import evaluate, export, trainable_split
 
 Row = dict[str, Any]
 VALIDATION = "validation"
@@ -117,7 +117,8 @@ class _Seen:
   def right(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Set -> whether each answer is right, [n] bool."""
     return {
-      own.name: arrays[f"logits/{own.name}"].argmax(-1) == own.examples.labels for own in self.sets
+      own.name: evaluate.predictions(arrays[f"logits/{own.name}"]) == own.examples.labels
+      for own in self.sets
     }
 
 

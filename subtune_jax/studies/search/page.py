@@ -231,6 +231,7 @@ def _profile_text(record: Row, width: int) -> str:
     if tried is not None:
       value = search_lib.estimate(tried)
       dropped = "" if tried["complete"] else "dropped by the race"
+      dropped = "diverged" if tried.get("diverged") else dropped
       mark = "> " if unit["name"] in record["chosen"] else "  "
       rows.append([mark + unit["name"], words.percent(value.mean), _interval_text(value),
                    words.parameters(unit["params"]), dropped])  # fmt: skip
@@ -301,7 +302,16 @@ def _notes(record: Row) -> list[str]:
     "Fork: millions of multiply-adds that the task adds to the inference of one image when the "
     "network runs anyway. Best: probability of being the best set."
   )
-  dropped = sum(not tried["complete"] for tried in record["sets"])
+  names = search_lib.unit_names(record)
+  diverged = [t for t in record["sets"] if t.get("diverged")]
+  if diverged:
+    listed = "; ".join(search_lib.set_name(t["units"], names) for t in diverged)
+    lines.append(f"{len(diverged):,} sets diverged and cannot be chosen: {listed}.")
+  for tried in record["sets"]:
+    if tried.get("exploded"):
+      name = search_lib.set_name(tried["units"], names)
+      lines.append(f"{name} exploded: {'; '.join(tried['exploded'])}.")
+  dropped = sum(not (tried["complete"] or tried.get("diverged")) for tried in record["sets"])
   if dropped:
     lines.append(f"{dropped:,} sets were dropped by a race before their last fold: not ranked.")
   return lines

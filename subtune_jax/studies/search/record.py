@@ -367,7 +367,8 @@ def _check_search(record: Row, where: str) -> None:
     _check_units(tried["units"], units, f"{place}: units")
     _check_estimate(tried, place)
     _check_folds(tried, num_folds, place)
-    if tried["complete"] != (None not in tried["by_fold"]):
+    whole = None not in tried["by_fold"] and not tried.get("diverged")
+    if tried["complete"] != whole:
       raise ValueError(f"{place}: complete is {tried['complete']}, by_fold {tried['by_fold']}.")
   names = [tuple(tried["units"]) for tried in record["sets"]]
   twice = next((name for name in names if names.count(name) > 1), None)

@@ -259,8 +259,9 @@ def _record(
   tried = tried_scores(search.evaluator)
   chosen, why = _choose(search, found, tried)
   sure = certificate.certify(
-    list(tried.values()), chosen, overlap=problem.overlap, level=config.search.level
-  )
+    [score for score in tried.values() if not score.diverged], chosen, overlap=problem.overlap,
+    level=config.search.level,
+  )  # fmt: skip
   order = sorted(tried, key=lambda units: (len(units), [network.names.index(u) for u in units]))
   train = problem.train
   engine = search.evaluator.engines[0]
@@ -292,10 +293,17 @@ def _record(
 def _set_row(search: _Search, score: scores.Score) -> Row:
   network, rows = search.network, search.evaluator.rows(score.units)
   # Over folds, and no narrower than the held-out images allow.
-  low, high = significance.interval(score, search.problem.overlap, images=True)
+  low = high = 0.0
+  if not score.diverged:
+    low, high = significance.interval(score, search.problem.overlap, images=True)
   return {
     "units": list(score.units),
-    "by_fold": [None if np.isnan(a) else float(a) for a in score.by_fold],
+    "by_fold": [
+      None if cell is None else 0.0 if score.diverged else float(np.mean(cell))
+      for cell in score.cells
+    ],
+    "diverged": score.diverged,
+    "exploded": sorted({row["exploded"] for row in rows if "exploded" in row}),
     "mean": score.mean, "low": low, "high": high, "complete": score.complete,
     "trained_params": network.trained_params(score.units),
     "fork_macs": network.fork_macs(score.units), "trainings": len(rows),

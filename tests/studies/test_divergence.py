@@ -1,0 +1,264 @@
+"""What diverges is never chosen, scored or written as a result: a sweep of small trainings."""
+
+import dataclasses
+import io
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subtune_jax import files, weights
+from subtune_jax.data import registry
+from subtune_jax.report import explosion
+from subtune_jax.studies import nested_search as studies
+from subtune_jax.studies import workdir, writers
+from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.studies.compare import page as compare_page
+from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.compare import run as compare
+from subtune_jax.studies.search import run as search
+from subtune_jax.training import ledger, loop, stage_runner
+from tests import tiny
+from tests.report import fake_run
+from tests.studies import small_search
+
+METHODS = ("ft", "subtuning", "lp_ft", "ema", "l2_sp")
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+  monkeypatch.setattr(registry, "_REGISTERED", {})
+  small_search.register()
+
+
+def config(optimizer, dtype, rates, names=METHODS):
+  made = compare_config.default()
+  made.methods, made.seeds, made.batch_size, made.tensorboard = ("lp", *names), (0,), 12, False
+  made.data.train, made.data.ood, made.data.image_size = small_search.NAME, (), 16
+  made.backbone.weights, made.backbone.preprocessing = "random", "half"
+  made.backbone.dtype = dtype
+  made.optimizer.name, made.optimizer.schedule = optimizer, "constant"
+  made.lp.l2, made.subtuning.blocks = (1e-2, 1.0), ("block1",)
+  for name in names:
+    made[name].epochs, made[name].learning_rates = 2, tuple(rates)
+  return made
+
+
+def tiny_network(made, num_classes):
+  """In place of `compare.load_network`."""
+  model, variables = tiny.make(num_classes=num_classes, dtype=jnp.dtype(made.backbone.dtype))
+  found = weights.Pretrained(variables, tiny.PREPROCESSING, "random", "0" * 64, ())
+  return tiny.engine(model, batch_size=made.batch_size), found
+
+
+def strict(text):
+  """Parses JSON, and nothing that only Python's parser takes."""
+
+  def refuse(token):
+    raise AssertionError(f"{token} is no JSON")
+
+  return json.loads(text, parse_constant=refuse)
+
+
+def numbers(value):
+  """Every number of nested dicts and lists."""
+  if isinstance(value, dict | list):
+    for each in value.values() if isinstance(value, dict) else value:
+      yield from numbers(each)
+  elif isinstance(value, float):
+    yield value
+
+
+def all_finite(tree):
+  return all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(tree))
+
+
+class Watched:
+  """`loop.fit`, and what became of each training."""
+
+  def __init__(self, monkeypatch):
+    self.healthy = self.diverged = self.named = self.exploded = 0
+    self._fit = loop.fit
+    monkeypatch.setattr(compare.loop, "fit", self)
+
+  def __call__(self, engine, variables, method, train, validation, **options):
+    try:
+      result = self._fit(engine, variables, method, train, validation, **options)
+    except stage_runner.NonFiniteLossError as e:
+      self.diverged += 1
+      self.named += any(repr(stage.name) in str(e) for stage in method) and "epoch" in str(e)
+      raise
+    assert all_finite(result.variables)
+    assert all(map(math.isfinite, numbers(result.history)))
+    assert np.isfinite(engine.predict(result.variables, validation.images)).all()
+    self.healthy += 1
+    self.exploded += bool(explosion.explosion(result.history, result.moved, 3))
+    return result
+
+
+def sweep(tmp_path, monkeypatch, made):
+  """One comparison; every file and choice of it is looked at."""
+  monkeypatch.setattr(compare, "load_network", tiny_network)
+  stream = io.StringIO()
+  state = compare.start(made, tmp_path, stream)
+  chosen = compare.train_all(state)
+  compare.finish(state, chosen, "", write_page=compare_page.write_page)
+  record = strict((tmp_path / compare_record.RESULTS).read_text())
+  for name in ("ledger.jsonl", "metrics.jsonl"):
+    for line in (tmp_path / name).read_text().splitlines():
+      strict(line)
+  for row in map(strict, (tmp_path / "ledger.jsonl").read_text().splitlines()):
+    assert (row["validation_accuracy"] is None) == (not row["history"])
+  for path in tmp_path.glob("logits/**/*.npz"):
+    arrays = files.read_npz(path, "")
+    assert "logits" not in arrays or np.isfinite(arrays["logits"]).all()
+  for training in record["trainings"]:
+    if training["chosen"]:
+      assert training["history"]
+      assert training["validation_accuracy"] is not None
+      scored = training["test"][small_search.NAME]
+      assert math.isfinite(scored["accuracy"])
+      assert math.isfinite(scored["loss"])
+  return record, stream.getvalue()
+
+
+def test_a_grid_of_small_trainings(tmp_path, monkeypatch):
+  """12 of the trainings of the sweep below."""
+  watched = Watched(monkeypatch)
+  rates = (1e-3, 1e-1, 1.0, 1e2, 1e4, 1e6)
+  record, text = sweep(
+    tmp_path, monkeypatch, config("sgd", "float32", rates, ("ft", "lp_ft"))
+  )  # fmt: skip
+  assert watched.named == watched.diverged >= 2
+  assert watched.healthy >= 4
+  page = (tmp_path / "report.html").read_text()
+  for name in ("ft", "lp_ft"):
+    entry = next(method for method in record["methods"] if method["name"] == name)
+    bad = [p["learning_rate"] for p in entry["grid"] if p["validation_accuracy"] is None]
+    assert bad
+    assert entry["learning_rate"] not in bad
+    for rate in bad:
+      line = f"{entry['title']} diverged at {rate:g} (seed 0)."
+      assert line in page
+      assert line in " ".join(text.split())
+
+
+@pytest.mark.slow
+def test_300_small_trainings(tmp_path, monkeypatch, capsys):
+  """Methods by optimisers, learning rates up to 1e6 and precisions: 12 comparisons of 25."""
+  watched, rng = Watched(monkeypatch), np.random.default_rng(0)
+  for optimizer in ("sgd", "adam", "adabelief", "adadelta", "adagrad", "rmsprop"):
+    for dtype in ("float32", "bfloat16"):
+      rates = sorted(float(rate) for rate in 10 ** rng.uniform(-3, 6, 4))
+      folder = tmp_path / f"{optimizer}-{dtype}"
+      before = watched.healthy + watched.diverged
+      sweep(folder, monkeypatch, config(optimizer, dtype, (1e-4, *rates)))
+      assert watched.healthy + watched.diverged == before + 26  # with the probe
+  with capsys.disabled():
+    print(f"\n{watched.diverged} diverged, {watched.healthy} healthy, of them "
+          f"{watched.exploded} exploded")  # fmt: skip
+  assert watched.diverged + watched.healthy == 312
+  assert watched.named == watched.diverged > 20
+
+
+def test_a_search_never_chooses_what_diverged(tmp_path, monkeypatch):
+  """One unit's only update diverges. Labels are mostly class 0, which is what NaN answers."""
+
+  def load(split, image_size, **options):
+    made = small_search.load(split, image_size, **options)
+    labels = np.where(np.arange(len(made)) % 10 < 7, 0, made.labels).astype(np.int32)
+    return dataclasses.replace(made, labels=labels)
+
+  monkeypatch.setattr(registry, "_REGISTERED", {})
+  registry.register(small_search.NAME, load)
+  original = search.search_config.make_recipe
+
+  def make_recipe(made):
+    recipe = original(made)
+
+    def method(blocks):
+      (stage,) = recipe.method(blocks)
+      rate = 1e25 if "stem" in blocks else 1e-3
+      rates = dict.fromkeys(stage.solver.learning_rates, rate)
+      solver = dataclasses.replace(stage.solver, learning_rates=rates)
+      return (dataclasses.replace(stage, solver=solver),)
+
+    return dataclasses.replace(recipe, method=method)
+
+  monkeypatch.setattr(search.search_config, "make_recipe", make_recipe)
+  made = small_search.config(
+    kinds=("profile", "greedy"), size=1, final=False, optimizer="sgd", folds=2
+  )
+  made.batch_size = 18  # one step
+  stream = io.StringIO()
+  record = small_search.run(tmp_path / "run", made, stream)
+  strict((tmp_path / "run" / compare_record.RESULTS).read_text())
+  sets = {tuple(row["units"]): row for row in record["sets"]}
+  assert sets["early",]["diverged"]
+  assert not sets["mid",]["diverged"]
+  assert "early" not in record["chosen"]
+  assert ["early"] not in [other["units"] for other in record["certificate"]["undecided"]]
+  text = " ".join(stream.getvalue().split())
+  assert "early diverged (2 trainings)" in text
+  assert "2 sets diverged and cannot be chosen: early; all units." in text
+  assert "diverged and cannot be chosen" in (tmp_path / "run/report.html").read_text()
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_no_file_holds_what_is_no_json(tmp_path):
+  values = {"key": "a", "x": NAN, "y": [INF, 1.0], "z": {"w": -INF, "v": np.float64(NAN)}}
+  expected = {"key": "a", "x": None, "y": [None, 1.0], "z": {"w": None, "v": None}}
+  ledger.Ledger(tmp_path / "ledger.jsonl").append(values)
+  assert strict((tmp_path / "ledger.jsonl").read_text()) == expected
+  workdir.write_json(tmp_path / "results.json", values)
+  assert strict((tmp_path / "results.json").read_text()) == expected
+  writer = writers.MetricWriter(tmp_path, tensorboard=False)
+  writer.write(1, "ft", values)
+  writer.close()
+  assert strict((tmp_path / "metrics.jsonl").read_text()) == {
+    "training": "ft", "step": 1, **expected
+  }  # fmt: skip
+
+
+def test_an_old_ledger_with_nan_is_read_as_diverged(tmp_path):
+  path = tmp_path / "ledger.jsonl"
+  history = [{"train_loss": 0.5, "validation_loss": NAN, "validation_accuracy": 0.719}]
+  bad = {"key": "a", "learning_rate": 3.0, "validation_accuracy": 0.719, "validation_loss": 0.1,
+         "history": history, "stages": [{"title": "all"}], "moved": 2.0}  # fmt: skip
+  good = bad | {"key": "b", "history": [{"train_loss": 0.5}]}
+  searched = {"key": "c", "accuracy": 0.719, "loss": NAN, "seconds": 1.0}
+  path.write_text("".join(json.dumps(row) + "\n" for row in (bad, good, searched)))
+  rows = ledger.Ledger(path).rows()
+  assert rows["a"] == bad | {
+    "validation_accuracy": None, "validation_loss": None, "history": [], "stages": [],
+    "moved": None,
+  }  # fmt: skip
+  assert rows["b"] == good
+  assert rows["c"] == {"key": "c", "accuracy": None, "loss": None, "seconds": 1.0}
+  grid = [compare.grid_row([rows["a"]]), compare.grid_row([rows["b"] | {"learning_rate": 1.0}])]
+  assert compare.best_first(grid) == [1.0]
+
+
+def test_an_old_record_with_nan_is_read_as_diverged(tmp_path):
+  fake_run.write(tmp_path)
+  path = tmp_path / compare_record.RESULTS
+  record = json.loads(path.read_text())
+  method = next(m for m in record["methods"] if m["name"] == "ft")
+  point = next(p for p in method["grid"] if p["learning_rate"] != method["learning_rate"])
+  point["validation_loss"] = NAN
+  path.write_text(json.dumps(record))
+  for read in (files.read_record, studies.read):
+    read_point = next(
+      p for m in read(path)["methods"] if m["name"] == "ft" for p in m["grid"]
+      if p["learning_rate"] == point["learning_rate"]
+    )  # fmt: skip
+    assert read_point["validation_accuracy"] is None
+    assert read_point["validation_loss"] is None
+  run = compare_record.load(tmp_path)
+  (line,) = [line for line in explosion.lines(run.record) if "diverged at" in line]
+  assert line == f"Full fine-tuning diverged at {point['learning_rate']:g}."
