@@ -45,16 +45,16 @@ def lines(record: Mapping[str, Any]) -> list[str]:
   """A sentence for each method and setting of a comparison that diverged or exploded.
 
   Args:
-    record: checked, of a run.
+    record: of a run; parts without a history or a grid have nothing to name.
   """
   titles = {method["name"]: method["title"] for method in record["methods"]}
   found: dict[tuple[str, float, str], list[str]] = {}
   for training in record["trainings"]:
-    if training["history"]:
+    if training.get("history"):
       classes = len(record["data"]["class_names"])
       kind, text = "exploded", explosion(training["history"], training["moved"], classes)
     else:
-      kind, text = "diverged", None if training["validation_accuracy"] is not None else ""
+      kind, text = "diverged", "" if training.get("validation_accuracy", 0) is None else None
     if text is not None:
       where = titles[training["method"]], training["learning_rate"], kind
       seed = f"seed {training['seed']}{', chosen' if training['chosen'] else ''}"
@@ -63,7 +63,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
   for (title, rate, kind), seeds in found.items():
     made.append(f"{title} {kind} at {rate:g} ({'; '.join(seeds)}).")
   for method in record["methods"]:
-    bad = [p["learning_rate"] for p in method["grid"] if p["validation_accuracy"] is None]
+    bad = [p["learning_rate"] for p in method.get("grid", ()) if p["validation_accuracy"] is None]
     bad = [rate for rate in bad if (method["title"], rate, "diverged") not in found]
     if bad:
       made.append(f"{method['title']} diverged at {', '.join(f'{rate:g}' for rate in bad)}.")
