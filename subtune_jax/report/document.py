@@ -15,7 +15,7 @@ from subtune_jax.report import estimate, style, words
 if TYPE_CHECKING:
   from matplotlib import figure as matplotlib_figure
 
-Tone = Literal["", "best", "quiet", "undecided", "edge"]
+Tone = Literal["", "best", "quiet", "undecided", "edge", "names"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Cell:
   Attributes:
     text: what it says; lines are parted by newlines.
     notes: smaller lines below it.
-    tone: of the text.
+    tone: of the text; "names": a list, which may take several lines.
     note_tone: of the notes.
     color: of a small square before the text, "#RRGGBB".
     link: address relative to the page.
@@ -178,6 +178,13 @@ def accuracy(value: estimate.Estimate | None, *, best: bool = False) -> Cell:
     tone="best" if best else "",
     plain=words.plus_minus(value),
   )
+
+
+def interval(value: estimate.Estimate | None) -> Cell:
+  """An accuracy as `accuracy` has it; a terminal shows both ends of its interval."""
+  if value is None:
+    return Cell("")
+  return dataclasses.replace(accuracy(value), plain=words.accuracy(value))
 
 
 def difference(value: estimate.Estimate | None) -> Cell:
