@@ -14,6 +14,7 @@ from subtune_jax.studies.search import record as search_record
 
 if TYPE_CHECKING:
   from matplotlib.artist import Artist
+  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 Row = search_record.Row
@@ -29,7 +30,7 @@ _WINDOW_LOOKS = ((COLOR, MARKER), ("#003D2E", "o"), ("#5FC2A5", "s"), (style.MUT
 
 
 def references(
-  axes, head: estimate.Estimate | None, everything: estimate.Estimate | None
+  axes: "Axes", head: estimate.Estimate | None, everything: estimate.Estimate | None
 ) -> list[tuple["Artist", str]]:
   """Lines of the head alone and of all units where they were tried; their legend entries."""
   entries = []
