@@ -8,6 +8,7 @@ function that returns a `Table`.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import textwrap
 from typing import TYPE_CHECKING, Literal
 
 from subtune_jax.report import estimate, style, words
@@ -15,6 +16,7 @@ from subtune_jax.report import estimate, style, words
 if TYPE_CHECKING:
   from matplotlib import figure as matplotlib_figure
 
+_LONGEST_LIST = 34  # characters in a line of a terminal
 Tone = Literal["", "best", "quiet", "undecided", "edge", "names"]
 
 
@@ -195,6 +197,17 @@ def difference(value: estimate.Estimate | None) -> Cell:
     return Cell(words.difference(value))
   tone = "undecided" if value.verdict == estimate.UNDECIDED else "best"
   return Cell(words.difference(value), (value.verdict,), note_tone=tone)
+
+
+def names(listed: Sequence[str], notes: Sequence[str] = ()) -> Cell:
+  """A list, which takes several lines where it is long; "none" if it is empty."""
+  text = ", ".join(listed) or "none"
+  lines = [
+    line
+    for own in (text, *notes)
+    for line in textwrap.wrap(own, _LONGEST_LIST, max_lines=3, break_on_hyphens=False)
+  ]
+  return Cell(text, tuple(notes), tone="names", plain="\n".join(lines))
 
 
 def setting(name: str, value: float, *, at_edge: bool = False) -> Cell:

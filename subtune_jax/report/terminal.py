@@ -10,7 +10,6 @@ _TEXT_WIDTH = 100  # of sentences, which wide terminals make hard to read
 _GAP = "  "
 _JOINED = "\N{NO-BREAK SPACE}"
 _LONGEST_NAME = 21  # characters of a row's name in a line
-_LONGEST = 34  # characters of another cell in a line
 
 
 def render(document: document_lib.Document, *, width: int = WIDTH) -> str:
@@ -46,23 +45,12 @@ def _joined(value: "document_lib.Cell | str | Sequence[document_lib.Cell | str]"
 
 def _row(row: Sequence[document_lib.Cell | str]) -> list[str]:
   first, *others = (_plain(cell) for cell in row)
-  return [
-    "\n  ".join(_lines(first, _LONGEST_NAME)),
-    *("\n".join(_lines(t, _LONGEST)) for t in others),
-  ]
-
-
-def _lines(text: str, longest: int) -> list[str]:
-  """The lines of a cell, the long ones of them wrapped."""
-  return [
+  lines = [
     line
-    for own in text.split("\n")
-    for line in (
-      textwrap.wrap(own, longest, max_lines=4, break_on_hyphens=False)
-      if len(own) > longest
-      else [own]
-    )
+    for text in first.split("\n")
+    for line in textwrap.wrap(text, _LONGEST_NAME, max_lines=4, break_on_hyphens=False) or [""]
   ]
+  return ["\n  ".join(lines), *others]
 
 
 def _plain(value: document_lib.Cell | str) -> str:

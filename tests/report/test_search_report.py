@@ -236,6 +236,7 @@ def test_search_page_shows_the_numbers_of_the_record(pages):
     assert shown in text, shown
     assert shown in unescape(page), shown
   assert "the best is expected to be above it by 0.42 points" in text
+  assert record["certificate"]["text"] not in unescape(page)  # said once, in one rounding
   other = search_records.in_doubt(record["certificate"])[0]
   assert f"{' + '.join(other['units'])}: {100 * other['probability']:.0f} %" in page
   assert f"{chosen['fork_macs'] / 1e6:.1f}<small>" in page
@@ -565,6 +566,11 @@ def test_a_bad_search_gives_one_clear_error(search, tmp_path, change, message):
     (bare_corruptions, lambda r: r["rows"][0].update(order=[{"unit": "stem"}]), "lacks taken"),
     (bare_corruptions, lambda r: r["rows"][0].update(head=0.3), "head is 0.3, it has to be dict"),
     (bare_corruptions, lambda r: r["rows"][0].update(test={"lp": {}}), "test.lp lacks accuracy"),
+    (
+      lambda: fake_search.corruption(count=1),
+      lambda r: r["rows"][0]["test"]["lp"].pop("title"),
+      "test.lp lacks title",
+    ),
   ],
 )
 def test_a_bad_study_gives_one_clear_error(tmp_path, make, change, message):

@@ -112,8 +112,7 @@ def _chosen(row: Row, names: search_record.Units) -> Cell:
   taken = [step["unit"] for step in row["order"] if step["taken"]]
   chosen = search_record.set_name(row["chosen"], names)
   notes = (f"chosen: {chosen}",) if set(taken) != set(row["chosen"]) else ()
-  text = ", ".join(taken) or "none"
-  return Cell(text, notes, tone="names")
+  return document_lib.names(taken, notes)
 
 
 def _certificate(found: Row | None) -> list[str]:
