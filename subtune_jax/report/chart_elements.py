@@ -4,7 +4,7 @@ Everything draws on matplotlib axes that are handed in; accuracies come as fract
 in per cent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,42 @@ def point(
   )[0]
 
 
+def mean(
+  axes: "Axes",
+  at: float,
+  value: estimate.Estimate,
+  *,
+  color: str,
+  marker: str,
+  filled: bool,
+  size: float = 7.5,
+  line: float = 1.5,
+  cap: float = 0.1,
+  horizontal: bool = False,
+) -> None:
+  """A `point` at a mean with its `interval`."""
+  interval(axes, at, value, color, line=line, cap=cap, horizontal=horizontal)
+  x, y = (100 * value.mean, at) if horizontal else (at, 100 * value.mean)
+  point(axes, x, y, color=color, marker=marker, filled=filled, size=size)
+
+
+def number_above(
+  axes: "Axes", x: float, height: float, text: str, *, upright: bool = False
+) -> None:
+  """The number of a bar, above its end."""
+  axes.annotate(
+    text,
+    (x, height),
+    (0, 3),
+    textcoords="offset points",
+    ha="center",
+    va="bottom",
+    rotation=90 if upright else 0,
+    fontsize=charts.SMALL - 1,
+    color=style.INK,
+  )
+
+
 def level_line(axes: "Axes", value: estimate.Estimate, color: str, dashes: Any) -> None:
   """A horizontal line at an accuracy, with its interval as a band."""
   if not (math.isnan(value.low) or math.isnan(value.high)):
@@ -159,6 +195,11 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     if sum(max(part) * 0.074 + 0.6 for part in parts) <= width:
       return columns
   return 1
+
+
+def ends(values: Iterable[estimate.Estimate]) -> list[float]:
+  """Means and ends of intervals, for `accuracy_axis`."""
+  return [end for value in values for end in (value.mean, value.low, value.high)]
 
 
 def accuracy_axis(axes: "Axes", values: Sequence[float], label: str = ACCURACY) -> None:

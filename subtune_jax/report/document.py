@@ -8,6 +8,7 @@ function that returns a `Table`.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import textwrap
 from typing import TYPE_CHECKING, Literal
 
 from subtune_jax.report import estimate, style, words
@@ -15,7 +16,8 @@ from subtune_jax.report import estimate, style, words
 if TYPE_CHECKING:
   from matplotlib import figure as matplotlib_figure
 
-Tone = Literal["", "best", "quiet", "undecided", "edge"]
+_LONGEST_LIST = 34  # characters in a line of a terminal
+Tone = Literal["", "best", "quiet", "undecided", "edge", "names"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Cell:
   Attributes:
     text: what it says; lines are parted by newlines.
     notes: smaller lines below it.
-    tone: of the text.
+    tone: of the text; "names": a list, which may take several lines.
     note_tone: of the notes.
     color: of a small square before the text, "#RRGGBB".
     link: address relative to the page.
@@ -180,6 +182,13 @@ def accuracy(value: estimate.Estimate | None, *, best: bool = False) -> Cell:
   )
 
 
+def interval(value: estimate.Estimate | None) -> Cell:
+  """An accuracy as `accuracy` has it; a terminal shows both ends of its interval."""
+  if value is None:
+    return Cell("")
+  return dataclasses.replace(accuracy(value), plain=words.accuracy(value))
+
+
 def difference(value: estimate.Estimate | None) -> Cell:
   """A difference in points with its interval and what that says; empty for None."""
   if value is None:
@@ -188,6 +197,17 @@ def difference(value: estimate.Estimate | None) -> Cell:
     return Cell(words.difference(value))
   tone = "undecided" if value.verdict == estimate.UNDECIDED else "best"
   return Cell(words.difference(value), (value.verdict,), note_tone=tone)
+
+
+def names(listed: Sequence[str], notes: Sequence[str] = ()) -> Cell:
+  """A list, which takes several lines where it is long; "none" if it is empty."""
+  text = ", ".join(listed) or "none"
+  lines = [
+    line
+    for own in (text, *notes)
+    for line in textwrap.wrap(own, _LONGEST_LIST, max_lines=3, break_on_hyphens=False)
+  ]
+  return Cell(text, tuple(notes), tone="names", plain="\n".join(lines))
 
 
 def setting(name: str, value: float, *, at_edge: bool = False) -> Cell:

@@ -1,9 +1,10 @@
 """Sections that the pages of several studies show: how the run was made, settings, licences."""
 
 from collections.abc import Mapping
+import pathlib
 from typing import Any
 
-from subtune_jax.report import document
+from subtune_jax.report import document, html
 from subtune_jax.report.document import Cell
 from subtune_jax.studies import workdir
 
@@ -47,6 +48,12 @@ def attribution(value: Any) -> document.Section:
   return document.Section(
     "Data and licences", [document.Text(text) for text in texts], page_only=True
   )
+
+
+def report_link(text: str, workdir: pathlib.Path, folder: str) -> Cell:
+  """A name that leads to the report in WORKDIR/FOLDER, if that is there."""
+  link = f"{folder}/{html.PAGE}"
+  return Cell(text, link=link if (workdir / link).is_file() else "")
 
 
 def what_intervals_mean(text: str) -> document.Section:

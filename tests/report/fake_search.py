@@ -323,11 +323,12 @@ def corruption(backbone_name: str = "resnet26", count: int = 15, *, tested: bool
        "taken": step["taken"]} for step in path["steps"]
     ]  # fmt: skip
     test = {
-      method: {"accuracy": value, "low": value - 0.012, "high": value + 0.012}
+      method: {"accuracy": value, "low": value - 0.012, "high": value + 0.012,
+               "title": fake_run.TITLES[method]}
       for method, value in zip(
         fake_run.TITLES, world.base + np.array([0.0, 0.07, 0.09, 0.11]), strict=True
       )
-    }
+    }  # fmt: skip
     rows.append({
       "corruption": name, "severity": 5, "title": name.replace("_", " "),
       "name": f"cifar10_c/{name}-5", "folder": f"corruptions/{name}-5",

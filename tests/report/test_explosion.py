@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from subtune_jax.report import explosion
+from subtune_jax.report import explosion, html, terminal
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
@@ -37,7 +37,7 @@ def test_the_rule(history, moved, says):
 
 def test_the_report_names_it(tmp_path):
   fake_run.write(tmp_path)
-  assert "exploded" not in compare_page.write_page(*_read(tmp_path)).read_text()
+  assert "exploded" not in html.render(compare_page.report(*_read(tmp_path)))
   path = tmp_path / compare_record.RESULTS
   record = json.loads(path.read_text())
   found = next(t for t in record["trainings"] if t["method"] == "ft" and t["chosen"])
@@ -45,8 +45,9 @@ def test_the_report_names_it(tmp_path):
   path.write_text(json.dumps(record))
   run, summary = _read(tmp_path)
   line = f"Full fine-tuning exploded at {found['learning_rate']:g} (seed {found['seed']}, chosen:"
-  assert line in compare_page.write_page(run, summary).read_text()
-  assert line in " ".join(summary_lib.format_table(summary).split())
+  document = compare_page.report(run, summary)
+  assert line in html.render(document)
+  assert line in " ".join(terminal.render(document).split())
 
 
 def _read(folder):

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+from html import unescape
 import io
 import json
 import pathlib
@@ -19,18 +20,27 @@ from subtune_jax.statistics import intervals
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.corruption import figures as corruption_plots
 from subtune_jax.studies.corruption import page as corruption_page
+from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.dataset_size import figures as size_plots
 from subtune_jax.studies.dataset_size import page as size_page
+from subtune_jax.studies.dataset_size import record as size_record
+from subtune_jax.studies.search import checks, greedy_figure
 from subtune_jax.studies.search import figures as search_plots
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.studies.search import record as search_records
-from tests.report import fake_search
+from tests.report import fake_run, fake_search
 
 HOSTILE = '<script>alert("1")</script> & $x_0$'
+ESCAPED = "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; $x_0$"
 PAGES = {
-  search_records.SEARCH: search_page,
-  search_records.DATASET_SIZE: size_page,
-  search_records.CORRUPTION: corruption_page,
+  checks.SEARCH: search_page,
+  checks.DATASET_SIZE: size_page,
+  checks.CORRUPTION: corruption_page,
+}
+READERS = {
+  checks.SEARCH: search_records,
+  checks.DATASET_SIZE: size_record,
+  checks.CORRUPTION: corruption_record,
 }
 
 
@@ -109,10 +119,17 @@ def small_images():
 def written(workdir: pathlib.Path, record: dict) -> tuple[dict, str]:
   """The record as it is read, and its page."""
   fake_search.write(workdir, record)
-  record = search_records.load(workdir, record["kind"])
-  path = PAGES[record["kind"]].write_page(record, workdir)
+  path = PAGES[record["kind"]].write_report(workdir)
   assert path == workdir / html.PAGE
-  return record, path.read_text(encoding="utf-8")
+  return READERS[record["kind"]].load(workdir), path.read_text(encoding="utf-8")
+
+
+def text_of(record: dict, width: int = terminal.WIDTH) -> str:
+  """What a terminal shows of a record, whose figures are not drawn."""
+  with pytest.MonkeyPatch.context() as patch:
+    for page, none in ((search_page, {}), (size_page, []), (corruption_page, {})):
+      patch.setattr(page, "figures", lambda record, none=none: copy.copy(none))
+    return terminal.render(PAGES[record["kind"]].report(record, "nowhere"), width=width)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +184,7 @@ def test_every_record_gives_a_page_and_a_text(name, pages):
   for text in (record["title"], record["devices"], record["backbone"]["sha256"][:16]):
     assert text in page
   for width in (terminal.WIDTH, 70):
-    lines = PAGES[record["kind"]].format_text(record, width).splitlines()
+    lines = text_of(record, width).splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) > 3
 
@@ -176,7 +193,7 @@ def test_pages_need_no_network_and_run_nothing(hostile):
   sources = re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']?([^"'\s>]{0,30})""", hostile)
   assert sources
   assert all(source.startswith("data:image/png;base64,") for source in sources)
-  text = hostile.replace(html.escape(HOSTILE), "")
+  text = hostile.replace(ESCAPED, "")
   assert not re.search(r"url\(|@import|<link|<iframe|<script|javascript:|https?:", text, re.I)
 
 
@@ -195,12 +212,12 @@ def test_figures_are_images(hostile, search):
 
 def test_pages_escape_every_name(hostile):
   assert "<script" not in hostile.lower()
-  assert hostile.count(html.escape(HOSTILE)) > 20
+  assert hostile.count(ESCAPED) > 20
 
 
 def test_search_page_shows_the_numbers_of_the_record(pages):
   record, page, _ = pages("search")
-  text = " ".join(search_page.format_text(record).split())
+  text = " ".join(text_of(record).split())
   sets = search_records.by_units(record)
   chosen, head = sets[tuple(record["chosen"])], sets[()]
   sentence = (
@@ -218,13 +235,14 @@ def test_search_page_shows_the_numbers_of_the_record(pages):
     f"Undecided at 95 %: {len(search_records.in_doubt(record['certificate']))} other sets",
   ):  # fmt: skip
     assert shown in text, shown
-    assert html.escape(shown) in page, shown
-  assert html.escape(record["certificate"]["text"]) in page
+    assert shown in unescape(page), shown
+  assert "the best is expected to be above it by 0.42 points" in text
+  assert record["certificate"]["text"] not in unescape(page)  # said once, in one rounding
   other = search_records.in_doubt(record["certificate"])[0]
   assert f"{' + '.join(other['units'])}: {100 * other['probability']:.0f} %" in page
   assert f"{chosen['fork_macs'] / 1e6:.1f}<small>" in page
   best = max(record["sets"], key=lambda tried: tried["mean"])
-  row = next(line for line in search_page.format_text(record).splitlines() if "95 %" not in line
+  row = next(line for line in text_of(record).splitlines() if "95 %" not in line
              and f"{100 * best['mean']:.1f}" in line)  # fmt: skip
   assert words.parameters(best["trained_params"]) in row
 
@@ -232,18 +250,18 @@ def test_search_page_shows_the_numbers_of_the_record(pages):
 def test_a_decided_certificate_says_so(search):
   record = copy.deepcopy(search)
   certificate = record["certificate"]
-  assert "The chosen set is not among" not in search_page.format_text(record)
+  assert "The chosen set is not among" not in text_of(record)
   for undecided in ([], [{"units": record["chosen"], "probability": 0.97}]):
     certificate["undecided"] = undecided
-    text = search_page.format_text(record)
+    text = text_of(record)
     assert "Decided at 95 %: no other set that was tried is left in doubt." in text
     assert "Undecided" not in text
   certificate["undecided"] = [{"units": ["stem"], "probability": 0.96}]
-  text = " ".join(search_page.format_text(record).split())
+  text = " ".join(text_of(record).split())
   assert "Undecided at 95 %: 1 other set may be the best" in text
   assert "The chosen set is not among those that hold the best at 95 %." in text
   record["certificate"] = None
-  assert "No certificate" in search_page.format_text(record)
+  assert "No certificate" in text_of(record)
 
 
 def test_ranking_holds_the_best_the_chosen_and_both_ends(search):
@@ -265,7 +283,7 @@ def test_sets_dropped_by_a_race_are_not_ranked_and_marked():
   dropped = [s for s in record["sets"] if not s["complete"]]
   assert dropped
   assert all(r.tried["complete"] for r in search_page.ranking(record))
-  text = " ".join(search_page.format_text(record).split())
+  text = " ".join(text_of(record).split())
   assert f"{len(dropped)} sets were dropped by a race" in text
   singles = [s for s in dropped if len(s["units"]) == 1]
   assert text.count("dropped by the race") == len(singles)
@@ -304,7 +322,7 @@ def test_pair_map_has_the_accuracies_of_the_record(search):
     for j, column in enumerate(names[:i]):
       assert values[i, j] == pytest.approx(100 * sets[column, row]["mean"])
       assert values.mask[j, i]
-  ranked = search_plots.ranked_pairs(search)
+  ranked = search_records.ranked_pairs(search)
   frame = axes.patches[-1]
   place = round(frame.get_x() + 0.46), round(frame.get_y() + 0.46)
   assert place == tuple(names.index(name) for name in ranked[0]["units"])
@@ -321,7 +339,7 @@ def test_pairs_of_one_split_are_neither_told_apart_nor_marked():
 
 def test_greedy_path_is_drawn_with_its_last_step_hollow(search):
   path = search_records.searches(search, search_records.GREEDY)[0]
-  axes = search_plots.greedy(search).axes[0]
+  axes = greedy_figure.greedy(search).axes[0]
   points = [line for line in axes.lines if line.get_marker() in ("^", "o")
             and line.get_markersize() < 10]  # fmt: skip
   points = sorted(points, key=lambda line: line.get_xdata()[0])
@@ -339,24 +357,24 @@ def test_final_comparison_is_part_of_the_page(search, tmp_path, monkeypatch):
   record = copy.deepcopy(search)
   fake_search.write_final(tmp_path, record)
   (tmp_path / "final" / html.PAGE).touch()
-  search_page.write_page(record, tmp_path)
+  search_page.write_report(tmp_path)
   page = (tmp_path / html.PAGE).read_text(encoding="utf-8")
   run = compare_record.load(tmp_path / "final")
-  assert set(run.methods) == set(search_records.METHODS)
+  assert set(run.methods) == set(fake_run.TITLES)
   for method in run.methods:
-    assert html.escape(run.titles[method]) in page
+    assert run.titles[method] in unescape(page)
     for test in run.tests.values():
       assert f"{100 * test.correct(method).mean():.1f}" in page
   assert 'href="final/report.html"' in page
   assert (tmp_path / html.FIGURES / "final_accuracy.png").is_file()
   record["final"]["folder"] = "nowhere"
   with pytest.raises(FileNotFoundError, match="nowhere"):
-    search_page.write_page(record, tmp_path)
+    search_page.report(record, tmp_path)
 
 
 def test_size_page_shows_the_numbers_of_the_record(pages):
   record, page, _ = pages("sizes")
-  text = size_page.format_text(record)
+  text = text_of(record)
   assert record["crossover"]["text"] in text
   assert record["crossover"]["text"] in page
   for size in record["sizes"]:
@@ -368,7 +386,7 @@ def test_size_page_shows_the_numbers_of_the_record(pages):
     assert words.difference(value) in page
   assert "Units that SubTuning trains" in text
   assert "block12 + block13" in page
-  values, near, heads = size_plots.gains(record)
+  values, near, heads = size_record.gains(record)
   assert values.shape == near.shape == (len(heads), len(record["map"]["units"]))
   row = record["map"]["rows"][3]
   head = next(head for head in heads if head["size"] == row["size"])
@@ -391,17 +409,18 @@ def test_difference_points_are_hollow_where_undecided():
   assert {True, False} <= set(wanted)
 
 
-def test_sizes_and_corruptions_link_to_reports_that_are_there(tmp_path):
+def test_sizes_and_corruptions_link_to_reports_that_are_there(tmp_path, monkeypatch):
+  monkeypatch.setattr(size_page, "figures", lambda record: [])
   record = fake_search.dataset_size()
   (tmp_path / "sizes/100").mkdir(parents=True)
   (tmp_path / "sizes/100" / html.PAGE).touch()
-  page = size_page.page(record, [], tmp_path)
+  page = html.render(size_page.report(record, tmp_path))
   assert set(re.findall(r'href="([^"]*)"', page)) == {"sizes/100/report.html"}
 
 
 def test_corruption_page_shows_the_numbers_of_the_record(pages):
   record, page, _ = pages("corruptions")
-  text = corruption_page.format_text(record)
+  text = text_of(record)
   for row in record["rows"]:
     line = next(line for line in text.splitlines() if line.startswith(row["title"]))
     assert f"{100 * row['head']['mean']:.1f}" in line
@@ -412,7 +431,7 @@ def test_corruption_page_shows_the_numbers_of_the_record(pages):
   mean = np.mean([row["test"]["subtuning"]["accuracy"] for row in record["rows"]])
   assert f"SubTuning {100 * mean:.1f} %" in page
   assert "Decided: 0 of 3" in text
-  values, _ = corruption_plots.gains(record)
+  values, _ = corruption_record.gains(record)
   row = record["rows"][2]
   assert values[2, 1] == pytest.approx(100 * (row["profile"][1]["mean"] - row["head"]["mean"]))
   assert values[2, -1] == pytest.approx(100 * (row["all"]["mean"] - row["head"]["mean"]))
@@ -435,11 +454,11 @@ def test_greedy_order_has_the_steps_in_the_cells():
 
 def test_severities_are_named_where_there_are_several():
   record = many_corruptions()
-  assert corruption_plots.labels(record)[0] == "gaussian noise, 5"
-  assert corruption_plots.labels(record)[-1] == "impulse noise, 3"
+  assert corruption_record.labels(record)[0] == "gaussian noise, 5"
+  assert corruption_record.labels(record)[-1] == "impulse noise, 3"
   record["rows"][1]["severity"] = 0
-  assert corruption_plots.labels(record)[1] == "shot noise"
-  assert corruption_plots.labels(fake_search.corruption(count=1)) == ["gaussian noise"]
+  assert corruption_record.labels(record)[1] == "shot noise"
+  assert corruption_record.labels(fake_search.corruption(count=1)) == ["gaussian noise"]
 
 
 @pytest.mark.parametrize(
@@ -543,6 +562,11 @@ def test_a_bad_search_gives_one_clear_error(search, tmp_path, change, message):
     (bare_corruptions, lambda r: r["rows"][0].update(order=[{"unit": "stem"}]), "lacks taken"),
     (bare_corruptions, lambda r: r["rows"][0].update(head=0.3), "head is 0.3, it has to be dict"),
     (bare_corruptions, lambda r: r["rows"][0].update(test={"lp": {}}), "test.lp lacks accuracy"),
+    (
+      lambda: fake_search.corruption(count=1),
+      lambda r: r["rows"][0]["test"]["lp"].pop("title"),
+      "test.lp lacks title",
+    ),
   ],
 )
 def test_a_bad_study_gives_one_clear_error(tmp_path, make, change, message):
@@ -550,13 +574,13 @@ def test_a_bad_study_gives_one_clear_error(tmp_path, make, change, message):
   change(record)
   fake_search.write(tmp_path, record)
   with pytest.raises(ValueError, match=message):
-    search_records.load(tmp_path)
+    READERS[record["kind"]].load(tmp_path)
 
 
 def test_a_record_of_another_kind_is_refused(tmp_path):
   fake_search.write(tmp_path, bare_sizes())
   with pytest.raises(ValueError, match="kind is 'dataset_size', wanted 'search'"):
-    search_records.load(tmp_path, "search")
+    search_records.load(tmp_path)
   (tmp_path / "results.json").write_text("[1]", encoding="utf-8")
   with pytest.raises(ValueError, match="has to be an object"):
     search_records.load(tmp_path)

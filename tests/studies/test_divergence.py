@@ -16,7 +16,6 @@ from subtune_jax.report import explosion
 from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies import workdir, writers
 from subtune_jax.studies.compare import config as compare_config
-from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import run as search
@@ -105,7 +104,7 @@ def sweep(tmp_path, monkeypatch, made):
   stream = io.StringIO()
   state = compare.start(made, tmp_path, stream)
   chosen = compare.train_all(state)
-  compare.finish(state, chosen, "", write_page=compare_page.write_page)
+  compare.finish(state, chosen, "")
   record = strict((tmp_path / compare_record.RESULTS).read_text())
   for name in ("ledger.jsonl", "metrics.jsonl"):
     for line in (tmp_path / name).read_text().splitlines():

@@ -10,10 +10,11 @@ from subtune_jax import data
 from subtune_jax.data import registry
 from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies.corruption import config as corruption_config
+from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.corruption import run as corruption
 from subtune_jax.studies.dataset_size import config as dataset_size_config
+from subtune_jax.studies.dataset_size import record as size_record
 from subtune_jax.studies.dataset_size import run as dataset_size
-from subtune_jax.studies.search import record as search_records
 from tests.studies import small_search
 
 
@@ -46,7 +47,7 @@ def test_dataset_size(tmp_path):
   made = shrunk(dataset_size_config.default(), sizes=(12, 36))
   stream = io.StringIO()
   record = dataset_size.run(made, tmp_path, stream=stream)
-  search_records.check(record)
+  size_record.check(record)
   assert [row["size"] for row in record["sizes"]] == [12, 36]
   for row in record["sizes"]:
     final = json.loads((tmp_path / row["folder"] / "final/results.json").read_text())
@@ -97,7 +98,7 @@ def test_corruption(tmp_path):
   made.search.kinds = ("profile", "greedy")
   stream = io.StringIO()
   record = corruption.run(made, tmp_path, stream=stream)
-  search_records.check(record)
+  corruption_record.check(record)
   assert [row["name"] for row in record["rows"]] == ["small+contrast/5", "small"]
   for row in record["rows"]:
     assert [step["taken"] for step in row["order"]] == [True, True]

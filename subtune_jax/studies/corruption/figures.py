@@ -5,61 +5,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, charts, estimate, style, words
-from subtune_jax.studies.search import figures as search_plots
-from subtune_jax.studies.search import record as search_lib
+from subtune_jax.report import chart_elements, charts, style, words
+from subtune_jax.studies.corruption import record as corruption_record
+from subtune_jax.studies.search import figures as search_figures
+from subtune_jax.studies.search import record as search_record
 
 if TYPE_CHECKING:
   from matplotlib.artist import Artist
   from matplotlib.figure import Figure
 
-Row = search_lib.Row
+Row = search_record.Row
 MOST_PANELS = 16
 _ALL = "all units"
 
 
-def labels(record: Row) -> list[str]:
-  """Titles of the corruptions; with their severity where there are several, 0 being none."""
-  severities = {row["severity"] for row in record["rows"]} - {0}
-  several = len(severities) > 1
-  return [
-    f"{row['title']}, {row['severity']}" if several and row["severity"] else row["title"]
-    for row in record["rows"]
-  ]
-
-
-def gains(record: Row) -> tuple[np.ndarray, np.ndarray]:
-  """The profiles of the record as arrays.
-
-  Returns:
-    [corruptions, units + 2] gain over the head alone in points: a column per unit, an empty one,
-    and that of all units; NaN where there is none. [corruptions, units + 2] whether a unit is not
-    told apart from the best one of its row.
-  """
-  names = search_lib.unit_names(record)
-  values = np.full((len(record["rows"]), len(names) + 2), np.nan)
-  near = np.zeros(values.shape, bool)
-  for number, row in enumerate(record["rows"]):
-    if row["head"] is None:
-      continue
-    found = {point["unit"]: point for point in row["profile"]}
-    best = max(found.values(), key=lambda point: point["mean"], default=None)
-    for column, unit in enumerate(names):
-      if unit in found:
-        point = found[unit]
-        values[number, column] = 100 * (point["mean"] - row["head"]["mean"])
-        near[number, column] = point is not best and search_lib.undecided(point, best)
-    if row["all"] is not None:
-      values[number, -1] = 100 * (row["all"]["mean"] - row["head"]["mean"])
-  return values, near
-
-
 def gain_map(record: Row) -> "Figure | None":
   """Heat map of the gain of each unit over the head alone, a row per corruption."""
-  values, near = gains(record)
+  values, near = corruption_record.gains(record)
   if not np.isfinite(values).any():
     return None
-  names = [*search_lib.unit_names(record), " ", _ALL]
+  names = [*search_record.unit_names(record), " ", _ALL]
   if not np.isfinite(values[:, -1]).any():
     values, near, names = values[:, :-2], near[:, :-2], names[:-2]
   width = chart_elements.page_width(len(names), 0.54)
@@ -67,22 +32,22 @@ def gain_map(record: Row) -> "Figure | None":
   axes = figure.add_subplot()
   chart_elements.gain_map(figure, axes, values, near, width - 2.6, ranked=len(record["units"]))
   chart_elements.unit_ticks(axes, names, width - 2.6)
-  chart_elements.row_ticks(axes, labels(record))
+  chart_elements.row_ticks(axes, corruption_record.labels(record))
   chart_elements.legend(figure, chart_elements.gain_map_entries(near))
   return figure
 
 
 def greedy_order(record: Row) -> "Figure | None":
   """The units in the order in which the greedy search took them, a row per corruption."""
-  rows = [row for row in record["rows"] if row["order"]]
+  rows = corruption_record.titled(record, "order")
   if not rows:
     return None
-  names = search_lib.unit_names(record)
+  names = search_record.unit_names(record)
   width = chart_elements.page_width(len(names), 0.54)
   figure = charts.new_figure(width, 0.7 + chart_elements.label_room(names) + 0.34 * len(rows))
   axes = figure.add_subplot()
   refused = False
-  for number, row in enumerate(rows):
+  for number, (_, row) in enumerate(rows):
     for place, step in enumerate(row["order"], start=1):
       refused |= not step["taken"]
       _draw_step(axes, number, names.index(step["unit"]), place, step["taken"])
@@ -92,12 +57,11 @@ def greedy_order(record: Row) -> "Figure | None":
   axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
   axes.grid(True, which="minor", color=style.GRID, linewidth=0.7)
   chart_elements.unit_ticks(axes, names, width - 2.0)
-  titles = dict(zip((id(row) for row in record["rows"]), labels(record), strict=True))
-  chart_elements.row_ticks(axes, [titles[id(row)] for row in rows])
+  chart_elements.row_ticks(axes, [title for title, _ in rows])
   axes.tick_params(which="both", length=0, colors=style.INK)
   axes.spines[:].set_visible(False)
   entries = [
-    (chart_elements.point_entry(search_plots.COLOR, "s", filled=True, size=10), "taken, by step")
+    (chart_elements.point_entry(search_figures.COLOR, "s", filled=True, size=10), "taken, by step")
   ]
   if refused:
     entries.append(
@@ -114,7 +78,7 @@ def _draw_step(axes, row: int, column: int, place: int, taken: bool) -> None:
   """A cell with the number of the step: filled if taken, the earlier the darker."""
   from matplotlib import colors, patches
 
-  base = np.array(colors.to_rgb(search_plots.COLOR))
+  base = np.array(colors.to_rgb(search_figures.COLOR))
   face = colors.to_hex(1 - (1 - base) * max(1 - 0.22 * (place - 1), 0.34)) if taken else "#FFFFFF"
   axes.add_patch(
     patches.Rectangle(
@@ -141,24 +105,23 @@ def _draw_step(axes, row: int, column: int, place: int, taken: bool) -> None:
 
 def profiles(record: Row) -> "Figure | None":
   """The finetuning profile of each corruption, small, all on one scale; None if there are many."""
-  rows = [(title, row) for title, row in zip(labels(record), record["rows"], strict=True)
-          if row["profile"]]  # fmt: skip
+  rows = corruption_record.titled(record, "profile")
   if not rows or len(rows) > MOST_PANELS:
     return None
-  names = search_lib.unit_names(record)
+  names = search_record.unit_names(record)
   columns = min(len(rows), 3 if len(names) > 12 else 4)
   bands = math.ceil(len(rows) / columns)
   width = max(12.0 if columns > 2 else 9.5, 6.0)
   figure = charts.new_figure(width, 0.5 + chart_elements.label_room(names) + 1.95 * bands)
   panels = figure.subplots(bands, columns, squeeze=False, sharey=True)
-  values = []
+  values, entries = [], {}
   for index in range(bands * columns):
     axes = panels[index // columns, index % columns]
     if index >= len(rows):
       axes.remove()
       continue
     title, row = rows[index]
-    values += _draw_profile(axes, names, row)
+    values += _draw_profile(axes, names, row, entries)
     axes.set_title(charts.plain(words.shorten(title, 34)), fontsize=charts.SIZE, loc="left", pad=4)
     axes.set_xlim(-0.6, len(names) - 0.4)
     if index + columns >= len(rows):
@@ -172,66 +135,39 @@ def profiles(record: Row) -> "Figure | None":
   label = "held-out\naccuracy, %" + (f"\n(from {low:.0f} %)" if low > 0 else "")
   for axes in panels[:, 0]:
     axes.set_ylabel(label, fontsize=charts.SIZE - 0.5)
-  chart_elements.legend(figure, _profile_entries([row for _, row in rows]))
+  color, marker = search_figures.COLOR, search_figures.MARKER
+  filled = {"unit of the chosen set": True, "other unit": False}
+  entries |= {t: chart_elements.point_entry(color, marker, filled=on) for t, on in filled.items()}
+  chart_elements.legend(figure, [(handle, title) for title, handle in entries.items()])
   return figure
 
 
-def _draw_profile(axes, names, row: Row) -> list[float]:
-  """One small profile; returns the accuracies shown."""
-  shown = []
-  for key, color, dashes in (
-    ("head", search_plots.HEAD_COLOR, search_plots.HEAD_DASHES),
-    ("all", search_plots.ALL_COLOR, search_plots.ALL_DASHES),
-  ):
-    if row[key] is not None:
-      value = search_lib.estimate(row[key])
-      chart_elements.level_line(axes, value, color, dashes)
-      shown += [value.mean, value.low, value.high]
+def _draw_profile(axes, names, row: Row, entries: dict[str, "Artist"]) -> list[float]:
+  """One small profile, its lines added to the legend; returns the accuracies shown."""
+  levels = [search_record.estimate(row[key]) if row[key] else None for key in ("head", "all")]
+  lines = search_figures.references(axes, *levels)
+  entries |= {title: handle for handle, title in lines}
+  shown = [value for value in levels if value is not None]
   for point in row["profile"]:
-    x, value = names.index(point["unit"]), search_lib.estimate(point)
-    filled = point["unit"] in row["chosen"]
-    chart_elements.interval(axes, x, value, search_plots.COLOR, line=1.2, cap=0.0)
-    chart_elements.point(
-      axes, x, 100 * value.mean, color=search_plots.COLOR, marker=search_plots.MARKER,
-      filled=filled, size=5.5,
+    value = search_record.estimate(point)
+    chart_elements.mean(
+      axes, names.index(point["unit"]), value, color=search_figures.COLOR,
+      marker=search_figures.MARKER, filled=point["unit"] in row["chosen"], size=5.5, line=1.2,
+      cap=0,
     )  # fmt: skip
-    shown += [value.mean, value.low, value.high]
+    shown.append(value)
   charts.clean(axes)
   axes.tick_params(axis="x", length=0)
-  return shown
-
-
-def _profile_entries(rows) -> list[tuple["Artist", str]]:
-  color, marker = search_plots.COLOR, search_plots.MARKER
-  entries = []
-  if any(row["head"] is not None for row in rows):
-    line = chart_elements.level_entry(search_plots.HEAD_COLOR, search_plots.HEAD_DASHES)
-    entries.append((line, "head alone"))
-  if any(row["all"] is not None for row in rows):
-    line = chart_elements.level_entry(search_plots.ALL_COLOR, search_plots.ALL_DASHES)
-    entries.append((line, "all units (full fine-tuning)"))
-  entries.append((chart_elements.point_entry(color, marker, filled=True), "unit of the chosen set"))
-  return [*entries, (chart_elements.point_entry(color, marker, filled=False), "other unit")]
-
-
-def method_titles(record: Row) -> dict[str, str]:
-  """Titles of the methods that were tested, the usual ones first."""
-  found = {}
-  for row in record["rows"]:
-    for name, entry in (row["test"] or {}).items():
-      found[name] = entry.get("title") or search_lib.METHODS.get(name, name)
-  usual = [name for name in search_lib.METHODS if name in found]
-  return {name: found[name] for name in [*usual, *sorted(set(found) - set(usual))]}
+  return chart_elements.ends(shown)
 
 
 def test_accuracy(record: Row) -> "Figure | None":
   """Test accuracy of every method under every corruption, with intervals."""
-  titles = method_titles(record)
+  titles = corruption_record.method_titles(record)
   methods = list(titles)
   if not methods:
     return None
-  rows = [(title, row) for title, row in zip(labels(record), record["rows"], strict=True)
-          if row["test"]]  # fmt: skip
+  rows = corruption_record.titled(record, "test")
   figure = charts.new_figure(9.5, 1.3 + 0.5 * len(rows))
   axes = figure.add_subplot()
   colors, markers, values = style.colors(methods), style.markers(methods), []
@@ -241,11 +177,11 @@ def test_accuracy(record: Row) -> "Figure | None":
     for index, name in enumerate(methods):
       if name in row["test"]:
         y = place + 0.72 * ((index + 0.5) / len(methods) - 0.5)
-        value = search_lib.estimate(row["test"][name], "accuracy")
+        value = search_record.estimate(row["test"][name], "accuracy")
         chart_elements.interval(axes, y, value, colors[name], horizontal=True, cap=0.0)
         axes.plot([100 * value.mean], [y], marker=markers[name], markersize=5.5,
                   color=colors[name], linestyle="none", zorder=4)  # fmt: skip
-        values += [value.mean, value.low, value.high]
+        values += chart_elements.ends([value])
   chart_elements.row_ticks(axes, [title for title, _ in rows])
   axes.set_ylim(len(rows) - 0.5, -0.5)
   charts.clean(axes, grid="x")
@@ -258,17 +194,3 @@ def test_accuracy(record: Row) -> "Figure | None":
     [(chart_elements.point_entry(colors[m], markers[m], filled=True), titles[m]) for m in methods],
   )
   return figure
-
-
-def mean_test(record: Row) -> dict[str, estimate.Estimate]:
-  """Mean test accuracy over the corruptions; methods that were not tested under all are absent.
-
-  There is no interval: corruptions of one set of images err together.
-  """
-  rows = [row["test"] for row in record["rows"] if row["test"]]
-  found = {}
-  for name in method_titles(record):
-    if all(name in test for test in rows):
-      mean = float(np.mean([test[name]["accuracy"] for test in rows]))
-      found[name] = estimate.Estimate(mean, math.nan, math.nan)
-  return found

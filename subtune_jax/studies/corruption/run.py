@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from subtune_jax import data
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import provenance
+from subtune_jax.studies import provenance, publish
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.corruption import config as corruption_config
@@ -56,8 +56,7 @@ def run(
     rows.append(_row(folder, shift, record))
   study = _record(config, rows, record, command)
   workdir_lib.write_json(workdir / compare_record.RESULTS, study)
-  page = corruption_page.write_page(study, workdir)
-  stream.write(f"{corruption_page.format_text(study)}\n\nreport: {page}\n")
+  publish.publish(corruption_page.report(study, workdir), workdir, stream)
   return study
 
 

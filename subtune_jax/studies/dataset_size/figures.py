@@ -6,18 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subtune_jax.report import chart_elements, charts, estimate, style, words
-from subtune_jax.studies.search import record as search_lib
+from subtune_jax.studies.dataset_size import record as size_record
+from subtune_jax.studies.search import record as search_record
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-Row = search_lib.Row
+Row = search_record.Row
 REFERENCE = "ft"
-
-
-def methods(record: Row) -> dict[str, str]:
-  """Titles of the methods by name, in the order in which they come."""
-  return {method["name"]: method["title"] for size in record["sizes"] for method in size["methods"]}
 
 
 def _size_axis(axes, record: Row) -> None:
@@ -42,7 +38,7 @@ def _dodge(record: Row, index: int, count: int) -> float:
 
 def curves(record: Row) -> "Figure":
   """Test accuracy of every method against the number of training images."""
-  titles = methods(record)
+  titles = size_record.methods(record)
   figure = charts.new_figure(9.5, 5.0)
   axes = figure.add_subplot()
   entries, values = [], []
@@ -50,16 +46,17 @@ def curves(record: Row) -> "Figure":
     color, marker = style.colors(list(titles))[name], style.markers(list(titles))[name]
     xs, ys = [], []
     for size in record["sizes"]:
-      method = next((m for m in size["methods"] if m["name"] == name), None)
+      method = size_record.method(size, name)
       if method is None:
         continue
-      x, value = size["size"] * _dodge(record, index, len(titles)), _accuracy(method)
+      x = size["size"] * _dodge(record, index, len(titles))
+      value = search_record.estimate(method, "accuracy")
       axes.vlines(x, 100 * value.low, 100 * value.high, color=color, linewidth=1.5, zorder=3)
       seeds = 100 * np.array(method["by_seed"], float)
       if len(seeds) > 1:
         axes.scatter([x] * len(seeds), seeds, s=16, marker="_", color=color, zorder=3)
       xs, ys = [*xs, x], [*ys, 100 * value.mean]
-      values += [value.mean, value.low, value.high, *method["by_seed"]]
+      values += [*chart_elements.ends([value]), *method["by_seed"]]
     axes.plot(xs, ys, color=color, marker=marker, markersize=7, linewidth=1.6, zorder=4)
     entries.append((chart_elements.point_entry(color, marker, filled=True), titles[name]))
   chart_elements.accuracy_axis(axes, values, "test accuracy, %")
@@ -69,13 +66,9 @@ def curves(record: Row) -> "Figure":
   return figure
 
 
-def _accuracy(method: Row) -> estimate.Estimate:
-  return search_lib.estimate(method, "accuracy")
-
-
 def differences(record: Row) -> "Figure | None":
   """Test accuracy minus that of full fine-tuning, against the number of training images."""
-  titles = methods(record)
+  titles = size_record.methods(record)
   found = {n: {s["size"]: s["against_ft"][n] for s in record["sizes"] if n in s["against_ft"]}
            for n in titles}  # fmt: skip
   found = {name: by_size for name, by_size in found.items() if by_size and name != REFERENCE}
@@ -106,38 +99,16 @@ def _draw_differences(
   ys = [100 * entry["mean"] for entry in by_size.values()]
   axes.plot(xs, ys, color=color, linewidth=1.4, zorder=2)
   for x, entry in zip(xs, by_size.values(), strict=True):
-    value = search_lib.estimate(entry)
-    axes.vlines(x, 100 * value.low, 100 * value.high, color=color, linewidth=1.5, zorder=3)
-    decided = search_lib.has_interval(value) and value.verdict != estimate.UNDECIDED
-    chart_elements.point(axes, x, 100 * value.mean, color=color, marker=marker, filled=decided)
-
-
-def gains(record: Row) -> tuple[np.ndarray, np.ndarray, list[Row]]:
-  """The map of the record as arrays.
-
-  Returns:
-    [sizes, units] gain over the head alone in points, NaN where there is none; [sizes, units]
-    whether a unit is not told apart from the best of its size; the entries of the head alone.
-  """
-  entry = record["map"]
-  heads = sorted(entry["head"], key=lambda head: head["size"])
-  values = np.full((len(heads), len(entry["units"])), np.nan)
-  near = np.zeros(values.shape, bool)
-  for number, head in enumerate(heads):
-    found = {row["unit"]: row for row in entry["rows"] if row["size"] == head["size"]}
-    best = max(found.values(), key=lambda row: row["mean"], default=None)
-    for column, unit in enumerate(entry["units"]):
-      if unit in found:
-        values[number, column] = 100 * (found[unit]["mean"] - head["mean"])
-        near[number, column] = found[unit] is not best and search_lib.undecided(found[unit], best)
-  return values, near, heads
+    value = search_record.estimate(entry)
+    decided = value.known and value.verdict != estimate.UNDECIDED
+    chart_elements.mean(axes, x, value, color=color, marker=marker, filled=decided, cap=0)
 
 
 def unit_map(record: Row) -> "Figure | None":
   """Heat map of the gain of each unit over the head alone, a row per number of images."""
   if record["map"] is None or not record["map"]["rows"] or not record["map"]["head"]:
     return None
-  values, near, heads = gains(record)
+  values, near, heads = size_record.gains(record)
   units: Sequence[str] = record["map"]["units"]
   width = chart_elements.page_width(len(units), 0.54)
   figure = charts.new_figure(width, 0.8 + chart_elements.label_room(units) + 0.5 * len(heads))

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from subtune_jax.report import estimate as estimate_lib
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import provenance
+from subtune_jax.studies import provenance, publish
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.dataset_size import page as size_page
@@ -55,8 +55,7 @@ def run(
     found.append(record)
   record = _record(config, rows, found, workdir, command)
   workdir_lib.write_json(workdir / compare_record.RESULTS, record)
-  page = size_page.write_page(record, workdir)
-  stream.write(f"{size_page.format_text(record)}\n\nreport: {page}\n")
+  publish.publish(size_page.report(record, workdir), workdir, stream)
   return record
 
 

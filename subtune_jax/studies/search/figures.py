@@ -5,19 +5,19 @@ colour has one meaning: black the head alone, orange all units (full fine-tuning
 """
 
 from collections.abc import Sequence
-import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subtune_jax.report import block_strip, chart_elements, charts, estimate, style, words
-from subtune_jax.studies.search import record as search_lib
+from subtune_jax.studies.search import record as search_record
 
 if TYPE_CHECKING:
   from matplotlib.artist import Artist
+  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-Row = search_lib.Row
+Row = search_record.Row
 HEAD_COLOR = style.METHOD_COLORS["lp"]
 ALL_COLOR = style.METHOD_COLORS["ft"]
 COLOR = style.METHOD_COLORS["subtuning"]
@@ -25,36 +25,40 @@ MARKER = style.markers(list(style.METHOD_COLORS))["subtuning"]
 HEAD_DASHES, ALL_DASHES = (0, (5, 2)), "-"
 _DROPPED = "#8A8A8A"
 _PALE = "#8CCFBA"  # SubTuning, less so
-_CANDIDATE = "#B0B0B0"
 # All are SubTuning: one hue, told apart by lightness and marker.
 _WINDOW_LOOKS = ((COLOR, MARKER), ("#003D2E", "o"), ("#5FC2A5", "s"), (style.MUTED, "D"))
 
 
-def _percent(value: estimate.Estimate) -> str:
-  return f"{words.percent(value.mean)} %"
-
-
-def _references(axes, sets, names) -> list[tuple["Artist", str]]:
+def references(
+  axes: "Axes", head: estimate.Estimate | None, everything: estimate.Estimate | None
+) -> list[tuple["Artist", str]]:
   """Lines of the head alone and of all units where they were tried; their legend entries."""
   entries = []
-  for units, color, dashes, title in (
-    ((), HEAD_COLOR, HEAD_DASHES, "head alone"),
-    (names, ALL_COLOR, ALL_DASHES, "all units (full fine-tuning)"),
+  for value, color, dashes, title in (
+    (head, HEAD_COLOR, HEAD_DASHES, "head alone"),
+    (everything, ALL_COLOR, ALL_DASHES, "all units (full fine-tuning)"),
   ):
-    if units in sets:
-      value = search_lib.estimate(sets[units])
+    if value is not None:
       chart_elements.level_line(axes, value, color, dashes)
-      entries.append((chart_elements.level_entry(color, dashes), f"{title}: {_percent(value)}"))
+      entries.append((chart_elements.level_entry(color, dashes), title))
   return entries
 
 
-def _all_values(entries: Sequence[Row], *, folds: bool = True) -> list[float]:
+def _labelled_references(axes, sets, names) -> list[tuple["Artist", str]]:
+  """The same of a search, with the accuracies in the legend."""
+  values = [search_record.estimate(sets[units]) if units in sets else None for units in ((), names)]
+  known = [value for value in values if value is not None]
+  return [
+    (handle, f"{title}: {words.percent(value.mean)} %")
+    for (handle, title), value in zip(references(axes, *values), known, strict=True)
+  ]
+
+
+def all_values(entries: Sequence[Row], *, folds: bool = True) -> list[float]:
   """Accuracies of sets with the ends of their intervals and, if wanted, those of the folds."""
-  values = []
-  for entry in entries:
-    value = search_lib.estimate(entry)
-    values += [value.mean, value.low, value.high]
-    values += search_lib.folds(entry).tolist() if folds else []
+  values = chart_elements.ends(map(search_record.estimate, entries))
+  if folds:
+    values += [accuracy for entry in entries for accuracy in search_record.folds(entry)]
   return values
 
 
@@ -66,26 +70,24 @@ def _look(tried: Row, chosen: bool) -> dict:
 
 def profile(record: Row) -> "Figure | None":
   """Accuracy of each unit trained alone (with the head), and its parameters below."""
-  sets, names = search_lib.by_units(record), search_lib.unit_names(record)
+  sets, names = search_record.by_units(record), search_record.unit_names(record)
   alone = {name: sets[name,] for name in names if (name,) in sets}
   if not alone:
     return None
   chosen, width = record["chosen"], chart_elements.page_width(len(names))
   figure = charts.new_figure(width, 5.0 + chart_elements.label_room(names))
   axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1.15])
-  entries = _references(axes, sets, names)
+  entries = _labelled_references(axes, sets, names)
   for i, name in enumerate(names):
     if name in chosen:
       axes.axvspan(i - 0.5, i + 0.5, color=COLOR, alpha=0.1, linewidth=0, zorder=0)
     if name in alone:
       look = _look(alone[name], name in chosen)
-      chart_elements.fold_dots(axes, i, search_lib.folds(alone[name]))
-      value = search_lib.estimate(alone[name])
-      chart_elements.interval(axes, i, value, look["color"])
-      chart_elements.point(axes, i, 100 * value.mean, **look)
+      chart_elements.fold_dots(axes, i, search_record.folds(alone[name]))
+      chart_elements.mean(axes, i, search_record.estimate(alone[name]), **look)
   entries += _profile_entries(record, alone)
   shown = [*alone.values(), *(sets[units] for units in ((), names) if units in sets)]
-  chart_elements.accuracy_axis(axes, _all_values(shown))
+  chart_elements.accuracy_axis(axes, all_values(shown))
   charts.clean(axes)
   axes.tick_params(axis="x", length=0, labelbottom=False)
   _draw_params(below, record, {unit["name"]: unit["params"] for unit in record["units"]}, chosen)
@@ -103,8 +105,10 @@ def _profile_entries(record: Row, alone) -> list[tuple["Artist", str]]:
     )
   if any(t["complete"] and name not in record["chosen"] for name, t in alone.items()):
     entries.append((chart_elements.point_entry(COLOR, MARKER, filled=False), "other unit"))
-  if any(not tried["complete"] for tried in alone.values()):
-    entries.append((chart_elements.point_entry(_DROPPED, "x", filled=False), "dropped by the race"))
+  gone = {bool(t.get("diverged")) for t in alone.values() if not t["complete"]}
+  if gone:
+    names = ["diverged" if diverged else "dropped by the race" for diverged in sorted(gone)]
+    entries.append((chart_elements.point_entry(_DROPPED, "x", filled=False), ", or ".join(names)))
   if record["data"]["num_folds"] > 1:
     entries.append((chart_elements.dots_entry(), "single folds"))
   return entries
@@ -117,17 +121,7 @@ def _draw_params(axes, record: Row, counts: dict[str, int], chosen: Sequence[str
   axes.bar(range(len(counts)), heights, width=0.62, color=colors)
   upright = len(counts) > 14
   for i, height in enumerate(heights):
-    axes.annotate(
-      words.parameters(int(height)),
-      (i, height),
-      (0, 3),
-      textcoords="offset points",
-      ha="center",
-      va="bottom",
-      rotation=90 if upright else 0,
-      fontsize=charts.SMALL - 1,
-      color=style.INK,
-    )
+    chart_elements.number_above(axes, i, height, words.parameters(int(height)), upright=upright)
   axes.set_ylim(0, max(heights.max(), 1) * (2.0 if upright else 1.35))
   axes.set_yticks([])
   axes.set_ylabel("parameters\nof the unit", fontsize=charts.SIZE)
@@ -139,8 +133,9 @@ def _draw_params(axes, record: Row, counts: dict[str, int], chosen: Sequence[str
 
 def windows(record: Row) -> "Figure | None":
   """Accuracy of units in a row, a series per width, each at the middle of its window."""
-  sets, names = search_lib.by_units(record), search_lib.unit_names(record)
-  widths = sorted({search["width"] for search in search_lib.searches(record, search_lib.WINDOWS)})
+  sets, names = search_record.by_units(record), search_record.unit_names(record)
+  searches = search_record.searches(record, search_record.WINDOWS)
+  widths = sorted({search["width"] for search in searches})
   series = {}
   for window in sorted({1, *widths}) if widths else ():
     found = [(i, names[i : i + window]) for i in range(len(names) - window + 1)]
@@ -152,7 +147,7 @@ def windows(record: Row) -> "Figure | None":
   width = chart_elements.page_width(len(names))
   figure = charts.new_figure(width, 4.0 + chart_elements.label_room(names))
   axes = figure.add_subplot()
-  entries = _references(axes, sets, names)
+  entries = _labelled_references(axes, sets, names)
   for number, (window, found) in enumerate(series.items()):
     color, marker = _WINDOW_LOOKS[number % len(_WINDOW_LOOKS)]
     shift = 0.13 * (number - (len(series) - 1) / 2)
@@ -165,17 +160,15 @@ def windows(record: Row) -> "Figure | None":
       zorder=2,
     )
     for x, tried in found.items():
-      value = search_lib.estimate(tried)
-      chart_elements.interval(axes, x + shift, value, color, line=1.1, cap=0.05)
-      filled = tried["units"] == record["chosen"]
-      chart_elements.point(
-        axes, x + shift, 100 * value.mean, color=color, marker=marker, filled=filled, size=6
-      )
+      chart_elements.mean(
+        axes, x + shift, search_record.estimate(tried), color=color, marker=marker,
+        filled=tried["units"] == record["chosen"], size=6, line=1.1, cap=0.05,
+      )  # fmt: skip
     title = "1 unit" if window == 1 else f"{window} units in a row"
     entries.append((chart_elements.point_entry(color, marker, filled=False), title))
   shown = [tried for found in series.values() for tried in found.values()]
   shown += [sets[units] for units in ((), names) if units in sets]
-  chart_elements.accuracy_axis(axes, _all_values(shown, folds=False))
+  chart_elements.accuracy_axis(axes, all_values(shown, folds=False))
   chart_elements.unit_ticks(axes, names, width - 1.0, bold=record["chosen"])
   axes.set_xlim(-0.6, len(names) - 0.4)
   axes.set_xlabel("unit, or the middle of the window", fontsize=charts.SIZE)
@@ -184,22 +177,16 @@ def windows(record: Row) -> "Figure | None":
   return figure
 
 
-def ranked_pairs(record: Row) -> list[Row]:
-  """All pairs that were tried on every fold, the best first."""
-  found = [tried for tried in record["sets"] if len(tried["units"]) == 2 and tried["complete"]]
-  return sorted(found, key=lambda tried: -tried["mean"])
-
-
 def pairs(record: Row) -> "Figure | None":
   """Heat map of all pairs, single units on the diagonal; beside it the best pairs in full."""
-  ranked = ranked_pairs(record)
-  if not search_lib.searches(record, search_lib.PAIRS) or not ranked:
+  ranked = search_record.ranked_pairs(record)
+  if not search_record.searches(record, search_record.PAIRS) or not ranked:
     return None
-  names = search_lib.unit_names(record)
+  names = search_record.unit_names(record)
   side = min(max(0.4 * len(names), 4.6), 7.6)
   shown = ranked[: min(len(ranked), 8 if side < 5 else 14)]
   labels = [
-    words.shorten(search_lib.set_name(tried["units"], names), chart_elements.LONGEST_SET)
+    words.shorten(search_record.set_name(tried["units"], names), chart_elements.LONGEST_SET)
     for tried in shown
   ]
   width = chart_elements.text_width(names) + side + 1.25 + chart_elements.text_width(labels) + 3.2
@@ -211,7 +198,7 @@ def pairs(record: Row) -> "Figure | None":
 
 
 def _draw_pair_map(figure, axes, record: Row, ranked: Sequence[Row], side: float) -> None:
-  sets, names = search_lib.by_units(record), search_lib.unit_names(record)
+  sets, names = search_record.by_units(record), search_record.unit_names(record)
   cells = {}
   for i in range(len(names)):
     for j in range(i + 1):
@@ -226,7 +213,7 @@ def _draw_pair_map(figure, axes, record: Row, ranked: Sequence[Row], side: float
   near = False
   for (i, j), tried in cells.items():
     is_pair = i != j and tried["complete"]
-    is_near = is_pair and tried is not best and search_lib.undecided(tried, best)
+    is_near = is_pair and tried is not best and search_record.undecided(tried, best)
     near |= is_near
     mark = chart_elements.DOT if is_near else "" if tried["complete"] else "\N{MULTIPLICATION SIGN}"
     text = f"{values[i, j]:.1f}" if show_numbers else ""
@@ -264,17 +251,11 @@ def _draw_pair_map(figure, axes, record: Row, ranked: Sequence[Row], side: float
 def _draw_ranking(axes, record: Row, shown: Sequence[Row], labels: Sequence[str]) -> None:
   """Sets from the best down, with intervals; those told apart from the first are grey."""
   for place, tried in enumerate(shown):
-    value = search_lib.estimate(tried)
-    color = chart_elements.QUIET if search_lib.told_apart(tried, shown[0]) else COLOR
-    chart_elements.interval(axes, place, value, color, horizontal=True, cap=0.16)
-    chart_elements.point(
-      axes,
-      100 * value.mean,
-      place,
-      color=color,
-      marker=MARKER,
-      filled=tried["units"] == record["chosen"],
-    )
+    color = chart_elements.QUIET if search_record.told_apart(tried, shown[0]) else COLOR
+    chart_elements.mean(
+      axes, place, search_record.estimate(tried), color=color, marker=MARKER,
+      filled=tried["units"] == record["chosen"], cap=0.16, horizontal=True,
+    )  # fmt: skip
   axes.set_yticks(
     range(len(shown)), [charts.plain(label) for label in labels], fontsize=charts.SMALL
   )
@@ -285,151 +266,15 @@ def _draw_ranking(axes, record: Row, shown: Sequence[Row], labels: Sequence[str]
   axes.tick_params(axis="y", length=0)
 
 
-def greedy(record: Row) -> "Figure | None":
-  """The paths of the greedy searches: accuracy against step, trained parameters below."""
-  paths = [path for path in search_lib.searches(record, search_lib.GREEDY) if path["steps"]]
-  if not paths:
-    return None
-  counts = [max(len(path["steps"]) + 1, 6) for path in paths]
-  beside = len(paths) == 1 or sum(counts) <= 26
-  columns, bands = (len(paths), 1) if beside else (1, len(paths))
-  width = chart_elements.page_width(sum(counts) if beside else max(counts))
-  room = chart_elements.label_room(search_lib.unit_names(record))
-  figure = charts.new_figure(width, 0.4 + (4.6 + room) * bands)
-  axes = figure.subplots(
-    2 * bands,
-    columns,
-    squeeze=False,
-    width_ratios=counts if beside and len(paths) > 1 else None,
-    height_ratios=[3.6, 1.2] * bands,
-  )
-  values, entries = [], {}
-  for number, path in enumerate(paths):
-    band, column = (0, number) if beside else (number, 0)
-    top, below = axes[2 * band, column], axes[2 * band + 1, column]
-    values += _draw_path(record, path, top, below, entries, labels=column == 0)
-    share = counts[number] / sum(counts) if beside else 1.0
-    _label_path(record, path, top, below, share * (width - 1.0))
-  params = [p[1]["trained_params"] for path in paths for p in _path_points(record, path)]
-  most = max(params, default=1)
-  for band in range(bands):
-    for column in range(columns):
-      chart_elements.accuracy_axis(axes[2 * band, column], values)
-      axes[2 * band + 1, column].set_ylim(0, 1.35 * most)
-      if column:
-        axes[2 * band, column].set_ylabel("")
-        axes[2 * band, column].tick_params(labelleft=False)
-  chart_elements.legend(figure, [(handle, label) for label, handle in entries.items()])
-  return figure
-
-
-def _path_points(record: Row, path: Row) -> list[tuple[int, Row, bool]]:
-  """(step, set, taken) of a path; step 0 is its start, if it was tried."""
-  sets = search_lib.by_units(record)
-  points = [(0, sets.get(tuple(path["steps"][0]["base"])), True)]
-  for number, step in enumerate(path["steps"], start=1):
-    points.append((number, sets.get(tuple(step["chosen"])), step["taken"]))
-  return [(number, tried, taken) for number, tried, taken in points if tried is not None]
-
-
-def _draw_path(record: Row, path: Row, top, below, entries: dict, *, labels: bool) -> list[float]:
-  """Draws a path and its parameters; returns the accuracies shown."""
-  candidates = [
-    (number, tried["mean"])
-    for number, step in enumerate(path["steps"], start=1)
-    for tried in step["tried"]
-    if tried["units"] != step["chosen"]
-  ]
-  for number, mean in candidates:
-    top.plot([number], [100 * mean], marker="_", markersize=9, color=_CANDIDATE, zorder=1)
-  points = _path_points(record, path)
-  taken = [(number, 100 * tried["mean"]) for number, tried, on in points if on]
-  top.plot([x for x, _ in taken], [y for _, y in taken], color=COLOR, linewidth=1.6, zorder=2)
-  for number, tried, on in points:
-    value, (color, marker) = search_lib.estimate(tried), _set_look(record, tried)
-    if not on and taken:
-      top.plot([taken[-1][0], number], [taken[-1][1], 100 * value.mean], color=COLOR, linewidth=1.2,
-               linestyle=(0, (2, 2)), zorder=2)  # fmt: skip
-    chart_elements.interval(top, number, value, color)
-    chart_elements.point(top, number, 100 * value.mean, color=color, marker=marker, filled=on)
-    if on and tried["units"] == path["chosen"]:
-      top.plot([number], [100 * value.mean], marker="o", markersize=16, markerfacecolor="none",
-               markeredgecolor=style.INK, markeredgewidth=1.5, zorder=5)  # fmt: skip
-    _draw_path_params(below, number, tried["trained_params"], color, filled=on)
-  below.set_yticks([])
-  if labels:
-    below.set_ylabel("trained\nparameters", fontsize=charts.SIZE)
-  entries["step taken"] = chart_elements.point_entry(COLOR, MARKER, filled=True)
-  if any(not on for _, _, on in points):
-    entries["step not taken"] = chart_elements.point_entry(COLOR, MARKER, filled=False)
-  entries["returned set"] = chart_elements.point_entry(style.INK, "o", filled=False, size=12)
-  if candidates:
-    entries["other candidates of the step"] = chart_elements.point_entry(
-      _CANDIDATE, "_", filled=False
-    )
-  return _all_values([tried for _, tried, _ in points], folds=False) + [m for _, m in candidates]
-
-
-def _draw_path_params(axes, x: float, params: int, color: str, *, filled: bool) -> None:
-  """A bar from zero with its number."""
-  face = color if filled else "white"
-  axes.bar(x, params, width=0.62, color=face, edgecolor=color, linewidth=1.2)
-  axes.annotate(
-    words.parameters(params),
-    (x, params),
-    (0, 3),
-    textcoords="offset points",
-    ha="center",
-    va="bottom",
-    fontsize=charts.SMALL - 1,
-    color=style.INK,
-  )
-
-
-def _set_look(record: Row, tried: Row) -> tuple[str, str]:
-  """Colour and marker of a set: the head alone is linear probing, all units full fine-tuning."""
-  method = {0: "lp", len(record["units"]): "ft"}.get(len(tried["units"]), "subtuning")
-  return style.METHOD_COLORS[method], style.markers([method])[method]
-
-
-def _label_path(record: Row, path: Row, top, below, width: float) -> None:
-  """Title, and under each step the unit that came or went."""
-  names = search_lib.unit_names(record)
-  first = path["steps"][0]["base"]
-  labels = [search_lib.set_name(first, names)]
-  for step in path["steps"]:
-    came = [f"+ {name}" for name in step["chosen"] if name not in step["base"]]
-    went = [f"\N{MINUS SIGN} {name}" for name in step["base"] if name not in step["chosen"]]
-    labels.append(" ".join([*came, *went]))
-  for axes in (top, below):
-    axes.set_xlim(-0.6, max(len(labels) - 0.4, 5.6))
-    charts.clean(axes)
-  below.grid(False)
-  below.spines["left"].set_visible(False)
-  top.tick_params(axis="x", length=0)
-  below.tick_params(axis="x", length=0)
-  top.set_xticks(range(len(labels)), [""] * len(labels))
-  chart_elements.unit_ticks(below, labels, width * len(labels) / max(len(labels), 6))
-  direction = "forward" if path["start"] == search_lib.FORWARD else "backward"
-  racing = ", candidates raced" if path["racing"] else ""
-  last = path["steps"][-1]
-  end = f"stopped: {path['stopped']}"
-  if not last["taken"]:
-    end = f"step {len(path['steps'])} not taken: {last['reason']}"
-  text = textwrap.fill(end, max(int(width / 0.078), 20), max_lines=3)
-  title = f"{direction}, rule: {path['rule']['kind']}{racing}\n{text}"
-  top.set_title(charts.plain(title), fontsize=charts.SIZE - 0.5, loc="left", linespacing=1.35)
-
-
 def network(record: Row, *, most: int = 6) -> "Figure":
   """The blocks of the network, those of the chosen set coloured; below, sets it may not beat."""
-  sets, certificate = search_lib.by_units(record), record["certificate"]
+  sets, certificate = search_record.by_units(record), record["certificate"]
   label = "chosen"
   if certificate and certificate["chosen"] == record["chosen"]:
-    label += f", best: {search_lib.chance_text(certificate['probability_best'])}"
+    label += f", best: {search_record.chance_text(certificate['probability_best'])}"
   rows = [_block_row(record, sets, record["chosen"], label, COLOR)]
-  for number, other in enumerate(search_lib.in_doubt(certificate)[:most]):
-    label = f"undecided, best: {search_lib.chance_text(other['probability'])}"
+  for number, other in enumerate(search_record.in_doubt(certificate)[:most]):
+    label = f"undecided, best: {search_record.chance_text(other['probability'])}"
     row = _block_row(record, sets, other["units"], label, _PALE)
     rows.append(block_strip.BlockRow(row.label, row.blocks, row.color, row.note, gap=number == 0))
   return block_strip.network(record["backbone"], rows)
@@ -441,7 +286,7 @@ def _block_row(
   tried = sets.get(tuple(units))
   note = "" if tried is None else f"{words.parameters(tried['trained_params'])} trained"
   return block_strip.BlockRow(
-    label, search_lib.blocks(record, units) | {block_strip.HEAD}, color, note
+    label, search_record.blocks(record, units) | {block_strip.HEAD}, color, note
   )
 
 
@@ -463,26 +308,12 @@ def cost(record: Row) -> "Figure":
     "{:,.0f}",
     _PALE,
   )
-  scale, unit = flop_unit(max(spent["flops"], spent["plain_flops"]))
+  scale, unit = search_record.flop_unit(record)
   flops = {"this search": spent["flops"] / scale, "plain search": spent["plain_flops"] / scale}
-  ratio = flop_ratio(record)
+  ratio = search_record.flop_ratio(record)
   note = f" (plain: {ratio:.2g} times)" if ratio else ""
   _draw_bars(right, f"operations, {unit}{note}", flops, "{:,.3g}")
   return figure
-
-
-def flop_ratio(record: Row) -> float | None:
-  """Operations of the plain search over those of this one; None where they are not known."""
-  spent = record["cost"]
-  return spent["plain_flops"] / spent["flops"] if spent["flops"] > 0 else None
-
-
-def flop_unit(most: float) -> tuple[float, str]:
-  """The unit that shows a number of floating-point operations in few digits."""
-  for scale, unit in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
-    if most >= scale:
-      return scale, unit
-  return 1e6, "MFLOP"
 
 
 def _draw_bars(

@@ -20,7 +20,7 @@ from subtune_jax.search import certificate, cost, evaluator, greedy, racing, sco
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
 from subtune_jax.studies import progress as progress_lib
-from subtune_jax.studies import provenance
+from subtune_jax.studies import provenance, publish
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -90,8 +90,7 @@ def run(
   if config.search.final:
     record["final"] = _run_final(config, workdir, problem, record["chosen"], command, stream)
   workdir_lib.write_json(workdir / compare_record.RESULTS, record)
-  report = search_page.write_page(record, workdir)
-  stream.write(f"{search_page.format_text(record)}\n\nreport: {report}\n")
+  publish.publish(search_page.report(record, workdir), workdir, stream)
   return record
 
 

@@ -1,0 +1,174 @@
+"""What a search found, in sentences: the choice, how sure it is, the greedy paths, the cost."""
+
+from collections.abc import Sequence
+
+from subtune_jax.report import words
+from subtune_jax.studies.search import record as search_record
+
+Row = search_record.Row
+_JOINED = "\N{NO-BREAK SPACE}"
+_INTERVALS = (
+  "All sets were scored on the same held-out images, so two sets differ more surely than their "
+  "intervals, which overlap easily, suggest."
+)
+_DIFFERENCES = (
+  "The interval of a difference is Student's, over the folds, with the variance of Nadeau and "
+  "Bengio (2003) for folds that share training images; it is that of one comparison by itself."
+)
+_ONE_SPLIT = "With one held-out split, differences have no interval here."
+_OPTIMISM = (
+  "The chosen set was picked by these held-out images, among {count}, so its accuracy on them is "
+  "too high by what luck added."
+)
+_COLUMNS = (
+  "Fork: millions of multiply-adds that the task adds to the inference of one image when the "
+  "network runs anyway. Best: probability of being the best set."
+)
+
+
+def headline(record: Row) -> list[str]:
+  """What was chosen, how good it is, and what is left in doubt, a sentence or two each."""
+  sets, names = search_record.by_units(record), search_record.unit_names(record)
+  name = search_record.set_name(record["chosen"], names)
+  head = ", with the head" if record["chosen"] else ""
+  lines = [f"Chosen: {name}{head} ({record['chosen_by']})."]
+  chosen = sets.get(tuple(record["chosen"]))
+  if chosen is not None:
+    lines.append(_accuracy(record, chosen))
+  if record["certificate"] is None:
+    return [*lines, "No certificate: whether another set is better was not asked."]
+  return [*lines, *certificate(record["certificate"], names, record["chosen"])]
+
+
+def _accuracy(record: Row, chosen: Row) -> str:
+  sets, names = search_record.by_units(record), search_record.unit_names(record)
+  value = search_record.estimate(chosen)
+  text = f"{words.percent(value.mean)} %"
+  if value.known:
+    text += f" (95 % interval {words.percent(value.low)} to {words.percent(value.high)})"
+  text += " on held-out images"
+  against = []
+  for units, title in (((), "the head alone"), (names, "all units (full fine-tuning)")):
+    if units in sets and sets[units] is not chosen:
+      difference = search_record.difference(chosen, sets[units])
+      against.append(f"{words.difference(difference)} points against {title}")
+  if against:
+    text += f": {' and '.join(against)}"
+  total = record["backbone"]["num_params"]
+  params = chosen["trained_params"]
+  return f"{text}. {words.parameters(params)} of {words.parameters(total)} parameters are trained."
+
+
+def certificate(
+  found: Row, names: Sequence[str], chosen: Sequence[str], most: int = 5
+) -> list[str]:
+  """How sure the choice is, and which sets may be better, in sentences.
+
+  Args:
+    found: the certificate of the record.
+    names: all units.
+    chosen: the set of the record; the certified one is named where it is another.
+    most: sets that are listed.
+  """
+  own = list(found["chosen"]) == list(chosen)
+  subject = "It" if own else search_record.set_name(found["chosen"], names)
+  level = f"{100 * found['level']:g} %"
+  lines = [
+    f"{subject} is the best of the sets tried with a probability of "
+    f"{search_record.chance_text(found['probability_best'])}; the best is expected to be above "
+    f"it by {100 * found['expected_regret']:.2f} points."
+  ]
+  others = search_record.in_doubt(found)
+  if not others:
+    return [*lines, f"Decided at {level}: no other set that was tried is left in doubt."]
+  count = words.count(len(others), "other set")
+  lines.append(
+    f"Undecided at {level}: {count} may be the best, with the probability in brackets: "
+    f"{in_doubt(others, names, most)}."
+  )
+  if len(others) == len(found["undecided"]):
+    lines.append(f"The chosen set is not among those that hold the best at {level}.")
+  return lines
+
+
+def in_doubt(others: Sequence[Row], names: Sequence[str], most: int) -> str:
+  """Sets that may be the best, with the probability of that in brackets; the first `most`."""
+  listed = [
+    f"{search_record.set_name(other['units'], names)} "
+    f"({search_record.chance_text(other['probability'])})"
+    for other in others[:most]
+  ]
+  more = f" and {len(others) - most} more" if len(others) > most else ""
+  return f"{'; '.join(listed)}{more}"
+
+
+def path(record: Row, found: Row) -> str:
+  """A greedy search in a line: its start, its steps with their accuracies, why it ended."""
+  names = search_record.unit_names(record)
+  direction = "forward" if found["start"] == search_record.FORWARD else "backward"
+  first = found["steps"][0]["base"] if found["steps"] else found["chosen"]
+  start = search_record.by_units(record).get(tuple(first))
+  parts = [search_record.set_name(first, names)]
+  parts[0] += f" {words.percent(start['mean'])}" if start else ""
+  for step in found["steps"]:
+    text = _JOINED.join([*moves(step, _JOINED), words.percent(step["score"])])
+    parts.append(text if step["taken"] else f"(not taken: {text})")
+  steps = f"{direction}, {_rule(found)}; held-out accuracy in %: {', '.join(parts)}"
+  return f"{steps}. Ended: {found['stopped']}"
+
+
+def moves(step: Row, gap: str = " ") -> list[str]:
+  """The units that came and went in a step: "+ block9"."""
+  came = [f"+{gap}{name}" for name in step["chosen"] if name not in step["base"]]
+  went = [f"{words.MINUS}{gap}{name}" for name in step["base"] if name not in step["chosen"]]
+  return [*came, *went]
+
+
+def _rule(found: Row) -> str:
+  """The rule of a greedy search with the numbers that it uses, its budget, and racing."""
+  rule = found["rule"]
+  used = {"gain": ("epsilon",), "tolerant": ("epsilon",), "size": ("size",)}
+  used = used.get(rule["kind"], ("alpha", "overlap"))
+  numbers = [f"{key} {rule[key]:g}" for key in used if rule.get(key) is not None]
+  text = f"rule {rule['kind']}" + (f" ({', '.join(numbers)})" if numbers else "")
+  limits = [f"{k} {v:,g}" for k, v in (found["budget"] or {}).items() if v is not None]
+  text += f", at most {', '.join(limits)}" if limits else ""
+  return text + (", raced" if found["racing"] else "")
+
+
+def cost(record: Row) -> list[str]:
+  """What the search cost, in sentences."""
+  spent = record["cost"]
+  lines = [
+    f"{spent['trainings']:,} trainings ({spent['dropped_by_race']:,} spared by a race) in "
+    f"{spent['seconds']:,.0f} seconds, and {spent['compile_seconds']:,.0f} seconds of compiling."
+  ]
+  ratio = search_record.flop_ratio(record)
+  scale, unit = search_record.flop_unit(record)
+  if ratio:
+    lines.append(
+      f"{spent['flops'] / scale:,.3g} {unit} in all. A plain search, whose "
+      f"{spent['plain_trainings']:,} trainings run the whole network each, takes "
+      f"{spent['plain_flops'] / scale:,.3g} {unit}, {ratio:.2g} times as much."
+    )
+  return [*lines, *map(str, spent["notes"])]
+
+
+def notes(record: Row) -> list[str]:
+  """What the table of sets means, and what it does not say."""
+  more = _DIFFERENCES if record["data"]["num_folds"] > 1 else _ONE_SPLIT
+  lines = [_OPTIMISM.format(count=f"{len(record['sets']):,} sets"), f"{_INTERVALS} {more}"]
+  lines.append(_COLUMNS)
+  names = search_record.unit_names(record)
+  diverged = [t for t in record["sets"] if t.get("diverged")]
+  if diverged:
+    listed = "; ".join(search_record.set_name(t["units"], names) for t in diverged)
+    lines.append(f"{len(diverged):,} sets diverged and cannot be chosen: {listed}.")
+  for tried in record["sets"]:
+    if tried.get("exploded"):
+      name = search_record.set_name(tried["units"], names)
+      lines.append(f"{name} exploded: {'; '.join(tried['exploded'])}.")
+  dropped = sum(not (tried["complete"] or tried.get("diverged")) for tried in record["sets"])
+  if dropped:
+    lines.append(f"{dropped:,} sets were dropped by a race before their last fold: not ranked.")
+  return lines
