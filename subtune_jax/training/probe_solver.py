@@ -139,21 +139,7 @@ def solve(
     return (search.turn | (rough > tol * search.point.objective)) & goes_on(search)
 
   def iterate(search):
-    point = search.point
-    unit = probe_objective.unit(search.curvature, l2)
-    direction = -_inverse_hessian(search.memory, unit, point.gradient)
-    first = (search.iterations == 0) & (step != 0)
-    direction = jnp.where(search.turn | first, search.ahead, direction)
-    new = _line_search(scores, labels, point, direction)
-    better = new.objective < search.least
-    return search._replace(
-      point=new,
-      memory=_remember(search.memory, new.weights - point.weights, new.gradient - point.gradient),
-      turn=np.bool_(False),
-      least=jnp.minimum(new.objective, search.least),
-      waited=jnp.where(better, 0, search.waited + 1),
-      iterations=search.iterations + 1,
-    )
+    return _iterate(scores, labels, search, l2, step != 0)
 
   def descend(search):  # by the old curvature; `descends` then decides by the new one
     search = jax.lax.while_loop(descends, iterate, search)
@@ -181,6 +167,27 @@ def solve(
   norm = jnp.linalg.norm(point.gradient)
   solution = Solution(point.weights, point.objective, norm, search.iterations, converged)
   return solution, point, search.curvature, search.memory
+
+
+def _iterate(
+  scores: jax.Array, labels: jax.Array, search: _Search, l2: jax.Array, extrapolates: jax.Array
+) -> _Search:
+  """One step of L-BFGS, or the first along the extrapolation, or Newton's."""
+  point = search.point
+  unit = probe_objective.unit(search.curvature, l2)
+  direction = -_inverse_hessian(search.memory, unit, point.gradient)
+  first = (search.iterations == 0) & extrapolates
+  direction = jnp.where(search.turn | first, search.ahead, direction)
+  new = _line_search(scores, labels, point, direction)
+  better = new.objective < search.least
+  return search._replace(
+    point=new,
+    memory=_remember(search.memory, new.weights - point.weights, new.gradient - point.gradient),
+    turn=np.bool_(False),
+    least=jnp.minimum(new.objective, search.least),
+    waited=jnp.where(better, 0, search.waited + 1),
+    iterations=search.iterations + 1,
+  )
 
 
 def _memory_under(memory: _Memory, l2: jax.Array) -> _Memory:
