@@ -213,7 +213,7 @@ def test_no_file_holds_what_is_no_json(tmp_path):
   values = {"key": "a", "x": NAN, "y": [INF, 1.0], "z": {"w": -INF, "v": np.float64(NAN)}}
   expected = {"key": "a", "x": None, "y": [None, 1.0], "z": {"w": None, "v": None}}
   ledger.Ledger(tmp_path / "ledger.jsonl").append(values)
-  assert strict((tmp_path / "ledger.jsonl").read_text()) == expected
+  assert strict((tmp_path / "ledger.jsonl").read_text()) == expected | {"version": ledger.VERSION}
   workdir.write_json(tmp_path / "results.json", values)
   assert strict((tmp_path / "results.json").read_text()) == expected
   writer = writers.MetricWriter(tmp_path, tensorboard=False)
@@ -231,7 +231,8 @@ def test_an_old_ledger_with_nan_is_read_as_diverged(tmp_path):
          "history": history, "stages": [{"title": "all"}], "moved": 2.0}  # fmt: skip
   good = bad | {"key": "b", "history": [{"train_loss": 0.5}]}
   searched = {"key": "c", "accuracy": 0.719, "loss": NAN, "seconds": 1.0}
-  path.write_text("".join(json.dumps(row) + "\n" for row in (bad, good, searched)))
+  lines = (json.dumps(row | {"version": ledger.VERSION}) for row in (bad, good, searched))
+  path.write_text("".join(f"{line}\n" for line in lines))
   rows = ledger.Ledger(path).rows()
   assert rows["a"] == bad | {
     "validation_accuracy": None, "validation_loss": None, "history": [], "stages": [],
