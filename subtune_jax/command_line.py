@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from subtune_jax.studies import workdir
+from subtune_jax.runner import workdir
 
 CONFIGS = pathlib.Path("configs")
 
@@ -64,10 +64,10 @@ def parse(argv: list[str]) -> list[str]:
   if {"help", "h", "?"} & set(given):
     sys.stdout.write(help_text(sys.modules["__main__"].__doc__ or ""))
     sys.exit(0)
-  files = [a.removeprefix("config=") for a in given if a.startswith("config=")]
+  given_configs = [a.removeprefix("config=") for a in given if a.startswith("config=")]
   try:
-    if files:
-      fields = list(workdir.flatten(workdir.as_json(_load_config(files[-1]))))
+    if given_configs:
+      fields = list(files.flatten(workdir.as_json(_load_config(given_configs[-1]))))
       for argument in given:
         name = argument.split("=", 1)[0].removeprefix("config.")
         if argument.startswith("config.") and name not in fields:

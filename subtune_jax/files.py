@@ -71,3 +71,14 @@ def read_npz(
     zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, AttributeError
   ) as error:  # fmt: skip
     raise ValueError(f"{path} is damaged ({error}), {wanted}. Run again to write it.") from error
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Fields of a nested config by dotted name: {"data.image_size": 64}."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[f"{prefix}{name}"] = value
+  return flat

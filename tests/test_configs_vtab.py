@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from subtune_jax import methods
+from subtune_jax import files, methods
 from subtune_jax.data import vtab
-from subtune_jax.studies import workdir
+from subtune_jax.runner import workdir
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.vtab import config as vtab_config
 from tests import command, config_files
@@ -60,7 +60,7 @@ def test_a_wrong_command_line_is_one_error(tmp_path, arguments, message):
 def test_each_task_is_a_comparison_with_the_same_settings():
   config = config_files.get_config("configs/vtab.py")
   assert vtab_config.task_names(config) == tuple(vtab.TASKS)
-  declared = set(workdir.flatten(workdir.as_json(compare_config.default())))
+  declared = set(files.flatten(workdir.as_json(compare_config.default())))
   seen = {}
   for task in (*vtab.TASKS, "fashion_mnist"):
     own = vtab_config.task_config(config, task)
@@ -68,7 +68,7 @@ def test_each_task_is_a_comparison_with_the_same_settings():
     assert own.data.train == ("fashion_mnist" if task == "fashion_mnist" else f"vtab/{task}")
     assert (own.data.ood, own.data.retrain, own.data.image_size) == ((), True, 224)
     assert own.data.interpolation == vtab.OFFICIAL
-    flat = workdir.flatten(workdir.as_json(own))
+    flat = files.flatten(workdir.as_json(own))
     assert set(flat) == declared
     seen[task] = {k: v for k, v in flat.items() if k not in ("name", "title", "data.train")}
   assert all(settings == seen["dtd"] for settings in seen.values())

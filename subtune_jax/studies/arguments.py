@@ -6,7 +6,7 @@ import ml_collections
 
 from subtune_jax import data, methods
 from subtune_jax.data import choices, shifts
-from subtune_jax.studies.compare import config as compare_config
+from subtune_jax.runner import recipes
 
 
 def parse_argument(argument: str, allowed: tuple[str, ...]) -> dict[str, str]:
@@ -38,7 +38,7 @@ def integer(name: str, text: str) -> int:
 
 def use_method(config: ml_collections.ConfigDict, name: str) -> None:
   """Runs one method, with its full grid of learning rates."""
-  compare_config.check_method(name)
+  recipes.check_method(name)
   config.methods, config.title = (name,), methods.DECLARED[name].title
   use_full_grids(config, (name,))
 

@@ -8,8 +8,8 @@ from typing import Any, TextIO
 import jax
 
 from subtune_jax import strict_json
+from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import intervals
-from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import config as search_config

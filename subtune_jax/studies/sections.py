@@ -4,9 +4,9 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
+from subtune_jax import files
 from subtune_jax.report import document, html
 from subtune_jax.report.document import Cell
-from subtune_jax.studies import workdir
 
 FactRow = tuple[str, Cell | str | list[Cell | str]]
 
@@ -35,7 +35,7 @@ def settings(config: Mapping[str, Any]) -> document.Section:
   """The fields of a config."""
   rows = [
     (Cell(key, code=True), Cell(str(value), code=True))
-    for key, value in workdir.flatten(config).items()
+    for key, value in files.flatten(config).items()
   ]
   return document.Section("Settings", [document.Facts(rows)], page_only=True)
 

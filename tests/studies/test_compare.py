@@ -7,6 +7,7 @@ import pytest
 
 from subtune_jax import models, weights
 from subtune_jax.models import side
+from subtune_jax.runner import examples, network
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -41,9 +42,9 @@ def test_side_tuning_is_a_method_of_a_comparison(tmp_path):
   pretrained = weights.random_weights(model, preprocessing="half")
   both, variables = side.wrap(model, pretrained.variables)
   restored, _ = export.load_task(tmp_path / "run" / "tasks" / chosen["key"], variables)
-  test = next(compare.test_sets(config, tuple(record["data"]["class_names"])))
-  engine, _ = compare.load_network(config, len(record["data"]["class_names"]))
-  own, _ = compare.prepared("side_tuning", engine, pretrained)
+  test = next(examples.test_sets(config, tuple(record["data"]["class_names"])))
+  engine, _ = network.load_network(config, len(record["data"]["class_names"]))
+  own, _ = network.prepared("side_tuning", engine, pretrained)
   assert own.model == both
   stored = np.load(tmp_path / "run" / chosen["test"][test.name]["logits"])["logits"]
   np.testing.assert_array_equal(own.predict(restored, test.images), stored)

@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from subtune_jax import methods
-from subtune_jax.studies import workdir
+from subtune_jax import files, methods
+from subtune_jax.runner import recipes, workdir
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.corruption import config as corruption
 from subtune_jax.studies.dataset_size import config as dataset_size
@@ -26,7 +26,7 @@ DECLARED = {
 
 
 def fields(config) -> set[str]:
-  return {name.split(".")[-1] for name in workdir.flatten(workdir.as_json(config))}
+  return {name.split(".")[-1] for name in files.flatten(workdir.as_json(config))}
 
 
 def names_read() -> set[str]:
@@ -51,7 +51,7 @@ def test_every_declared_field_is_read():
     assert not fields(declared.default()) - read
 
 
-@pytest.mark.parametrize("name", compare_config.offered())
+@pytest.mark.parametrize("name", recipes.offered())
 def test_every_method_is_built_from_its_fields(name):
   config = compare_config.default()
   config.optimizer.weight_decay = 0.25
@@ -59,7 +59,7 @@ def test_every_method_is_built_from_its_fields(name):
     config[name].epochs = 3
     config[name].head_factor = 10.0
     config[name].norm_mode = "running"
-  method = compare_config.make_method(config, name, 1e-4, BLOCKS)
+  method = recipes.make_method(config, name, 1e-4, BLOCKS)
   for stage in method:
     if isinstance(stage.solver, methods.LBFGS):
       assert stage.solver.l2 == tuple(config.lp.l2)
@@ -77,7 +77,7 @@ def test_fields_of_the_relatives_of_fine_tuning():
   config.l2_sp.weight, config.l2_sp.head_weight, config.ema.decay = 0.5, 0.25, 0.75
   config.layerwise_decay.decay, config.frozen_embedding.blocks = 0.5, ("stem", "block0")
   made = {
-    name: compare_config.make_method(config, name, 1.0, BLOCKS)[0]
+    name: recipes.make_method(config, name, 1.0, BLOCKS)[0]
     for name in ("l2_sp", "ema", "layerwise_decay", "frozen_embedding", "bias_only")
   }
   assert made["l2_sp"].penalty == methods.L2SP(0.5, 0.25)
@@ -93,18 +93,16 @@ def test_fields_of_the_automatic_rates():
   for name in ("auto_rgn", "auto_snr"):
     config[name].num_batches = 0
     config[name].probe_first = True
-  made = [
-    compare_config.make_method(config, name, 1e-3, BLOCKS) for name in ("auto_rgn", "auto_snr")
-  ]
+  made = [recipes.make_method(config, name, 1e-3, BLOCKS) for name in ("auto_rgn", "auto_snr")]
   assert [isinstance(method[0].solver, methods.LBFGS) for method in made] == [True, True]
   assert [method[1].solver.rates for method in made] == [
     methods.TensorRates("rgn", None), methods.TensorRates("snr", None, 0.05)
   ]  # fmt: skip
   config.auto_snr.released = True
-  (_, stage) = compare_config.make_method(config, "auto_snr", 1e-3, BLOCKS)
+  (_, stage) = recipes.make_method(config, "auto_snr", 1e-3, BLOCKS)
   assert stage.solver.rates == methods.TensorRates("snr_released", None, 0.95)
   config.auto_snr.threshold = 0.5
-  (_, stage) = compare_config.make_method(config, "auto_snr", 1e-3, BLOCKS)
+  (_, stage) = recipes.make_method(config, "auto_snr", 1e-3, BLOCKS)
   assert stage.solver.rates.threshold == 0.5
 
 
@@ -114,10 +112,10 @@ def test_every_config_file_loads_and_shows_its_command(path):
   config = module.get_config()
   assert f"--config=configs/{path.name}" in module.__doc__
   declared = DECLARED[config.experiment].default()
-  assert set(workdir.flatten(workdir.as_json(config))) == set(
-    workdir.flatten(workdir.as_json(declared))
+  assert set(files.flatten(workdir.as_json(config))) == set(
+    files.flatten(workdir.as_json(declared))
   )
-  own = holistic_config if config.experiment == "holistic_transfer" else compare_config
+  own = holistic_config if config.experiment == "holistic_transfer" else recipes
   for name in config.methods:
     for rate in own.learning_rates(config, name):
       own.make_method(config, name, rate, BLOCKS)
@@ -146,7 +144,7 @@ def test_a_grid_rises(rates):
   config = compare_config.default()
   config.ft.learning_rates = rates
   with pytest.raises(ValueError, match=r"ft\.learning_rates is"):
-    compare_config.learning_rates(config, "ft")
+    recipes.learning_rates(config, "ft")
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from subtune_jax import methods, weights
 from subtune_jax.data import preprocess
+from subtune_jax.runner import trainings
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import run as compare
 from tests import tiny
@@ -16,11 +17,11 @@ from tests.search import small
 
 def key(config, pretrained, model, train):
   engine = dataclasses.replace(tiny.engine(model), preprocessing=pretrained.preprocessing)
-  run = compare.Run(
+  run = trainings.Run(
     config, pathlib.Path(), train, train, None, None, engine, pretrained, None, {}, None, None
   )
   method = methods.sub_tuning(("top",), 1e-3, epochs=1)
-  return compare.ledger_lib.key_of(compare._describe(run, "sub_tuning", method, 0, train, train))
+  return compare.ledger_lib.key_of(trainings.describe(run, "sub_tuning", method, 0, train, train))
 
 
 def shifted(variables, collection, head=False):

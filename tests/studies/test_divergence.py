@@ -13,8 +13,8 @@ import pytest
 from subtune_jax import files, weights
 from subtune_jax.data import registry
 from subtune_jax.report import explosion
+from subtune_jax.runner import choice, workdir, writers
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import workdir, writers
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -47,7 +47,7 @@ def config(optimizer, dtype, rates, names=METHODS):
 
 
 def tiny_network(made, num_classes):
-  """In place of `compare.load_network`."""
+  """In place of `network.load_network`."""
   model, variables = tiny.make(num_classes=num_classes, dtype=jnp.dtype(made.backbone.dtype))
   found = weights.Pretrained(variables, tiny.PREPROCESSING, "random", "0" * 64, ())
   return tiny.engine(model, batch_size=made.batch_size), found
@@ -240,8 +240,8 @@ def test_an_old_ledger_with_nan_is_read_as_diverged(tmp_path):
   }  # fmt: skip
   assert rows["b"] == good
   assert rows["c"] == {"key": "c", "accuracy": None, "loss": None, "seconds": 1.0}
-  grid = [compare.grid_row([rows["a"]]), compare.grid_row([rows["b"] | {"learning_rate": 1.0}])]
-  assert compare.best_first(grid) == [1.0]
+  grid = [choice.grid_row([rows["a"]]), choice.grid_row([rows["b"] | {"learning_rate": 1.0}])]
+  assert choice.best_first(grid) == [1.0]
 
 
 def test_an_old_record_with_nan_is_read_as_diverged(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 
 from subtune_jax import data
 from subtune_jax.data import registry
+from subtune_jax.runner import recipes
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
@@ -203,7 +204,7 @@ def test_a_head_that_the_weights_lack_cannot_be_kept(tmp_path):
 def test_the_final_comparison_trains_as_the_search_did():
   made = small_search.config(head="probe", epochs=7, learning_rate=3e-3, norm_mode="running")
   final = search_config.final_config(made, ("stem",))
-  first, stage = compare.compare_config.make_method(final, "subtuning", 3e-3, ())
+  first, stage = recipes.make_method(final, "subtuning", 3e-3, ())
   (searched,) = search_config.make_recipe(made).method(("stem",))
   assert first.name == "head"
   assert stage == searched

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import data
+from subtune_jax.runner import examples
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -22,7 +23,7 @@ def make_config(num_train: int, **fields):
 
 
 def load(*arguments, **fields):
-  return compare._load_data(make_config(*arguments, **fields))
+  return examples.load_data(make_config(*arguments, **fields))
 
 
 def test_sizes_nest_and_groups_stay_whole():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from subtune_jax.studies import writers
+from subtune_jax.runner import writers
 
 
 @pytest.mark.parametrize("tensorboard", [False, True])

@@ -10,9 +10,10 @@ import sys
 from typing import Any, TextIO
 
 from subtune_jax import data
+from subtune_jax.runner import provenance
+from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import provenance, publish
-from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies import publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.corruption import config as corruption_config
 from subtune_jax.studies.corruption import page as corruption_page

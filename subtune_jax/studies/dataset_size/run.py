@@ -10,9 +10,10 @@ import sys
 from typing import Any, TextIO
 
 from subtune_jax.report import estimate as estimate_lib
+from subtune_jax.runner import provenance
+from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import provenance, publish
-from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies import publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.dataset_size import page as size_page
 from subtune_jax.studies.search import config as search_config

@@ -8,6 +8,7 @@ import ml_collections
 from subtune_jax import methods
 from subtune_jax.calibration import class_splits
 from subtune_jax.data import choices, splits
+from subtune_jax.runner import recipes
 from subtune_jax.search import units as units_lib
 from subtune_jax.studies.compare import config as compare_config
 
@@ -53,7 +54,7 @@ GROUPS = (
 def default() -> ml_collections.ConfigDict:
   """All methods from one domain of Emoji Domains to another; 22 of 45 classes are seen."""
   config = compare_config.default()
-  for name in compare_config.offered():
+  for name in recipes.offered():
     del config[name]
   del config.data["ood"], config.data["retrain"], config.data["shift"]
   del config.data["num_train"], config.data["subset_seed"], config.data["flip_labels"]
@@ -149,7 +150,7 @@ def learning_rates(config: ml_collections.ConfigDict, name: str) -> tuple[float,
   if name.partition(_SEPARATOR)[0] not in (*TITLES, SUBTUNING, "sweep"):
     raise ValueError(f"unknown method {name!r}; allowed: {', '.join(TITLES)}")
   own = config.sweep if name.startswith("sweep") else config[section(_base(name))]
-  return compare_config.rising(f"{section(_base(name))}.learning_rates", own.learning_rates)
+  return recipes.rising(f"{section(_base(name))}.learning_rates", own.learning_rates)
 
 
 def _base(name: str) -> str:
@@ -171,7 +172,7 @@ def make_method(
   """The stage of a named method at one learning rate, for a network with these blocks."""
   kind, _, rest = _base(name).partition(_SEPARATOR)
   own = config[section(kind)]
-  stage = compare_config.stage_options(config, own, learning_rate)
+  stage = recipes.stage_options(config, own, learning_rate)
   stage |= {"steps_per_epoch": config.optimizer.steps_per_epoch}
   if kind == "sweep":
     optimizer, _, decay = rest.partition(_SEPARATOR)
@@ -192,7 +193,7 @@ def check(config: Any) -> None:
   """Raises ValueError for fields that make no sense."""
   _check_names(config)
   own = config.holistic
-  compare_config.check_run(config)
+  recipes.check_run(config)
   choices.check("holistic.how", own.how, _HOW)
   choices.check("source.method", config.source.method, _SOURCE_METHODS)
   if (own.how == "given") != bool(own.given):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import data, weights
+from subtune_jax.runner import network
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.training import checkpoint, evaluate, export, loop, resume
@@ -75,7 +76,7 @@ def _loaded(config: Any, class_names: tuple[str, ...]):
   if embeddings:  # the weights have no head: it is made
     own = config.copy_and_resolve_references()
     own.backbone.keep_head = False
-  engine, pretrained = compare.load_network(own, len(class_names))
+  engine, pretrained = network.load_network(own, len(class_names))
   facts = {"data": "", "method": "loaded", "weights": config.backbone.weights}
   if embeddings:
     model = engine.model

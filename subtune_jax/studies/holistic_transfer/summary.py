@@ -9,10 +9,11 @@ import numpy as np
 from subtune_jax import data, files
 from subtune_jax.calibration import class_splits
 from subtune_jax.robustness import interpolation
-from subtune_jax.studies import epoch_files, provenance, publish
-from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.runner import network as network_lib
+from subtune_jax.runner import provenance
+from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.studies import epoch_files, publish
 from subtune_jax.studies.compare import record as compare_record
-from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import intervals as holistic_intervals
 from subtune_jax.studies.holistic_transfer import numbers as holistic_numbers
@@ -33,7 +34,9 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   record = {
     "name": config.name, "title": config.title, "command": command,
     **provenance.run_facts(study.source.engine.mesh), "config": workdir_lib.as_json(config),
-    "backbone": compare.backbone_row(config, study.source.engine.model, study.source.pretrained),
+    "backbone": network_lib.backbone_row(
+      config, study.source.engine.model, study.source.pretrained
+    ),
     "data": {
       "train": config.data.train, "source": study.source.facts["data"],
       "class_names": list(target.train.class_names), "num_train": len(target.train),

@@ -10,10 +10,10 @@ import numpy as np
 
 from subtune_jax import files
 from subtune_jax.calibration import class_splits
-from subtune_jax.studies import epoch_files, writers
-from subtune_jax.studies import progress as progress_lib
-from subtune_jax.studies import workdir as workdir_lib
-from subtune_jax.studies.compare import run as compare
+from subtune_jax.runner import choice, trainings, writers
+from subtune_jax.runner import progress as progress_lib
+from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.studies import epoch_files
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import source as holistic_source
 from subtune_jax.studies.holistic_transfer import target as holistic_data
@@ -30,7 +30,7 @@ class Study:
   """What every part of the study needs."""
 
   config: Any
-  run: compare.Run  # without data: `train` fills it
+  run: trainings.Run  # without data: `train` fills it
   target: holistic_data.Target
   source: holistic_source.Source
   prefix: prefix_lib.Prefix
@@ -73,7 +73,7 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Study:
   if entered:
     progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
-  state = compare.Run(
+  state = trainings.Run(
     own, workdir, target.train, target.validation, None, None, engine, source.pretrained, ledger,
     rows, writer, progress, make=_make,
   )  # fmt: skip
@@ -128,7 +128,7 @@ def _names(config: Any, blocks: Sequence[str]) -> list[str]:
 def count_epochs(config: Any, partitions: Mapping[Any, Any], blocks: Sequence[str]) -> int:
   """Epochs of all trainings but the source's."""
   own, seeds, total = config.holistic, len(config.seeds), 0
-  tried = len(compare.grid_seeds(config))
+  tried = len(choice.grid_seeds(config))
   for name in _names(config, blocks):
     rates = len(holistic_config.learning_rates(config, name))
     epochs = config[holistic_config.section(name)].epochs
@@ -189,7 +189,7 @@ def train(
     validation=holistic_data.subset(target.validation, seen),
     watch=epoch_files.watch(study.workdir, look, lambda epoch: every or epoch["epoch"] == last),
   )
-  return compare.train_once(run_here, name, rate, seed)
+  return trainings.train_once(run_here, name, rate, seed)
 
 
 def _source_logits(study: Study, partition: class_splits.Partition) -> np.ndarray:
@@ -279,19 +279,19 @@ def choose(study: Study, name: str) -> Row:
   """
   config = study.config
   rates, seeds = holistic_config.learning_rates(config, name), tuple(config.seeds)
-  tried = compare.grid_seeds(config)
+  tried = choice.grid_seeds(config)
   found = {
     rate: {seed: train(study, name, rate, seed, study.main(seed)) for seed in tried}
     for rate in rates
   }
-  grid = [compare.grid_row(list(rows.values())) for rows in found.values()]
-  for rate in compare.best_first(grid):
+  grid = [choice.grid_row(list(rows.values())) for rows in found.values()]
+  for rate in choice.best_first(grid):
     rows = found[rate]
     for seed in seeds[len(tried) :]:
       rows[seed] = train(study, name, rate, seed, study.main(seed))
     bad = [seed for seed, row in rows.items() if not row["history"]]
     if not bad:
-      edge = compare.at_edge(grid, rate)
+      edge = choice.at_edge(grid, rate)
       return {"learning_rate": rate, "grid": grid, "grid_edge": edge, "rows": rows}
     study.run.progress.line(f"{name}: learning rate {rate:g} diverged with seed {bad[0]}")
   raise ValueError(f"{name}: every learning rate of {rates} diverged on a seed; lower them")

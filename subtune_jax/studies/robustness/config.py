@@ -6,6 +6,7 @@ import ml_collections
 
 from subtune_jax import methods
 from subtune_jax.robustness import selection
+from subtune_jax.runner import recipes
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
@@ -66,7 +67,7 @@ def check(config: Any) -> None:
 def use_methods(config: Any, names: tuple[str, ...]) -> None:
   """Runs these methods, each with its full grid of learning rates."""
   for name in names:
-    compare_config.check_method(name)
+    recipes.check_method(name)
   arguments.use_full_grids(config, names)
   config.methods = names
   own = config.robustness

@@ -24,6 +24,7 @@ from subtune_jax.robustness import (
   recommend,
   selection,
 )
+from subtune_jax.runner import examples, trainings
 from subtune_jax.statistics import intervals
 from subtune_jax.studies import epoch_files
 from subtune_jax.studies.compare import record as compare_record
@@ -79,12 +80,12 @@ class _Set:
 class _Seen:
   """Reads networks on all sets, and keeps what it saw of every epoch."""
 
-  def __init__(self, state: compare.Run):
+  def __init__(self, state: trainings.Run):
     self.state = state
     self.units = state.engine.model.block_names
     sets = {VALIDATION: state.validation}
     most = state.config.robustness.test_images
-    for test in compare.test_sets(state.config, state.train.class_names):
+    for test in examples.test_sets(state.config, state.train.class_names):
       sets[test.name] = _drawn(test, most) if 0 < most < len(test) else test
     self.sets = [
       _Set(name, examples, self._outputs(state.pretrained.variables, examples))
@@ -104,7 +105,7 @@ class _Seen:
       after = self._outputs(variables, own.examples)
       logits = after[trainable_split.HEAD]
       if own.name != VALIDATION:
-        logits = compare.masked(self.state.config, own.examples, logits)
+        logits = examples.masked(self.state.config, own.examples, logits)
       found[f"logits/{own.name}"] = logits
       rows = [distortion.distances(own.before[unit], after[unit]) for unit in self.units]
       for key in ("absolute", "relative", "cosine"):
@@ -148,7 +149,7 @@ class _Epoch:
   right: Mapping[str, np.ndarray]  # set -> [n] bool
 
 
-def _epochs(state: compare.Run, seen: _Seen, row: Row) -> list[_Epoch]:
+def _epochs(state: trainings.Run, seen: _Seen, row: Row) -> list[_Epoch]:
   """Every epoch of a training, in order."""
   found = []
   for past in row["history"]:
@@ -171,7 +172,7 @@ def _distortion(arrays: Mapping[str, np.ndarray], name: str, unit: int) -> Row:
   return means | {"cka": None if np.isnan(cka) else cka}
 
 
-def _study(state: compare.Run, seen: _Seen, chosen: Mapping[str, Row]) -> Row:
+def _study(state: trainings.Run, seen: _Seen, chosen: Mapping[str, Row]) -> Row:
   """The entry "robustness" of the record."""
   state.progress.line("choosing on the records")
   trained = {
@@ -309,7 +310,7 @@ def _by_block(epochs: Sequence[_Epoch], seen: _Seen) -> Row:
   }
 
 
-def _interpolation(state: compare.Run, seen: _Seen, probe: Row, result: Row) -> list[Row]:
+def _interpolation(state: trainings.Run, seen: _Seen, probe: Row, result: Row) -> list[Row]:
   """Accuracy on every set along the line from the probe to each chosen training."""
   pretrained = state.pretrained.variables
   start, _ = export.load_task(state.workdir / "tasks" / probe["key"], pretrained)
@@ -320,7 +321,7 @@ def _interpolation(state: compare.Run, seen: _Seen, probe: Row, result: Row) -> 
     for alpha in np.linspace(0, 1, state.config.robustness.num_alphas):
       between = interpolation.interpolate(start, end, float(alpha))
       outputs = {
-        f"logits/{own.name}": compare.masked(
+        f"logits/{own.name}": examples.masked(
           state.config, own.examples, state.engine.predict(between, own.examples.images)
         )
         for own in seen.sets
@@ -330,11 +331,11 @@ def _interpolation(state: compare.Run, seen: _Seen, probe: Row, result: Row) -> 
   return rows
 
 
-def _probe_steps(state: compare.Run, seen: _Seen, chosen: Mapping[str, Row]) -> list[Row]:
+def _probe_steps(state: trainings.Run, seen: _Seen, chosen: Mapping[str, Row]) -> list[Row]:
   """LP-FT at its chosen rate from probes that were stopped early, on the first seed."""
   rows = []
   for steps in state.config.robustness.probe_steps:
-    row = compare.train_with_probe_steps(state, chosen["lp_ft"], steps)
+    row = trainings.train_with_probe_steps(state, chosen["lp_ft"], steps)
     if not row["history"]:
       continue
     epochs = _epochs(state, seen, row)

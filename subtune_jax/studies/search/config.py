@@ -11,6 +11,7 @@ import ml_collections
 
 from subtune_jax import methods
 from subtune_jax.data import choices
+from subtune_jax.runner import recipes
 from subtune_jax.search import evaluator, rules
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
@@ -74,7 +75,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   choices.check("search.start", search.start, STARTS)
   choices.check("search.baseline", search.baseline, ("none", "head"))
   choices.check("search.head", search.head, HEADS)
-  compare_config.check_seeds("search.seeds", search.seeds)
+  recipes.check_seeds("search.seeds", search.seeds)
   if search.folds < 1 or (search.folds == 1 and search.split != "train"):
     raise ValueError(
       f"search.folds is {search.folds} on the split {search.split!r}; give 2 or more, or 1 with "
@@ -114,7 +115,7 @@ def make_budget(config: ml_collections.ConfigDict) -> rules.Budget:
 def make_recipe(config: ml_collections.ConfigDict) -> evaluator.Recipe:
   """How a set is trained."""
   search = config.search
-  stage = compare_config.stage_options(config, search, search.learning_rate)
+  stage = recipes.stage_options(config, search, search.learning_rate)
 
   def method(blocks: tuple[str, ...]) -> methods.Method:
     return methods.sub_tuning(blocks, search.learning_rate, **stage)

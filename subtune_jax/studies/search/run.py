@@ -16,12 +16,13 @@ import numpy as np
 
 from subtune_jax import data, weights
 from subtune_jax.data import dataset, splits
+from subtune_jax.runner import examples, network, provenance
+from subtune_jax.runner import progress as progress_lib
+from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.search import certificate, cost, evaluator, greedy, racing, scores, significance
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
-from subtune_jax.studies import progress as progress_lib
-from subtune_jax.studies import provenance, publish
-from subtune_jax.studies import workdir as workdir_lib
+from subtune_jax.studies import publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
@@ -70,7 +71,7 @@ def run(
   stream = stream or sys.stdout
   search_config.check(config)
   train = _load_train(config)
-  engine, pretrained = compare.load_network(config, len(train.class_names))
+  engine, pretrained = network.load_network(config, len(train.class_names))
   engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
   problem = make_problem(config, train, engine, pretrained)
   if config.search.final:
@@ -97,15 +98,15 @@ def run(
 def _load_train(config: Any) -> dataset.Dataset:
   """All labelled images that the search sees; with one fold, training then validation images."""
   single = config.search.folds == 1
-  train = compare.load_split(config, config.data.train, "train" if single else config.search.split)
-  indices = compare.train_indices(config, train)
+  train = examples.load_split(config, config.data.train, "train" if single else config.search.split)
+  indices = examples.train_indices(config, train)
   if indices is not None:
     train = train.subset(indices)
   for name in config.data.ood:  # of the final comparison; found missing now
     data.require(name)
   if not single:
     return train
-  validation = compare.load_split(config, config.data.train, "validation")
+  validation = examples.load_split(config, config.data.train, "validation")
   return dataset.concatenate([train, validation], "trainval")
 
 
@@ -115,7 +116,7 @@ def make_problem(
   """The candidates, the folds and the pretrained network of a search."""
   search = config.search
   if search.folds == 1:
-    held = len(compare.load_split(config, config.data.train, "validation"))
+    held = len(examples.load_split(config, config.data.train, "validation"))
     rest = np.arange(len(train) - held)
     folds = ((rest, np.arange(len(rest), len(train))),)
   else:
@@ -268,7 +269,7 @@ def _record(
     "kind": "search", "name": config.name, "title": config.title, "command": command,
     **provenance.run_facts(engine.mesh),
     "config": workdir_lib.as_json(config),
-    "backbone": compare.backbone_row(config, engine.model, pretrained),
+    "backbone": network.backbone_row(config, engine.model, pretrained),
     "data": {
       "train": train.name, "split": train.split, "class_names": list(train.class_names),
       "num_examples": len(train), "num_folds": len(problem.folds),

@@ -7,6 +7,7 @@ name its data.
 import ml_collections
 
 from subtune_jax.data import choices, vtab
+from subtune_jax.runner import recipes
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.search import config as search_config
@@ -30,7 +31,7 @@ def default() -> ml_collections.ConfigDict:
   config.data.retrain = True  # choose with 800 and 200 images, train on the 1,000, test once
   for name in _OF_A_TASK:
     del config.data[name]
-  arguments.use_full_grids(config, compare_config.offered())
+  arguments.use_full_grids(config, recipes.offered())
   for name in ("ft", "lp_ft", "subtuning", "auto_rgn", "auto_snr"):
     config[name].epochs = 40
   config.optimizer.warmup = 0.1

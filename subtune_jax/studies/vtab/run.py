@@ -16,9 +16,9 @@ import jax
 
 from subtune_jax.data import errors, tfds_source, vtab
 from subtune_jax.report import html
+from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies import publish
-from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.compare import summary as summary_lib

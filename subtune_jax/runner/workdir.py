@@ -14,17 +14,6 @@ _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds")
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Fields of a nested config by dotted name: {"data.image_size": 64}."""
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      flat |= flatten(value, f"{prefix}{name}.")
-    else:
-      flat[f"{prefix}{name}"] = value
-  return flat
-
-
 def as_json(config: Any) -> dict[str, Any]:
   """The config as plain JSON values."""
   return strict_json.loads(strict_json.dumps(json.loads(config.to_json_best_effort())))
@@ -38,7 +27,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Lines "field: old -> new" for the fields that decide the result."""
-  old, new = flatten(old), flatten(new)
+  old, new = files.flatten(old), files.flatten(new)
   for name, values in _RENAMED.items():
     old[name] = values.get(old.get(name), old.get(name))
   return [

@@ -1,0 +1,83 @@
+"""A method of a run: a training per learning rate, the choice on validation, the other seeds."""
+
+from typing import Any
+
+import numpy as np
+
+from subtune_jax import methods
+from subtune_jax.runner import trainings
+
+Row = dict[str, Any]
+
+
+def train_method(run: trainings.Run, name: str, rates: tuple[float, ...]) -> Row:
+  """Grid, choice on validation, the seeds that are left at the choice."""
+  seeds = tuple(run.config.seeds)
+  method = trainings.stages_of(run, name, rates[0])
+  tried = seeds_tried(run.config, method)
+  trained = {
+    rate: [trainings.train_once(run, name, rate, seed) for seed in tried] for rate in rates
+  }
+  grid = [grid_row(rows) for rows in trained.values()]
+  ranked = best_first(grid)
+  if not ranked:
+    raise ValueError(f"{name}: every learning rate of {rates} diverged; lower them")
+  rate = ranked[0]
+  rows = [
+    trainings.retrain(run, row, row["seed"]) if run.trainval else row for row in trained[rate]
+  ]
+  if is_deterministic(method):
+    chosen = [rows[0] | {"seed": seed} for seed in seeds]
+  else:
+    for seed in seeds[len(tried) :]:
+      again = (
+        trainings.retrain(run, rows[0], seed)
+        if run.trainval
+        else trainings.train_once(run, name, rate, seed)
+      )
+      rows.append(again)
+    chosen = rows
+    bad = [row["seed"] for row in chosen if row["validation_accuracy"] is None]
+    if bad:
+      raise ValueError(f"{name}: learning rate {rate} diverged with seed {bad[0]}; lower the rates")
+  tried_rows = [row for rows in trained.values() for row in rows]
+  return {
+    "name": name, "grid": grid, "chosen": chosen, "tried": tried_rows, "learning_rate": rate,
+  }  # fmt: skip
+
+
+def grid_row(rows: list[Row]) -> Row:
+  """A learning rate's means over its seeds; None where a training diverged."""
+  means = {
+    key: None if any(row[key] is None for row in rows) else float(np.mean([r[key] for r in rows]))
+    for key in ("validation_accuracy", "validation_loss")
+  }
+  return {"learning_rate": rows[0]["learning_rate"], **means}
+
+
+def best_first(grid: list[Row]) -> list[float]:
+  """The learning rates of a grid by validation accuracy, then loss; none that diverged."""
+  finite = [row for row in grid if row["validation_accuracy"] is not None]
+  finite.sort(key=lambda row: (-row["validation_accuracy"], row["validation_loss"]))
+  return [row["learning_rate"] for row in finite]
+
+
+def at_edge(grid: list[Row], rate: float) -> bool:
+  """Whether a rate is the first or last of several."""
+  return len(grid) > 1 and rate in (grid[0]["learning_rate"], grid[-1]["learning_rate"])
+
+
+def grid_seeds(config: Any) -> tuple[int, ...]:
+  """Seeds on which every learning rate is tried."""
+  seeds = tuple(config.seeds)
+  return seeds if config.grid_seeds == "all" else seeds[:1]
+
+
+def seeds_tried(config: Any, method: methods.Method) -> tuple[int, ...]:
+  """Of a method: one where all give the same."""
+  return grid_seeds(config)[:1] if is_deterministic(method) else grid_seeds(config)
+
+
+def is_deterministic(method: methods.Method) -> bool:
+  """Whether no stage depends on the seed."""
+  return all(isinstance(stage.solver, methods.LBFGS) for stage in method)

@@ -1,0 +1,75 @@
+"""The network of a run: the backbone with its weights, as the config and a method ask for it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subtune_jax import masks, methods, models, weights
+from subtune_jax.models import compile_cache
+from subtune_jax.training import loop, trainable_split
+from subtune_jax.training import step as step_lib
+
+Row = dict[str, Any]
+
+
+def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pretrained]:
+  """(engine, pretrained weights with a fresh head); keeps compiled programs from here on."""
+  compile_cache.enable()
+  model = models.create(
+    config.backbone.name,
+    num_classes=num_classes,
+    dtype=jnp.dtype(config.backbone.dtype),
+    image_size=config.data.image_size,
+  )
+  preprocessing = config.backbone.preprocessing or None
+  if config.backbone.weights == "random":
+    pretrained = weights.random_weights(model, preprocessing=preprocessing)
+  else:
+    pretrained = weights.load_pretrained(
+      config.backbone.weights, model, preprocessing=preprocessing
+    )
+  if config.backbone.keep_head and pretrained.not_loaded:
+    raise ValueError(
+      f"backbone.keep_head is True, but {config.backbone.weights} has no head of {num_classes} "
+      f"classes (not loaded: {', '.join(pretrained.not_loaded)}); set it to False"
+    )
+  augmentation = None
+  if config.augment.kind != "none":
+    options = config.augment.to_dict()
+    augmentation = step_lib.Augmentation(**options | {"color": tuple(options["color"])})
+  engine = loop.Engine(
+    model, pretrained.preprocessing, batch_size=config.batch_size, augmentation=augmentation
+  )
+  return engine, pretrained
+
+
+def prepared(
+  name: str, engine: loop.Engine, pretrained: weights.Pretrained
+) -> tuple[loop.Engine, weights.Pretrained]:
+  """The network and its variables as a method's declaration changes them, if it does."""
+  declared = methods.DECLARED.get(name)
+  if declared is None or declared.prepare is None:
+    return engine, pretrained
+  model, variables = declared.prepare(engine.model, pretrained.variables, jax.random.key(0))
+  return (
+    dataclasses.replace(engine, model=model),
+    pretrained._replace(variables=variables),
+  )
+
+
+def backbone_row(config: Any, model: Any, pretrained: weights.Pretrained) -> Row:
+  """What a record says of the network."""
+  params = pretrained.variables["params"]
+  counts = dict.fromkeys((*model.block_names, trainable_split.HEAD), 0)
+  for path, leaf in zip(masks.paths(params), jax.tree.leaves(params), strict=True):
+    counts[trainable_split.unit_of(path, tuple(counts))] += int(np.size(leaf))
+  head = counts.pop(trainable_split.HEAD)
+  return {
+    "name": config.backbone.name, "weights": config.backbone.weights,
+    "sha256": pretrained.sha256, "image_size": config.data.image_size,
+    "block_names": list(model.block_names), "block_params": counts, "head_params": head,
+    "num_params": sum(counts.values()) + head,
+  }  # fmt: skip

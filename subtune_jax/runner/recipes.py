@@ -1,0 +1,104 @@
+"""From a config to the stages of its methods: sections, grids, options that all stages share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from subtune_jax import methods
+
+
+def offered() -> tuple[str, ...]:
+  """Names of the methods that need nothing but a backbone, images and labels, in table order."""
+  return tuple(name for name, own in methods.DECLARED.items() if not own.needs)
+
+
+def section(declaration: methods.Declaration) -> ml_collections.ConfigDict:
+  """The fields of a method, at their declared defaults."""
+  config = ml_collections.ConfigDict()
+  if declaration.gradient is not None:
+    config.epochs = declaration.gradient["epochs"]  # of each stage
+    # Peak rates tried, chosen on validation.
+    config.learning_rates = declaration.gradient["learning_rates"]
+    config.head_factor = 1.0  # the head's rate as a multiple of the backbone's
+    config.norm_mode = declaration.gradient["norm_mode"]  # BatchNorm of tuned blocks: see Stage
+  for name, option in declaration.options.items():
+    config[name] = option.default  # what it means: `methods.DECLARED[...].options`
+  return config
+
+
+def check_method(name: str) -> None:
+  """Raises ValueError unless a comparison has the method."""
+  if name not in offered():
+    raise ValueError(f"unknown method {name!r}; allowed: {', '.join(offered())}")
+
+
+def learning_rates(config: ml_collections.ConfigDict, name: str) -> tuple[float, ...]:
+  """The grid of a method; (0.0,) for the probe, which searches its own."""
+  check_method(name)
+  if methods.DECLARED[name].gradient is None:
+    return (0.0,)
+  return rising(f"{name}.learning_rates", config[name].learning_rates)
+
+
+def rising(field: str, values: Sequence[float]) -> tuple[float, ...]:
+  """The values of a field, or a ValueError unless there is one and they rise."""
+  found = tuple(float(value) for value in values)
+  if not found or list(found) != sorted(set(found)):
+    raise ValueError(f"{field} is {found}; give at least one, rising")
+  return found
+
+
+def check_seeds(field: str, values: Sequence[int]) -> None:
+  """Raises ValueError unless there is a seed, none comes twice and none is negative."""
+  seeds = tuple(values)
+  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+    raise ValueError(f"{field} is {seeds}; give at least one, all different, none negative")
+
+
+def check_run(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for fields of every run with trainings of its own that make no sense."""
+  check_seeds("seeds", config.seeds)
+  if config.grid_seeds not in ("first", "all"):
+    raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
+  if config.resume not in ("latest", "last_good"):
+    raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
+  if config.backbone.dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
+
+
+def stage_options(
+  config: ml_collections.ConfigDict, own: ml_collections.ConfigDict, learning_rate: float
+) -> dict[str, Any]:
+  """Fields of a stage from the section of a method and the optimiser that all share."""
+  optimizer = config.optimizer
+  return {
+    "head_learning_rate": learning_rate * own.head_factor,
+    "epochs": own.epochs,
+    "norm_mode": own.norm_mode,
+    "optimizer": optimizer.name,
+    "momentum": optimizer.momentum,
+    "nesterov": optimizer.nesterov,
+    "weight_decay": optimizer.weight_decay,
+    "clip_norm": optimizer.clip_norm,
+    "schedule": optimizer.schedule,
+    "warmup": optimizer.warmup,
+  }
+
+
+def make_method(
+  config: ml_collections.ConfigDict,
+  name: str,
+  learning_rate: float,
+  block_names: Sequence[str],
+) -> methods.Method:
+  """The stages of a named method at one learning rate, for a network with these blocks."""
+  own, declared = config[name], methods.DECLARED[name]
+  build = declared.build(own, methods.Context(tuple(block_names)))
+  if declared.gradient is None:
+    return build(learning_rate)
+  stage = build(learning_rate, **stage_options(config, own, learning_rate))
+  if not own.get("probe_first", declared.probe_first):
+    return stage
+  probe = methods.DECLARED["lp"].build(config.lp, methods.Context(tuple(block_names)))
+  return probe(learning_rate, rescale=config.lp.rescale) + stage

@@ -1,0 +1,230 @@
+"""One training of a run: from the ledger, from its checkpoint, or from the pretrained weights."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+from absl import logging
+import numpy as np
+
+from subtune_jax import data, files, methods, weights
+from subtune_jax.models import heads
+from subtune_jax.report import explosion
+from subtune_jax.runner import examples, network, recipes, writers
+from subtune_jax.runner import progress as progress_lib
+from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.training import checkpoint, evaluate, export, loop, resume, stage_runner
+from subtune_jax.training import ledger as ledger_lib
+
+Row = dict[str, Any]
+# watch(key) -> what `fit` calls after every epoch of the training of that key.
+Watch = Callable[[str], loop.OnVariables]
+# make(config, method, learning rate, block names) -> stages.
+Make = Callable[[Any, str, float, Any], methods.Method]
+
+
+@dataclasses.dataclass
+class Run:
+  """What every part of the run needs."""
+
+  config: Any
+  workdir: pathlib.Path
+  train: data.Dataset
+  validation: data.Dataset
+  trainval: data.Dataset | None  # where methods are trained again after the choices
+  train_indices: np.ndarray | None  # of the training split, where only some of it is used
+  engine: loop.Engine
+  pretrained: weights.Pretrained
+  ledger: ledger_lib.Ledger
+  rows: dict[str, Row]
+  writer: writers.MetricWriter
+  progress: progress_lib.Progress
+  watch: Watch | None = None
+  make: Make = recipes.make_method
+
+  def network_of(self, name: str) -> tuple[loop.Engine, weights.Pretrained]:
+    """The network that a method trains: the run's, or what the method makes of it."""
+    return network.prepared(name, self.engine, self.pretrained)
+
+  @functools.cached_property
+  def network(self) -> str:
+    """Digest of the variables that trainings start from; of the head only where it is kept."""
+    variables, head = self.pretrained.variables, self.config.backbone.keep_head
+    return export.backbone_digest(variables, head=head)
+
+
+def train_once(
+  run: Run, name: str, rate: float, seed: int, strengths: list[float | None] | None = None
+) -> Row:
+  """One training: from the ledger, from its checkpoint, or from the pretrained weights.
+
+  With the strengths of its probes given it is trained on `run.trainval`.
+  """
+  method = stages_of(run, name, rate)
+  sets = (run.train, run.validation)
+  what = f"{name} lr={rate:g} seed={seed}" if rate else name
+  if strengths:
+    method, sets = _fixed(method, strengths), (run.trainval, None)
+    what += " on all labels"
+  return _train_method_on(run, name, rate, seed, method, sets, what)
+
+
+def train_with_probe_steps(run: Run, result: Row, steps: int) -> Row:
+  """LP-FT at its chosen rate and strength on the first seed, from a probe of so many steps."""
+  first = result["chosen"][0]
+  probe, *rest = _fixed(
+    stages_of(run, result["name"], result["learning_rate"]), [s.get("l2") for s in first["stages"]]
+  )
+  solver = dataclasses.replace(probe.solver, max_steps=steps)
+  method = (dataclasses.replace(probe, solver=solver), *rest)
+  what = f"{result['name']} lr={result['learning_rate']:g} from {steps} steps of the probe"
+  return _train_method_on(
+    run, result["name"], result["learning_rate"], first["seed"], method,
+    (run.train, run.validation), what,
+  )  # fmt: skip
+
+
+def retrain(run: Run, best: Row, seed: int) -> Row:
+  """The chosen setting on all labelled images; the score that it was chosen by stays with it."""
+  strengths = [stage.get("l2") for stage in best["stages"]]
+  row = train_once(run, best["method"], best["learning_rate"], seed, strengths=strengths)
+  scores = ("validation_accuracy", "validation_loss") if row["history"] else ()
+  return row | {name: best[name] for name in scores} | {"selection": best["stages"]}
+
+
+def stages_of(run: Run, name: str, rate: float) -> methods.Method:
+  return run.make(run.config, name, rate, run.network_of(name)[0].model.block_names)
+
+
+def num_epochs(method: methods.Method) -> int:
+  return sum(getattr(stage.solver, "epochs", 1) for stage in method)
+
+
+def _fixed(method: methods.Method, strengths: list[float | None]) -> methods.Method:
+  """The method with each probe's strength fixed."""
+  return tuple(
+    stage if l2 is None
+    else dataclasses.replace(stage, solver=dataclasses.replace(stage.solver, l2=(l2,)))
+    for stage, l2 in zip(method, strengths, strict=True)
+  )  # fmt: skip
+
+
+def describe(
+  run: Run, name: str, method: methods.Method, seed: int, train: Any, validation: Any
+) -> Row:
+  """Everything that the result of a training depends on."""
+  config = run.config
+  used = {"data", "backbone", "augment", "batch_size"}
+  return {
+    "config": {k: v for k, v in workdir_lib.as_json(config).items() if k in used},
+    "train": train.fingerprint(),
+    "validation": validation.fingerprint() if validation else None,
+    "weights": run.pretrained.sha256,
+    "variables": run.network,
+    "preprocessing": ledger_lib.plain(run.engine.preprocessing),
+    "head": "kept" if config.backbone.keep_head else heads.DRAW,
+    "method": name,
+    "stages": [ledger_lib.plain(stage) for stage in method],
+    "seed": seed,
+  }
+
+
+def _train_method_on(
+  run: Run, name: str, rate: float, seed: int, method: methods.Method, sets: Any, what: str
+) -> Row:
+  """One training of a method whose stages are fixed; `sets` are training and validation set."""
+  key = ledger_lib.key_of(describe(run, name, method, seed, *sets))
+  if key in run.rows:
+    run.progress.skip(num_epochs(method))
+    return run.rows[key]
+  checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints" / key)
+  saver = resume.Saver(
+    checkpoints, key, every_seconds=run.config.checkpoint_seconds,
+    last_good=run.config.resume == "last_good",
+  )  # fmt: skip
+  row = {"key": key, "method": name, "learning_rate": rate, "seed": seed}
+  row |= _fit(run, name, method, seed, saver, what, key, *sets)
+  run.ledger.append(row)
+  run.rows[key] = row
+  checkpoints.clear()
+  outcome = "done" if row["history"] else "diverged"
+  if row["validation_accuracy"] is not None:
+    outcome = f"validation {row['validation_accuracy']:.3f}"
+  exploded = explosion.explosion(row["history"], row["moved"], run.engine.model.num_classes)
+  outcome += f" (exploded: {exploded})" if exploded else ""
+  waits = [epoch["data_wait"] for epoch in row["history"] if "data_wait" in epoch]
+  waited = f", {100 * np.mean(waits):.0f} % of the steps' time waiting for data" if waits else ""
+  run.progress.line(
+    f"{what}: {outcome}, {row['seconds']:.1f} s + {row['compile_seconds']:.1f} s compiling{waited}"
+  )
+  return row
+
+
+def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> Row:
+  """The figures of one training; its tuned leaves go to WORKDIR/tasks/<key>."""
+  engine, pretrained = run.network_of(name)
+  variables = pretrained.variables
+  if not run.config.backbone.keep_head:
+    variables = heads.init_head(engine.model, variables, seed, pretrained.sha256)
+  steps = iter(range(1, 1 << 30))
+
+  def on_epoch(row, logits):
+    path = run.workdir / f"logits/validation/{key}/{row['stage']}-{row['epoch']}.npz"
+    if logits is not None:
+      files.write_npz(path, {"logits": np.asarray(logits, np.float32)})
+    run.writer.write(next(steps), what.replace(" ", "/"), row)
+    run.progress.epoch(what, row)
+
+  try:
+    result = loop.fit(
+      engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch,
+      saver=saver, on_resume=lambda text: run.progress.line(f"{what}: {text}"),
+      on_variables=run.watch(key) if run.watch else None,
+    )  # fmt: skip
+  except stage_runner.NonFiniteLossError as e:
+    logging.warning("%s: %s", what, e)
+    run.progress.line(f"{what}: {e}")
+    return {"validation_accuracy": None, "validation_loss": None, "history": [], "stages": [],
+            "seconds": 0.0, "compile_seconds": 0.0, "moved": None}  # fmt: skip
+  note = {"backbone": run.config.backbone.weights, "class_names": list(run.train.class_names)}
+  export.save_task(
+    run.workdir / "tasks" / key, result.variables, result.touched, pretrained.variables, note
+  )
+  last = result.history[-1]
+  return {
+    "validation_accuracy": last["validation_accuracy"],
+    "validation_loss": last["validation_loss"],
+    "history": result.history, "stages": result.stages, "seconds": round(result.seconds, 3),
+    "compile_seconds": round(result.compile_seconds, 3), "moved": result.moved,
+  }  # fmt: skip
+
+
+def test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -> dict[str, Any]:
+  """Logits of every chosen training of a method on every test set, written and scored."""
+  tests: dict[str, Any] = {}
+  engine, pretrained = run.network_of(name)
+  for row in rows:
+    key = row["key"]
+    if key in tests:
+      continue
+    variables, _ = export.load_task(run.workdir / "tasks" / key, pretrained.variables)
+    tests[key] = {}
+    for test in test_sets:
+      try:
+        logits = engine.predict(variables, test.images)
+      except stage_runner.NonFiniteLossError as e:
+        raise stage_runner.NonFiniteLossError(
+          f"{name}, learning rate {row['learning_rate']:g}, seed {row['seed']}, on {test.name}: {e}"
+        ) from e
+      logits = examples.masked(run.config, test, logits)
+      path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
+      arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
+      files.write_npz(run.workdir / path, {"logits": logits, **arrays})
+      tests[key][test.name] = {
+        "accuracy": evaluate.accuracy(logits, test.labels),
+        "loss": evaluate.cross_entropy(logits, test.labels),
+        "logits": path,
+      }
+  return tests
