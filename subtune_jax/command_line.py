@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
+from subtune_jax import files
 from subtune_jax.runner import workdir
 
 CONFIGS = pathlib.Path("configs")
