@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks
-from subtune_jax.training import batches, trainable_split
+from subtune_jax.training import batches, trainable_split, under_way
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import optimizer as optimizer_lib
 from subtune_jax.training import step as step_lib
@@ -262,12 +262,12 @@ def make_measure(spec: step_lib.StepSpec, mesh: jax.sharding.Mesh) -> Measure:
 
 
 def setter(
-  training: Any, spec: step_lib.StepSpec, fixed: PyTree, source: batches.Source
+  training: under_way.Training, spec: step_lib.StepSpec, fixed: PyTree, source: batches.Source
 ) -> Callable[[step_lib.TrainState, np.ndarray, int], tuple[step_lib.TrainState, dict[str, Any]]]:
   """What to call at the start of every epoch of a stage.
 
   Args:
-    training: the training under way (`loop._Training`): its seed and mesh.
+    training: the training under way (`under_way.Training`): its seed and mesh.
     spec: of the stage's step.
     fixed: the frozen half of the variables.
     source: the training set.

@@ -11,6 +11,7 @@ from subtune_jax import methods
 from subtune_jax.training import mesh as mesh_lib
 
 PyTree = Any
+Epoch = Callable[..., tuple[Any, dict[str, Any]]]
 
 
 def orders(
@@ -59,8 +60,34 @@ def _mean(trees: Sequence[PyTree]) -> PyTree:
   return jax.tree.map(mean, *trees)
 
 
+def over_runs(
+  solver: methods.Gradient,
+  run_epoch: Epoch,
+  labels: Any,
+  seed: Sequence[int],
+  mesh: jax.sharding.Mesh,
+) -> Epoch:
+  """An epoch of the solver: as it is, or with `leave_out` the mean of its runs.
+
+  Args:
+    solver: of the stage.
+    run_epoch: (state, order [steps, batch], epoch) -> (state, metrics [steps]).
+    labels: [n] integers of the training set.
+    seed: of the stage; the epoch is added.
+    mesh: the devices.
+  """
+  if solver.leave_out is None:
+    return run_epoch
+
+  def run_all(state, order, epoch):
+    drawn = orders(solver.leave_out, np.asarray(labels), order, [*seed, epoch])
+    return run(run_epoch, state, drawn, epoch, mesh)
+
+  return run_all
+
+
 def run(
-  run_epoch: Callable[..., tuple[Any, dict[str, Any]]],
+  run_epoch: Epoch,
   state: Any,
   orders: Sequence[np.ndarray],
   epoch: int,

@@ -1,6 +1,7 @@
 """How one stage is run: the convex probe in one go, or mini-batch steps epoch by epoch.
 
-The functions take the training under way (`loop._Training`): its engine, data, seed and variables.
+A solver says how by its class: `run` is a single-dispatch function, and another kind of solver
+registers its own.
 """
 
 import functools
@@ -21,8 +22,10 @@ from subtune_jax.training import (
   evaluate,
   lolsgd,
   probe,
+  resume,
   timing,
   trainable_split,
+  under_way,
 )
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
@@ -82,7 +85,9 @@ class Inputs(NamedTuple):
   start: str | None
 
 
-def _stage_inputs(training: Any, plan: trainable_split.Plan) -> tuple[Inputs, Inputs | None]:
+def _stage_inputs(
+  training: under_way.Training, plan: trainable_split.Plan
+) -> tuple[Inputs, Inputs | None]:
   """(training, validation) inputs: cached activations where the prefix is constant."""
   engine = training.engine
   present = [x for x in (training.train, training.validation) if x is not None]
@@ -104,7 +109,7 @@ def _stage_inputs(training: Any, plan: trainable_split.Plan) -> tuple[Inputs, In
   return train, validation[0] if validation else None
 
 
-def _inputs(training: Any, examples: Any, start: str | None, shared: bool) -> Inputs:
+def _inputs(training: under_way.Training, examples: Any, start: str | None, shared: bool) -> Inputs:
   """What the units from `start` on read of the examples; None is the images.
 
   Args:
@@ -125,7 +130,7 @@ def _inputs(training: Any, examples: Any, start: str | None, shared: bool) -> In
   return Inputs(x, examples.labels, None, start)
 
 
-def _activation_bytes(training: Any, x: Any, stop: str) -> int:
+def _activation_bytes(training: under_way.Training, x: Any, stop: str) -> int:
   """What `stop` reads of every row of `x` takes."""
   model = training.engine.model
   image = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
@@ -133,8 +138,36 @@ def _activation_bytes(training: Any, x: Any, stop: str) -> int:
   return len(x) * out.size * out.dtype.itemsize
 
 
+@functools.singledispatch
+def run(
+  solver: Any,
+  training: under_way.Training,
+  index: int,
+  plan: trainable_split.Plan,
+  found: resume.Found | None,
+) -> PyTree:
+  """Runs a stage.
+
+  Args:
+    solver: of the stage; its class chooses how.
+    training: under way; the records go to it.
+    index: of the stage among those of the method.
+    plan: what the stage trains.
+    found: a checkpoint in this stage or an earlier one, None to start it.
+
+  Returns:
+    The variables of the whole network after it.
+  """
+  raise TypeError(f"no way to run a stage with a solver of type {type(solver).__name__}")
+
+
+@run.register
 def probe_stage(
-  training: Any, index: int, stage: methods.Stage, plan: trainable_split.Plan, found: Any
+  solver: methods.LBFGS,
+  training: under_way.Training,
+  index: int,
+  plan: trainable_split.Plan,
+  found: resume.Found | None,
 ) -> PyTree:
   """The convex stage: L-BFGS on cached features, strength chosen on validation."""
   del found  # solved anew: it takes seconds
@@ -144,8 +177,8 @@ def probe_stage(
   features = [_features(training, x) for x in sets]
   labels = [np.asarray(x.labels) for x in sets]
   path = probe.fit_path(
-    features[0], labels[0], num_classes=model.num_classes, l2=stage.solver.l2,
-    standardize=stage.solver.standardize, max_steps=stage.solver.max_steps,
+    features[0], labels[0], num_classes=model.num_classes, l2=solver.l2,
+    standardize=solver.standardize, max_steps=solver.max_steps,
   )  # fmt: skip
   if training.validation is None:
     chosen, note = 0, {"l2": float(path.l2[0])}
@@ -153,11 +186,11 @@ def probe_stage(
     choice = probe.choose(path, features[1], labels[1])
     chosen, note = choice.index, _probe_note(path, choice)
   head = path.head(chosen)
-  if stage.solver.rescale:
+  if solver.rescale:
     head = probe.rescale(head, np.std(training.variables["params"]["head"]["kernel"]))
-  divergence.check("the probe's weights", head, stage, 0)
+  divergence.check("the probe's weights", head, training.method[index], 0)
   logits, *validation = (f @ head["kernel"] + head["bias"] for f in features)
-  divergence.check("the training logits", logits, stage, 0)
+  divergence.check("the training logits", logits, training.method[index], 0)
   watch.add_to(training)
   training.stages[index] |= note
   row = {
@@ -174,7 +207,7 @@ def probe_stage(
   return variables
 
 
-def _features(training: Any, examples: Any) -> np.ndarray:
+def _features(training: under_way.Training, examples: Any) -> np.ndarray:
   """What the head reads, [n, features] float32."""
   engine = training.engine
   if engine.prefix_cache and training.shares(examples, trainable_split.HEAD):
@@ -202,15 +235,20 @@ def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
   }
 
 
+@run.register
 def gradient_stage(
-  training: Any, index: int, stage: methods.Stage, plan: trainable_split.Plan, found: Any
+  solver: methods.Gradient,
+  training: under_way.Training,
+  index: int,
+  plan: trainable_split.Plan,
+  found: resume.Found | None,
 ) -> PyTree:
   """Mini-batch steps; evaluates on validation and may write a checkpoint after every epoch."""
-  engine, mesh = training.engine, training.engine.mesh
+  stage, engine, mesh = training.method[index], training.engine, training.engine.mesh
   watch = timing.Watch()
   inputs, validation = _stage_inputs(training, plan)
-  n, epochs = len(training.train.labels), stage.solver.epochs
-  steps = stage.solver.steps_per_epoch or n // training.batch_size
+  n, epochs = len(training.train.labels), solver.epochs
+  steps = solver.steps_per_epoch or n // training.batch_size
   spec = step_lib.StepSpec(
     engine.model, plan, stage, epochs * steps, engine.preprocessing,
     None if inputs.start else engine.augmentation, inputs.start,
@@ -228,23 +266,16 @@ def gradient_stage(
   columns = getattr(training.train, "columns", batches.NO_COLUMNS)
   source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
   compile_epoch = _compile_streamed if source.streamed else _compile_resident
-  example = _first_order(training, stage.solver)
+  example = _first_order(training, solver)
   run_epoch = compile_epoch(training, assembled or spec, state, fixed, initial, source, example)
+  run_epoch = lolsgd.over_runs(solver, run_epoch, inputs.labels, [training.seed, index], mesh)
   set_rates = auto_rates.setter(training, spec, fixed, source)
   for epoch in range(first_epoch, epochs):
-    order = epoch_order(
-      training.seed, index, epoch, n, training.batch_size, stage.solver.steps_per_epoch
-    )
+    order = epoch_order(training.seed, index, epoch, n, training.batch_size, solver.steps_per_epoch)
     if inputs.rows is not None:
       order = inputs.rows[order].astype(np.int32)
     state, rates = set_rates(state, order, epoch)
-    if stage.solver.leave_out is None:
-      state, metrics = run_epoch(state, order, epoch)
-    else:
-      orders = lolsgd.orders(
-        stage.solver.leave_out, np.asarray(inputs.labels), order, [training.seed, index, epoch]
-      )
-      state, metrics = lolsgd.run(run_epoch, state, orders, epoch, mesh)
+    state, metrics = run_epoch(state, order, epoch)
     divergence.check_steps(metrics, stage, epoch)
     _check_state(state, stage, epoch)
     logits = None
@@ -290,18 +321,18 @@ def _current(state: step_lib.TrainState, fixed: PyTree) -> PyTree:
   return trainable_split.join_variables(moving, fixed)
 
 
-def _view(training: Any, epoch: int) -> dict[str, jax.Array]:
+def _view(training: under_way.Training, epoch: int) -> dict[str, jax.Array]:
   seen = {"seed": np.int32(training.seed), "epoch": np.int32(epoch)}
   return jax.device_put(seen, mesh_lib.replicated(training.engine.mesh))
 
 
-def _first_order(training: Any, solver: methods.Gradient) -> np.ndarray:
+def _first_order(training: under_way.Training, solver: methods.Gradient) -> np.ndarray:
   """An order of the right shape, to compile with."""
   n, steps = len(training.train.labels), solver.steps_per_epoch
   return epoch_order(training.seed, 0, 0, n, training.batch_size, steps)
 
 
-def _compile_resident(training: Any, spec, state, fixed, initial, source, order):
+def _compile_resident(training: under_way.Training, spec, state, fixed, initial, source, order):
   """(state, order [steps, batch], epoch) -> (state, metrics [steps]); a step whole or in pieces."""
   mesh = training.engine.mesh
   data = batches.resident(source, mesh)
@@ -334,7 +365,7 @@ def _compile_resident(training: Any, spec, state, fixed, initial, source, order)
   return run_epoch
 
 
-def _compile_streamed(training: Any, spec, state, fixed, initial, source, order):
+def _compile_streamed(training: under_way.Training, spec, state, fixed, initial, source, order):
   """As `_compile_resident`, a batch at a time; "data_wait" is the share of the epoch spent waiting
   for batches."""
   mesh = training.engine.mesh
