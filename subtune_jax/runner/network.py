@@ -1,5 +1,6 @@
 """The network of a run: the backbone with its weights, as the config and a method ask for it."""
 
+import ast
 import dataclasses
 from typing import Any
 
@@ -23,6 +24,7 @@ def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pr
     num_classes=num_classes,
     dtype=jnp.dtype(config.backbone.dtype),
     image_size=config.data.image_size,
+    **_options(config.backbone.options),
   )
   preprocessing = config.backbone.preprocessing or None
   if config.backbone.weights == "random":
@@ -44,6 +46,17 @@ def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pr
     model, pretrained.preprocessing, batch_size=config.batch_size, augmentation=augmentation
   )
   return engine, pretrained
+
+
+def _options(text: str) -> dict[str, Any]:
+  """Options of `models.create` from "name=value,name=value", values as in Python."""
+  try:
+    call = ast.parse(f"f({text})", mode="eval").body
+    return {own.arg: ast.literal_eval(own.value) for own in call.keywords if not call.args}
+  except (SyntaxError, ValueError, AttributeError) as e:
+    raise ValueError(
+      f"backbone.options is {text!r}; give name=value pairs such as norm_epsilon=1e-12"
+    ) from e
 
 
 def prepared(

@@ -65,9 +65,27 @@ def check(
   if rows:
     raise errors.WeightsError(
       "\n  ".join([f"{file} describes another network than this {type(model).__name__}:", *rows])
-      + f"\nBuild the model as the file says (options of models.create), or {_AWAY}"
+      + "\nBuild the model as the file says: options of models.create, from a config as "
+      f"--config.backbone.options={_suggestion(model, rows)}; or {_AWAY}"
     )
   return tuple(notes)
+
+
+# Fields of transformers' files -> options of our models that say the same.
+_OPTIONS = {
+  "num_attention_heads": ("heads",), "layer_norm_eps": ("norm_epsilon", "top_epsilon"),
+  "hidden_act": ("activation",),
+}  # fmt: skip
+
+
+def _suggestion(model: nn.Module, rows: Sequence[str]) -> str:
+  """The options that would change what the rows name; an example where there are none."""
+  made = []
+  for row in rows:
+    field, _, rest = row.partition(": ")
+    value = rest.partition(" in the file")[0]
+    made += [f"{o}={value}" for o in _OPTIONS.get(field, ()) if hasattr(model, o)][:1]
+  return f'"{",".join(made) or "name=value"}"'
 
 
 def _unchecked(reason: str, model: nn.Module) -> str:

@@ -55,3 +55,26 @@ def test_a_study_of_blocks_refuses_a_method_that_changes_the_network():
   config.methods = (*config.methods, "side_tuning")
   with pytest.raises(ValueError, match="'side_tuning', which changes the network"):
     robustness_config.check(config)
+
+
+def test_a_config_can_build_the_network_that_a_folder_of_weights_states(tmp_path):
+  transformers = pytest.importorskip("transformers")
+  shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+  stated = transformers.ViTConfig(
+    **shape, intermediate_size=128, image_size=32, patch_size=16, layer_norm_eps=1e-12
+  )
+  transformers.ViTModel(stated, add_pooling_layer=False).save_pretrained(tmp_path)
+  config = make_config()
+  config.data.image_size = 32
+  config.backbone.update(
+    name="vit_ti16", weights=str(tmp_path / "model.safetensors"), preprocessing="half",
+    options="width=32,depth=2,heads=2",
+  )  # fmt: skip
+  with pytest.raises(ValueError, match='options="heads=4,norm_epsilon=1e-12"'):
+    network.load_network(config, 3)
+  config.backbone.options = "width=32,depth=2,heads=4,norm_epsilon=1e-12"
+  engine, _ = network.load_network(config, 3)
+  assert (engine.model.heads, engine.model.norm_epsilon) == (4, 1e-12)
+  config.backbone.options = "depth 2"
+  with pytest.raises(ValueError, match="backbone.options is 'depth 2'; give name=value pairs"):
+    network.load_network(config, 3)
