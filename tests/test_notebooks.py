@@ -12,7 +12,17 @@ from tests import xla_flags
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "colabs").glob("*.ipynb")), ids=lambda p: p.stem)
+# What only they cover: the notebooks' own cells; what these call has tests of its own.
+SLOW = {"calibration", "masks_in_your_code", "robustness"}
+
+
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+    for path in sorted((ROOT / "colabs").glob("*.ipynb"))
+  ],
+)
 def test_runs(path, monkeypatch, tmp_path):
   monkeypatch.setitem(os.environ, "XLA_FLAGS", xla_flags.PLAIN)  # devices as a reader has them
   monkeypatch.setitem(os.environ, "TMPDIR", str(tmp_path))

@@ -36,9 +36,7 @@ class Epoch:
   loss: float = 0.0
 
   def __post_init__(self):
-    for name, value in {"validation": self.validation, "loss": self.loss, **self.tests}.items():
-      if not np.isfinite(value):
-        raise ValueError(f"{name} is {value}; leave out trainings that diverged")
+    _check_finite({"validation": self.validation, "loss": self.loss})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +116,17 @@ def choose(
   return Choice(rule, rate, edge, epochs, score, rule == ORACLE)
 
 
+def _check_finite(numbers: Mapping[str, float]) -> None:
+  for name, value in numbers.items():
+    if not np.isfinite(value):
+      raise ValueError(f"{name} is {value}; leave out trainings that diverged")
+
+
 def _score(epoch: Epoch, rule: str, oracle_sets: Sequence[str]) -> float:
   if rule == ORACLE:
-    return float(np.mean([epoch.tests[name] for name in oracle_sets]))
+    found = {name: epoch.tests[name] for name in oracle_sets}
+    _check_finite(found)
+    return float(np.mean(list(found.values())))
   return epoch.validation
 
 

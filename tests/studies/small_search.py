@@ -37,6 +37,7 @@ def config(**fields):
   made.seeds, made.batch_size, made.tensorboard = (0,), 8, False
   made.data.train, made.data.ood, made.data.image_size = NAME, (), 16
   made.backbone.name, made.backbone.weights = "resnet14", "random"
+  made.backbone.options = "stage_sizes=(1,1,2),width=8"
   made.backbone.preprocessing = "half"
   made.methods = ("lp", "subtuning")
   made.lp.l2, made.subtuning.epochs = (0.1,), 1

@@ -66,6 +66,7 @@ def config(**fields):
   made.tensorboard, made.batch_size, made.seeds = False, 8, (0,)
   made.source.data, made.data.train, made.data.image_size = "holistic/0", "holistic/1", 16
   made.backbone.name, made.backbone.weights = "resnet14", "random"
+  made.backbone.options = "stage_sizes=(1,1,2),width=8"  # compiles in half the time
   made.backbone.preprocessing = "half"
   made.source.method, made.source.learning_rates, made.source.epochs = "ft", (1e-2,), 2
   made.source.norm_mode = "batch"

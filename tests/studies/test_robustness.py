@@ -37,6 +37,7 @@ def config(**fields):
   made.name, made.tensorboard, made.batch_size, made.seeds = "small", False, 8, (0, 1)
   made.data.train, made.data.ood, made.data.image_size = NAMES[0], NAMES[1:], 16
   made.backbone.name, made.backbone.weights = "resnet14", "random"
+  made.backbone.options = "stage_sizes=(1,1,2),width=8"
   made.backbone.preprocessing = "half"
   made.methods = ("lp", "ft", "lp_ft")
   made.lp.l2 = (1.0, 0.1)

@@ -196,7 +196,7 @@ def test_bad_input_is_one_error_and_nothing_is_written(tmp_path, fields, message
 def test_a_head_that_the_weights_lack_cannot_be_kept(tmp_path):
   made = small_search.config(units="blocks")
   made.backbone.name, made.backbone.weights = "efficientnet_lite0", "efficientnet_lite0/imagenet"
-  made.backbone.preprocessing, made.backbone.keep_head = "", True
+  made.backbone.preprocessing, made.backbone.keep_head, made.backbone.options = "", True, ""
   with pytest.raises(ValueError, match="has no head of 3 classes"):
     small_search.run(tmp_path / "run", made)
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from subtune_jax import data, weights
 from subtune_jax.data import dataset, splits
-from subtune_jax.runner import examples, network, provenance
+from subtune_jax.runner import examples, provenance
+from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.search import certificate, cost, evaluator, greedy, racing, scores, significance
@@ -71,7 +72,7 @@ def run(
   stream = stream or sys.stdout
   search_config.check(config)
   train = _load_train(config)
-  engine, pretrained = network.load_network(config, len(train.class_names))
+  engine, pretrained = network_lib.load_network(config, len(train.class_names))
   engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
   problem = make_problem(config, train, engine, pretrained)
   if config.search.final:
@@ -269,7 +270,7 @@ def _record(
     "kind": "search", "name": config.name, "title": config.title, "command": command,
     **provenance.run_facts(engine.mesh),
     "config": workdir_lib.as_json(config),
-    "backbone": network.backbone_row(config, engine.model, pretrained),
+    "backbone": network_lib.backbone_row(config, engine.model, pretrained),
     "data": {
       "train": train.name, "split": train.split, "class_names": list(train.class_names),
       "num_examples": len(train), "num_folds": len(problem.folds),
