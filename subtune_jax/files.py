@@ -29,7 +29,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes a compressed .npz, whole or not at all."""
   buffer = io.BytesIO()
-  np.savez_compressed(buffer, **arrays)
+  np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]  # numpy's stub has no names
   write_atomically(path, buffer.getvalue())
 
 

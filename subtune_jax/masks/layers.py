@@ -67,8 +67,8 @@ def scan_layers(
   """
   parts.labels_by_path(layers, labels)
   names = sorted(layers, key=tree_lib.natural_key)
-  for _, run in itertools.groupby(names, key=lambda name: jax.tree.leaves(labels[name])):
-    run = list(run)
+  for _, found in itertools.groupby(names, key=lambda name: jax.tree.leaves(labels[name])):
+    run = list(found)
     if len(run) == 1:
       carry = body(carry, layers[run[0]])
     else:

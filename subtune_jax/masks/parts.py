@@ -120,6 +120,14 @@ def multi_transform(
   return optax.multi_transform({**transforms, tree_lib.FROZEN: optax.set_to_zero()}, labels_of)
 
 
+@overload
+def count_params(tree: Tree) -> int: ...
+
+
+@overload
+def count_params(tree: Tree, labels: Tree) -> dict[str, int]: ...
+
+
 def count_params(tree: Tree, labels: Tree | None = None) -> int | dict[str, int]:
   """Returns the number of parameters in `tree`; with `labels`, label -> number, frozen last."""
   sizes = {

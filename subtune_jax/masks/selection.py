@@ -36,7 +36,7 @@ def label(tree: Tree, rules: Mapping[str, Selector], default: str = tree_lib.FRO
     ValueError: a selector matches nothing, or two rules claim the same leaf.
   """
   leaves, treedef = tree_lib.flatten(tree)
-  labels = [None] * len(leaves)
+  labels: list[str | None] = [None] * len(leaves)
   clashes = []
   for name, selector in rules.items():
     if not isinstance(name, str):

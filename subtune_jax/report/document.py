@@ -195,7 +195,7 @@ def difference(value: estimate.Estimate | None) -> Cell:
     return Cell("")
   if not value.known:
     return Cell(words.difference(value))
-  tone = "undecided" if value.verdict == estimate.UNDECIDED else "best"
+  tone: Tone = "undecided" if value.verdict == estimate.UNDECIDED else "best"
   return Cell(words.difference(value), (value.verdict,), note_tone=tone)
 
 

@@ -41,10 +41,10 @@ def _part(part: document_lib.Part, width: int) -> list[str]:
   header = [_plain(part.header[i]) for i in shown]
   cells = [[_plain(row[i]) for i in shown] for row in part.rows[: part.most]]
   for longest in _NAMES:
-    rows = [[_folded(row[0], longest), *row[1:]] for row in cells]
-    if sum(_widths([header, *rows])) + len(_GAP) * (len(header) - 1) <= width:
+    folded = [[_folded(row[0], longest), *row[1:]] for row in cells]
+    if sum(_widths([header, *folded])) + len(_GAP) * (len(header) - 1) <= width:
       break
-  return [grid(header, rows, width)]
+  return [grid(header, folded, width)]
 
 
 def _joined(value: "document_lib.Cell | str | Sequence[document_lib.Cell | str]") -> str:

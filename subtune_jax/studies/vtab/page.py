@@ -5,12 +5,16 @@ over the tasks, which are there only when all tasks are.
 """
 
 from collections.abc import Mapping
+import os
+import pathlib
 from typing import Any
 
+from subtune_jax import files
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
+from subtune_jax.studies.compare import record as compare_record
 
 Row = Mapping[str, Any]
 NO_GROUP = "none"  # of tasks that are in no score
@@ -119,3 +123,10 @@ def report(record: Row) -> document_lib.Document:
   parts.append(sections.settings(record["config"]))
   subtitle = f"{record['name']}. {standing(record)}"
   return document_lib.Document(record["title"], subtitle, parts)
+
+
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+  """Reads WORKDIR/results.json and writes the page again; returns its path."""
+  return html.write(
+    workdir, report(files.read_record(pathlib.Path(workdir) / compare_record.RESULTS))
+  )
