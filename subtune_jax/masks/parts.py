@@ -1,6 +1,7 @@
 """What labels are for: the trained and the frozen part, their optimiser and their sizes."""
 
 from collections.abc import Mapping
+from typing import overload
 
 import numpy as np
 import optax
