@@ -24,7 +24,10 @@ _COLORS = {
 }  # fmt: skip
 _CERTIFICATE_NOTE = (
   "Expected regret: by how much the best set is above this one, on average over what the data "
-  "leave possible. Undecided: the fewest sets that hold the best with a probability of the level."
+  "leave possible. Undecided: the fewest sets that hold the best with a probability of the level. "
+  "Assumed: a set's accuracies share the noise of overlapping training sets, 1 / (folds - 1) of a "
+  "fold's variance. Where they share less, the probability is too low: the choice is surer than it "
+  "says."
 )
 
 
