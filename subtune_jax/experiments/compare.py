@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import data, masks, methods, models, weights
-from subtune_jax.data import choices, dataset, preprocess, shifts, splits
+from subtune_jax.data import choices, classes, dataset, preprocess, shifts, splits
+from subtune_jax.data import folder as folder_lib
 from subtune_jax.experiments import compare_config, facts, writers
 from subtune_jax.experiments import progress as progress_lib
 from subtune_jax.experiments import workdir as workdir_lib
@@ -176,8 +177,7 @@ def _load_data(config: Any):
   """(train, validation and trainval split, indices of the images that are used of the first)."""
   train, validation = (load_split(config, config.data.train, s) for s in ("train", "validation"))
   trainval = load_split(config, config.data.train, "trainval") if config.data.retrain else None
-  for name in config.data.ood:  # read last, but found missing now
-    data.require(name)
+  require_ood(config, train.class_names)
   indices = train_indices(config, train)
   if indices is not None:
     if trainval:  # train comes first in it
@@ -185,6 +185,15 @@ def _load_data(config: Any):
       trainval = trainval.subset(np.concatenate([indices, rest]))
     train = train.subset(indices)
   return train, validation, trainval, indices
+
+
+def require_ood(config: Any, class_names: tuple[str, ...]) -> None:
+  """Raises where a further test set is missing or, of a folder, has classes the head lacks."""
+  for name in config.data.ood:  # read last, but found missing now
+    data.require(name)
+    base = data.base_name(name)
+    if folder_lib.is_name(base):
+      classes.indices(base, folder_lib.class_names(base), class_names, config.data.label_map)
 
 
 def train_indices(config: Any, train: data.Dataset) -> np.ndarray | None:
@@ -484,6 +493,8 @@ def test_sets(config: Any, class_names: tuple[str, ...]) -> Iterator[data.Datase
     base = data.base_name(name)
     if config.data.shift and base != config.data.train:
       test = _shift(config).map_labels(base, test, class_names)
+    else:
+      test = classes.by_name(test, class_names, config.data.label_map)
     yield test
 
 

@@ -11,6 +11,9 @@ from subtune_jax.report import records
 # Fields that change how a run goes on, not what it computes.
 _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds")
 
+# Fields that workdirs may lack, and the value that stands for their absence.
+_OPTIONAL_FIELDS = {"data.label_map": []}
+
 
 def as_json(config: Any) -> dict[str, Any]:
   """The config as plain JSON values."""
@@ -26,6 +29,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Lines "field: old -> new" for the fields that decide the result."""
   old, new = records.flatten(old), records.flatten(new)
+  old, new = _OPTIONAL_FIELDS | old, _OPTIONAL_FIELDS | new
   return [
     f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
     for name in sorted(set(old) | set(new))
