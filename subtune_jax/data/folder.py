@@ -4,7 +4,7 @@ What may lie in the folder:
 
   one folder per class              /path/cat/1.jpg, /path/dog/2.png, ...
   one folder per split and class    /path/train/cat/1.jpg, /path/validation/..., /path/test/...
-                                    ("val" for "validation" will do)
+                                    ("val" for "validation" will do; train may be absent)
   labels.csv                        columns file,label[,split][,group]; files relative to the folder
 
 Images are looked for in folders of classes at any depth, by suffix (`decode.SUFFIXES`); names that
@@ -129,6 +129,11 @@ def load(
   )
 
 
+def class_names(name: str) -> tuple[str, ...]:
+  """Returns the classes of a folder, in order, without decoding an image. Errors: see `load`."""
+  return _list(_parse(name, "refuse")[0].expanduser().resolve()).class_names
+
+
 def _parse(name: str, on_broken: str) -> tuple[pathlib.Path, str]:
   """Returns (path, on_broken) of "folder:/path?on_broken=skip"."""
   text = os.fspath(name).removeprefix(PREFIX)
@@ -222,9 +227,14 @@ def _list(root: pathlib.Path) -> _Listing:
   broken = {}
   folders = _subfolders(root, "", broken)
   named = [folder for folder in folders if folder in _SPLIT_NAMES]
-  if "train" not in named:
+  if not named:
     return _list_classes(root, {"": folders}, broken)
   inner = {folder: _subfolders(root, folder, broken) for folder in named}
+  if "train" not in named and (len(named) < len(folders) or not all(inner.values())):
+    raise ValueError(
+      f"{root} has the folder {named[0]!r}: a split, which must hold folders of classes and lie "
+      "beside other splits alone, or a class, which must be called otherwise."
+    )
   if len(named) == len(folders):
     return _list_split_folders(root, inner, broken)
   if inner["train"]:
@@ -243,7 +253,7 @@ def _list_split_folders(
   if "val" in inner and "validation" in inner:
     raise ValueError(f"{root} has both 'val' and 'validation'; keep one.")
   for folder, classes in inner.items():
-    unknown = sorted(set(classes) - set(inner["train"]))
+    unknown = sorted(set(classes) - set(inner.get("train", classes)))
     if unknown:
       raise ValueError(
         f"{root}: {folder} has the class {unknown[0]!r}, which train does not have; rename it, or "

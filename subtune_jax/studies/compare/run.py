@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import data, files, masks, methods, models, weights
-from subtune_jax.data import choices, dataset, preprocess, shifts, splits
+from subtune_jax.data import choices, classes, dataset, preprocess, shifts, splits
+from subtune_jax.data import folder as folder_lib
 from subtune_jax.models import compile_cache, heads
 from subtune_jax.report import document, explosion
 from subtune_jax.studies import progress as progress_lib
@@ -198,8 +199,7 @@ def _load_data(config: Any):
   """(train, validation and trainval split, indices of the images that are used of the first)."""
   train, validation = (load_split(config, config.data.train, s) for s in ("train", "validation"))
   trainval = load_split(config, config.data.train, "trainval") if config.data.retrain else None
-  for name in config.data.ood:  # read last, but found missing now
-    data.require(name)
+  require_ood(config, train.class_names)
   indices = train_indices(config, train)
   if indices is not None:
     if trainval:  # train comes first in it
@@ -207,6 +207,15 @@ def _load_data(config: Any):
       trainval = trainval.subset(np.concatenate([indices, rest]))
     train = train.subset(indices)
   return train, validation, trainval, indices
+
+
+def require_ood(config: Any, class_names: tuple[str, ...]) -> None:
+  """Raises where a further test set is missing or, of a folder, has classes the head lacks."""
+  for name in config.data.ood:  # read last, but found missing now
+    data.require(name)
+    base = data.base_name(name)
+    if folder_lib.is_name(base):
+      classes.indices(base, folder_lib.class_names(base), class_names, config.data.label_map)
 
 
 def train_indices(config: Any, train: data.Dataset) -> np.ndarray | None:
@@ -526,6 +535,8 @@ def test_sets(config: Any, class_names: tuple[str, ...]) -> Iterator[data.Datase
     base = data.base_name(name)
     if config.data.shift and base != config.data.train:
       test = _shift(config).map_labels(base, test, class_names)
+    else:
+      test = classes.by_name(test, class_names, config.data.label_map)
     yield test
 
 

@@ -101,8 +101,7 @@ def _load_train(config: Any) -> dataset.Dataset:
   indices = compare.train_indices(config, train)
   if indices is not None:
     train = train.subset(indices)
-  for name in config.data.ood:  # of the final comparison; found missing now
-    data.require(name)
+  compare.require_ood(config, train.class_names)  # of the final comparison
   if not single:
     return train
   validation = compare.load_split(config, config.data.train, "validation")
