@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from subtune_jax import data
-from subtune_jax.data import cache, decode, errors, folder, lazy
+from subtune_jax.data import cache, decode, errors, folder, layout, lazy
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_files_are_in_the_order_of_their_numbers(root):
 def test_natural_order():
   names = ["b", "a10", "a2", "a", "10", "9", "a02", "a2b", "1" * 5000, "٣"]
   expected = ["9", "10", "1" * 5000, "a", "a02", "a2", "a2b", "a10", "b", "٣"]
-  assert sorted(names, key=folder._natural) == expected
+  assert sorted(names, key=layout.natural) == expected
 
 
 @pytest.mark.parametrize("validation", ["val", "validation"])
