@@ -1,4 +1,4 @@
-"""What lies in a folder of images: its files, their classes, and splits and groups where it has them.
+"""What lies in a folder of images: files and their classes, splits and groups where it has them.
 
 `read` knows the three layouts that `subtune_jax.data.folder` describes; nothing is decoded.
 """
@@ -51,20 +51,31 @@ def read(root: pathlib.Path) -> Listing:
   if not named:
     return _list_classes(root, {"": folders}, broken)
   inner = {folder: _subfolders(root, folder, broken) for folder in named}
-  if "train" not in named and (len(named) < len(folders) or not all(inner.values())):
+  others = [folder for folder in folders if folder not in named]
+  if others and inner.get("train"):
     raise ValueError(
-      f"{root} has the folder {named[0]!r}: a split, which must hold folders of classes and lie "
-      "beside other splits alone, or a class, which must be called otherwise."
-    )
-  if len(named) == len(folders):
-    return _list_split_folders(root, inner, broken)
-  if inner["train"]:
-    other = next(folder for folder in folders if folder not in named)
-    raise ValueError(
-      f"{root} has the folder {other!r} beside 'train'; put the folders of classes in train, "
+      f"{root} has the folder {others[0]!r} beside 'train'; put the folders of classes in train, "
       "validation and test alone, or no folders of splits."
     )
-  return _list_classes(root, {"": folders}, broken)
+  flat = [folder for folder in named if not inner[folder] and _holds_images(root / folder)]
+  if others or flat:
+    raise _two_readings(root, (flat or named)[0], others)
+  return _list_split_folders(root, inner, broken)
+
+
+def _two_readings(root: pathlib.Path, folder: str, others: list[str]) -> ValueError:
+  """The error for a folder that is named as a split and lies where a class does."""
+  beside = f" and lie beside other splits alone, not beside {others[0]!r}" if others else ""
+  return ValueError(
+    f"{root}: the folder {folder!r} may be a split or a class. A split has to hold folders of "
+    f"classes, {folder}/CLASS/...{beside}. A class has to be called otherwise, or be listed in "
+    f"{CSV_NAME}, where it may have any name."
+  )
+
+
+def _holds_images(folder: pathlib.Path) -> bool:
+  with os.scandir(folder) as entries:
+    return any(not e.name.startswith(".") and _suffix(e.name) in decode.SUFFIXES for e in entries)
 
 
 def _list_split_folders(
