@@ -1,66 +1,111 @@
-"""The classes of one data set in the numbering of another's, by name."""
+"""The classes of one data set in the numbering of another's, by name.
 
-from collections.abc import Sequence
+Names are equal only letter by letter. Where they differ a label map says which is which: "OK=ok" is
+their class "OK" and our "ok", "blurred=" leaves the class out.
+"""
+
+from collections.abc import Mapping, Sequence
 import difflib
 
-from absl import logging
+import numpy as np
 
 from subtune_jax.data import dataset
 from subtune_jax.data.shifts import maps
 
-DROP = ""  # "theirs=" leaves the class out
+DROP = ""  # what a class that is left out becomes
+_FIELD = "data.label_map"
+_MOST_NAMED = 5
 
 
-def indices(
-  name: str, theirs: Sequence[str], ours: Sequence[str], label_map: Sequence[str] = ()
-) -> tuple[int, ...]:
-  """Returns the position in `ours` of each class in `theirs`; -1 for one that is left out.
-
-  Names are equal only letter by letter.
+def parse(
+  label_map: Sequence[str], ours: Sequence[str], sets: Sequence[dataset.Dataset]
+) -> dict[str, str]:
+  """Returns their name -> our name, or `DROP`.
 
   Args:
-    name: of the set whose classes `theirs` are.
-    theirs: its class names.
-    ours: the head's.
-    label_map: pairs "theirs=ours"; "theirs=" leaves the class out. Several may map to one.
+    label_map: pairs "theirs=ours" and "theirs=".
+    ours: the head's classes.
+    sets: the map has to be of classes of these.
 
   Raises:
-    ValueError: a pair without "=", a target that the head lacks, or a class of neither.
+    ValueError: a pair without "=", a class given twice, a class of ours that the head lacks, or one
+      of theirs that no set has.
   """
-  pairs = {}
+  pairs: dict[str, str] = {}
+  known = list(dict.fromkeys(name for own in sets for name in own.class_names))
   for pair in label_map:
     left, mark, right = pair.rpartition("=")
     if not mark or not left:
-      raise ValueError(f"data.label_map holds {pair!r}; give 'theirs=ours', or 'theirs=' to drop")
+      raise ValueError(f"{_FIELD} holds {pair!r}; give 'theirs=ours', or 'theirs=' to drop")
+    if left in pairs:
+      raise ValueError(f"{_FIELD} gives the class {left!r} twice; give it once")
+    if left not in known:
+      where = words(own.name for own in sets) if sets else "none: data.ood is empty"
+      raise ValueError(
+        f"{_FIELD} holds {pair!r}, but no set that is matched by name has the class "
+        f"{left!r}{_near(left, known)}; the sets are {where}"
+      )
     if right != DROP and right not in ours:
-      raise ValueError(
-        f"data.label_map holds {pair!r}, but no class is {right!r}{_near(right, ours)}"
-      )
+      raise ValueError(f"{_FIELD} holds {pair!r}, but no class is {right!r}{_near(right, ours)}")
     pairs[left] = right
-  wanted = [pairs.get(label, label) for label in theirs]
-  for label, target in zip(theirs, wanted, strict=True):
-    if target != DROP and target not in ours:
-      raise ValueError(
-        f"{name} has the class {label!r}, which the training set lacks{_near(label, ours)}; give "
-        f"data.label_map a pair '{label}=<class>', or '{label}=' to leave its images out"
-      )
-  position = {label: number for number, label in enumerate(ours)}
-  return tuple(position[t] if t != DROP else -1 for t in wanted)
+  return pairs
 
 
 def by_name(
-  test: dataset.Dataset, ours: Sequence[str], label_map: Sequence[str] = ()
-) -> dataset.Dataset:
-  """Returns the set with the labels of `ours`, matched by name. Errors: see `indices`."""
-  found = indices(test.name, test.class_names, ours, label_map)
-  missing = [label for number, label in enumerate(ours) if number not in found]
-  if missing:
-    logging.warning(
-      "%s lacks %d of %d classes: %s", test.name, len(missing), len(ours), missing[:5]
-    )
+  theirs: dataset.Dataset, ours: Sequence[str], pairs: Mapping[str, str]
+) -> tuple[dataset.Dataset, list[str]]:
+  """Returns the set with the labels of `ours`, and what to say of it.
+
+  Args:
+    theirs: the set as loaded.
+    ours: the head's classes.
+    pairs: from `parse`.
+
+  Raises:
+    ValueError: a class that is neither ours nor in `pairs`, or no image left.
+  """
+  wanted = {name: pairs.get(name, name) for name in theirs.class_names}
+  position = {name: number for number, name in enumerate(ours)}
+  for name, target in wanted.items():
+    if target != DROP and target not in position:
+      raise ValueError(
+        f"{theirs.name} has the class {name!r}, which the training set lacks{_near(name, ours)}; "
+        f"give {_FIELD} a pair '{name}=<class>', or '{name}=' to leave its images out"
+      )
+  found = tuple(position.get(target, -1) for target in wanted.values())
+  notes = _notes(theirs, wanted)
   if found == tuple(range(len(ours))):
-    return test
-  return maps.apply(test, found, tuple(ours))
+    return theirs, notes
+  return maps.apply(theirs, found, tuple(ours)), notes
+
+
+def words(names) -> str:
+  """Quoted names, the first few of many."""
+  names = [repr(str(name)) for name in names]
+  more = len(names) - _MOST_NAMED
+  return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _notes(theirs: dataset.Dataset, wanted: Mapping[str, str]) -> list[str]:
+  notes = []
+  counts = np.bincount(theirs.labels, minlength=len(theirs.class_names))
+  left = [number for number, target in enumerate(wanted.values()) if target == DROP]
+  if left:
+    names = words(theirs.class_names[number] for number in left)
+    notes.append(
+      f"{theirs.name}: {int(counts[left].sum())} of {len(theirs)} images are left out, of the "
+      f"classes {names}"
+    )
+  for target in dict.fromkeys(wanted.values()):
+    names = [name for name, own in wanted.items() if own == target != DROP]
+    if len(names) > 1:
+      notes.append(f"{theirs.name}: the classes {words(names)} are all counted as {target!r}")
+  if all(name.isdecimal() for name in theirs.class_names):
+    notes.append(
+      f"{theirs.name}: the classes are called by numbers ({words(theirs.class_names)}) and are "
+      "matched as they are written; check that they count as the training set does"
+    )
+  return notes
 
 
 def _near(name: str, ours: Sequence[str]) -> str:
@@ -69,4 +114,4 @@ def _near(name: str, ours: Sequence[str]) -> str:
 
   near = difflib.get_close_matches(plain(name), [plain(label) for label in ours], 3, 0.5)
   shown = [label for label in ours if plain(label) in near][:3] or list(ours[:3])
-  return f" (nearest: {', '.join(map(repr, shown))})"
+  return f" (nearest: {', '.join(map(repr, shown))})" if shown else ""

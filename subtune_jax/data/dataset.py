@@ -22,7 +22,7 @@ class Dataset:
     ids: [n] str, the name of each example at its source.
     class_names: one name per class.
     name: the name in the registry, such as "emoji_domains/noto".
-    split: "train", "validation", "trainval" or "test".
+    split: "train", "validation", "trainval" or "test"; "whole" is all images of a folder.
 
   Raises:
     ValueError: on making one whose fields do not fit the above or each other.

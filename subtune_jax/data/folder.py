@@ -10,8 +10,8 @@ What may lie in the folder:
 Images are looked for in folders of classes at any depth, by suffix (`decode.SUFFIXES`); names that
 begin with a dot are passed over. Where no splits are given, 70 % are for training, 15 % for
 validation and 15 % for testing: by class, by SHA-256 of the relative path, groups whole
-(`splits.share_indices` with seed 0). Classes are numbered in the order of their names, "class 2"
-before "class 10".
+(`splits.share_indices` with seed 0); the split "whole" is all images. Classes are numbered in the
+order of their names, "class 2" before "class 10".
 
 Each image of every split is decoded once, to find those that cannot be read, and the outcome is
 kept in the cache. By default they are refused. "folder:/path/to/images?on_broken=skip" leaves them
@@ -37,6 +37,7 @@ PREFIX = "folder:"
 EXAMPLE = "folder:/path/to/images"
 SHARES = {"train": 70, "validation": 15, "test": 15}  # percent, where no splits are given
 ON_BROKEN = ("refuse", "skip")
+WHOLE = "whole"  # split of all images, for sets that are only tested on
 
 _BLOCK = 256  # images decoded at a time into the cache
 
@@ -58,7 +59,7 @@ def load(
 
   Args:
     name: path of the folder, with or without "folder:" before it and "?on_broken=skip" behind it.
-    split: "train", "validation", "trainval" (both, train first) or "test".
+    split: "train", "validation", "trainval" (both, train first), "test", or "whole": all images.
     image_size: height and width of the returned images, in pixels.
     interpolation: "bicubic", "bilinear" or "lanczos", antialiased as in Pillow.
     on_broken: what to do about images that cannot be read, in any split: "refuse" or "skip".
@@ -74,7 +75,7 @@ def load(
       ways; a damaged labels.csv; a split that is not there or has no image.
   """
   path, on_broken = _parse(name, on_broken)
-  choices.check("split", split, (*SHARES, "trainval"))
+  choices.check("split", split, (*SHARES, "trainval", WHOLE))
   choices.check("on_broken", on_broken, ON_BROKEN)
   decode.check_size(image_size, interpolation)
   root = path.expanduser().resolve()
@@ -101,9 +102,34 @@ def load(
   )
 
 
-def class_names(name: str) -> tuple[str, ...]:
-  """Returns the classes of a folder, in order, without decoding an image. Errors: see `load`."""
-  return layout.read(_parse(name, "refuse")[0].expanduser().resolve()).class_names
+def canonical(name: str) -> str:
+  """Returns the name that the folder's data sets bear: its whole path, no option."""
+  return f"{PREFIX}{_root(name)}"
+
+
+def gives_splits(name: str) -> bool:
+  """Returns whether the folder says which images are for what. Errors: see `load`."""
+  return bool(layout.read(_root(name)).splits)
+
+
+def stored_sizes(name: str, files: Sequence[str]) -> np.ndarray:
+  """Returns the width and height, [n, 2], of files of a folder, before EXIF's orientation.
+
+  Args:
+    name: of the folder, as for `load`.
+    files: the ids that `load` gave; their headers are read, once for all runs.
+  """
+  root, files = _root(name), [str(file) for file in files]
+  key = {"name": f"sizes in {root}", "source": _fingerprint(root, files)}
+
+  def build() -> list[tuple[int, int]]:
+    return list(lazy.workers().map(decode.stored_size, [root / file for file in files]))
+
+  return np.array(cache.report(key, build))
+
+
+def _root(name: str) -> pathlib.Path:
+  return _parse(name, "refuse")[0].expanduser().resolve()
 
 
 def _parse(name: str, on_broken: str) -> tuple[pathlib.Path, str]:
@@ -128,6 +154,8 @@ def _report_broken(where: str, broken: dict[str, str], n: int, on_broken: str) -
 
 def _rows(where: str, listing: layout.Listing, split: str) -> list[int]:
   """Returns the positions in the listing of a split's images, train before validation."""
+  if split == WHOLE:
+    return list(range(len(listing.files)))
   split_of = listing.splits
   if not split_of:
     label_of = {label: number for number, label in enumerate(listing.class_names)}

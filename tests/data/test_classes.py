@@ -4,61 +4,87 @@ import numpy as np
 import pytest
 
 from subtune_jax import data, models
-from subtune_jax.data import classes, folder
-from subtune_jax.studies import workdir
-from subtune_jax.studies.compare import config as compare_config
-from subtune_jax.studies.compare import run as compare
-from tests.data.test_folder import write
+from subtune_jax.data import classes
+
+
+def make(names, labels, name="theirs"):
+  labels = np.asarray(labels, np.int32)
+  ids = np.array([str(i) for i in range(len(labels))])
+  images = np.zeros((len(labels), 4, 4, 3), np.uint8)
+  return data.Dataset(images, labels, ids, ids, names, name, "test")
+
+
+def match(theirs, ours, label_map=()):
+  return classes.by_name(theirs, ours, classes.parse(label_map, ours, [theirs]))
 
 
 def test_names_not_positions():
-  assert classes.indices("s", ("ok",), ("defect", "ok")) == (1,)
-  assert classes.indices("s", ("x", "y", "z"), ("a", "b"), ("x=b", "y=b", "z=")) == (1, 1, -1)
+  found, notes = match(make(("ok",), [0, 0]), ("defect", "ok"))
+  assert found.labels.tolist() == [1, 1]
+  assert found.class_names == ("defect", "ok")
+  assert not notes
 
 
-def test_unknown_names_are_refused():
-  with pytest.raises(ValueError, match=r"nearest: 'Hot Dog'.*label_map"):
-    classes.indices("s", ("hot_dog",), ("cat", "Hot Dog"))
-  with pytest.raises(ValueError, match=r"no class is 'kat'.*'cat'"):
-    classes.indices("s", ("x",), ("cat",), ("x=kat",))
+def test_a_map_merges_and_drops_and_says_so():
+  theirs = make(("x", "y", "z", "b"), [0, 1, 2, 2, 3])
+  found, notes = match(theirs, ("a", "b"), ("x=a", "y=a", "z="))
+  assert found.labels.tolist() == [0, 0, 1]
+  assert found.ids.tolist() == ["0", "1", "4"]
+  assert notes == [
+    "theirs: 2 of 5 images are left out, of the classes 'z'",
+    "theirs: the classes 'x', 'y' are all counted as 'a'",
+  ]
+  _, notes = match(make(("b", "x"), [0, 1]), ("a", "b"), ("x=b",))  # "b" stays and "x" joins it
+  assert notes == ["theirs: the classes 'b', 'x' are all counted as 'b'"]
 
 
-def test_compare_maps_a_folder_by_name(tmp_path, monkeypatch):
-  monkeypatch.setenv("SUBTUNE_JAX_CACHE", str(tmp_path / "cache"))
-  for name, labels in (("id", ("defect", "ok")), ("ood", ("ok",))):
-    for label in labels:
-      for i in range(20):
-        write(tmp_path / name / label / f"{i}.png", i)
-  config = compare_config.default()
-  config.data.train, config.data.ood = f"folder:{tmp_path}/id", (f"folder:{tmp_path}/ood",)
-  config.data.image_size = 8
-  _, ood = compare.test_sets(config, ("defect", "ok"))
-  assert set(ood.labels.tolist()) == {1}
-  assert ood.class_names == ("defect", "ok")
-  (tmp_path / "ood" / "ok").rename(tmp_path / "ood" / "OK")
-  with pytest.raises(ValueError, match="nearest: 'ok'"):
-    compare._load_data(config)
+def test_a_pair_goes_before_an_equal_name():
+  found, _ = match(make(("a", "b"), [0, 1]), ("a", "b"), ("a=b", "b=a"))
+  assert found.labels.tolist() == [1, 0]
 
 
-def test_folder_of_only_a_test_split(tmp_path, monkeypatch):
-  monkeypatch.setenv("SUBTUNE_JAX_CACHE", str(tmp_path / "cache"))
-  write(tmp_path / "a/test/ok/1.png")
-  assert data.load(f"folder:{tmp_path}/a", "test", 8).class_names == ("ok",)
-  write(tmp_path / "b/test/1.png")
-  with pytest.raises(ValueError, match=r"split.*class"):
-    folder.load(f"{tmp_path}/b", "test", 8)
+def test_a_name_may_hold_the_sign():
+  found, _ = match(make(("x=1",), [0]), ("a", "b"), ("x=1=b",))
+  assert found.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+  ("names", "ours", "label_map", "message"),
+  [
+    (("hot_dog",), ("cat", "Hot Dog"), (), r"nearest: 'Hot Dog'.*label_map"),
+    (("x",), ("cat",), ("x=kat",), r"no class is 'kat'.*nearest: 'cat'"),
+    (("blurred",), ("cat",), ("blured=cat",), r"the class 'blured' \(nearest: 'blurred'\).*theirs"),
+    (("x",), ("cat",), ("x=cat", "x="), "gives the class 'x' twice"),
+    (("x",), ("cat",), ("x",), "'x'; give 'theirs=ours'"),
+    (("x",), ("cat",), ("=cat",), "'=cat'; give 'theirs=ours'"),
+    (("x",), ("cat",), ("x=",), "no example has a class that the label map keeps"),
+  ],
+)
+def test_refused(names, ours, label_map, message):
+  with pytest.raises(ValueError, match=message):
+    match(make(names, range(len(names))), ours, label_map)
+
+
+def test_a_map_without_a_set_is_refused():
+  with pytest.raises(ValueError, match=r"data\.ood is empty"):
+    classes.parse(("a=b",), ("b",), [])
+
+
+def test_numbers_as_names_are_matched_as_written_and_said():
+  found, notes = match(make(("0", "2"), [0, 1]), ("0", "1", "2"))
+  assert found.labels.tolist() == [0, 2]
+  assert "called by numbers ('0', '2') and are matched as they are written" in notes[0]
+  with pytest.raises(ValueError, match="the class '00'"):
+    match(make(("00",), [0]), ("0", "1"))
+
+
+@pytest.mark.parametrize("names", [(0, 1), None, ["a", "b"]])
+def test_names_of_classes_are_given_as_text(names):
+  with pytest.raises(ValueError, match="class_names must be a tuple of str"):
+    make(names, [0, 1])
 
 
 def test_numpy_integer_of_classes():
   assert models.create(models.names()[0], np.int32(3)).num_classes == 3
   with pytest.raises(ValueError, match="integer"):
     models.create(models.names()[0], True)
-
-
-def test_old_workdirs_lack_the_label_map():
-  assert not workdir.differences(
-    {"data": {"train": "x"}}, {"data": {"train": "x", "label_map": []}}
-  )
-  assert workdir.differences(
-    {"data": {"train": "x"}}, {"data": {"train": "x", "label_map": ["a=b"]}}
-  )

@@ -41,7 +41,7 @@ def test_side_tuning_is_a_method_of_a_comparison(tmp_path):
   pretrained = weights.random_weights(model, preprocessing="half")
   both, variables = side.wrap(model, pretrained.variables)
   restored, _ = export.load_task(tmp_path / "run" / "tasks" / chosen["key"], variables)
-  test = next(compare.test_sets(config, tuple(record["data"]["class_names"])))
+  (test,), _ = compare.load_tests(config, tuple(record["data"]["class_names"]))
   engine, _ = compare.load_network(config, len(record["data"]["class_names"]))
   own, _ = compare.prepared("side_tuning", engine, pretrained)
   assert own.model == both

@@ -1,11 +1,11 @@
 """Compares methods on one data set and its shifted siblings.
 
 For each method: a training per learning rate on the first seed, the rate with the best validation
-accuracy, a training per further seed at that rate; then the test splits are read, once. With
+accuracy, a training per further seed at that rate; then the networks see the test sets, once. With
 `data.retrain` the chosen setting is trained anew on training and validation images, for each seed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import os
@@ -21,11 +21,10 @@ import numpy as np
 
 from subtune_jax import data, files, masks, methods, models, weights
 from subtune_jax.data import choices, classes, dataset, preprocess, shifts, splits
-from subtune_jax.data import folder as folder_lib
 from subtune_jax.models import compile_cache, heads
-from subtune_jax.report import document, explosion
+from subtune_jax.report import document, explosion, terminal
+from subtune_jax.studies import data_table, provenance, publish, writers
 from subtune_jax.studies import progress as progress_lib
-from subtune_jax.studies import provenance, publish, writers
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import page as compare_page
@@ -62,6 +61,7 @@ class Run:
   train: data.Dataset
   validation: data.Dataset
   trainval: data.Dataset | None  # where methods are trained again after the choices
+  tests: tuple[data.Dataset, ...]  # in the head's classes; read after the choices
   train_indices: np.ndarray | None  # of the training split, where only some of it is used
   engine: loop.Engine
   pretrained: weights.Pretrained
@@ -110,6 +110,7 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Run:
   grids = grids_of(config)
   _check(config)
   train, validation, trainval, train_indices = _load_data(config)
+  tests, notes = load_tests(config, train.class_names)
   engine, pretrained = load_network(config, len(train.class_names))
   _check_methods(config, grids, engine, pretrained)
   workdir, entered = workdir_lib.enter(workdir, config)
@@ -118,12 +119,14 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Run:
   blocks = engine.model.block_names
   progress = progress_lib.Progress(_total_epochs(config, grids, blocks), stream)
   progress.line(_first_line(config, grids, engine, workdir))
+  training = (trainval,) if trainval else ()
+  progress.line(terminal.render(data_table.report((train, validation, *training), tests, notes)))
   if entered:
     progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   state = Run(
-    config, workdir, train, validation, trainval, train_indices, engine, pretrained, ledger, rows,
-    writer, progress,
+    config, workdir, train, validation, trainval, tests, train_indices, engine, pretrained, ledger,
+    rows, writer, progress,
   )  # fmt: skip
   examples = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
   files.write_npz(workdir / "logits/validation/examples.npz", examples)
@@ -191,15 +194,22 @@ def _check(config: Any) -> None:
     allowed = (*_shift(config).ood_data, config.data.train)  # of this one, corrupted copies
     for name in map(data.base_name, config.data.ood):
       choices.check(f"shifted set of {config.data.shift}", name, allowed)
-  if config.data.train in config.data.ood:
+    if config.data.label_map:
+      raise ValueError(
+        f"data.label_map is {tuple(config.data.label_map)} and data.shift {config.data.shift!r}, "
+        "which has label maps of its own; give one of them"
+      )
+  names = [data.canonical(name) for name in config.data.ood]
+  if data.canonical(config.data.train) in names:
     raise ValueError(f"data.ood holds data.train, {config.data.train!r}; name other sets there")
+  if len(set(names)) != len(names):
+    raise ValueError(f"data.ood is {tuple(config.data.ood)}; name each set once")
 
 
 def _load_data(config: Any):
   """(train, validation and trainval split, indices of the images that are used of the first)."""
   train, validation = (load_split(config, config.data.train, s) for s in ("train", "validation"))
   trainval = load_split(config, config.data.train, "trainval") if config.data.retrain else None
-  require_ood(config, train.class_names)
   indices = train_indices(config, train)
   if indices is not None:
     if trainval:  # train comes first in it
@@ -207,15 +217,6 @@ def _load_data(config: Any):
       trainval = trainval.subset(np.concatenate([indices, rest]))
     train = train.subset(indices)
   return train, validation, trainval, indices
-
-
-def require_ood(config: Any, class_names: tuple[str, ...]) -> None:
-  """Raises where a further test set is missing or, of a folder, has classes the head lacks."""
-  for name in config.data.ood:  # read last, but found missing now
-    data.require(name)
-    base = data.base_name(name)
-    if folder_lib.is_name(base):
-      classes.indices(base, folder_lib.class_names(base), class_names, config.data.label_map)
 
 
 def train_indices(config: Any, train: data.Dataset) -> np.ndarray | None:
@@ -427,8 +428,10 @@ def _describe(
   """Everything that the result of a training depends on."""
   config = run.config
   used = {"data", "backbone", "augment", "batch_size"}
+  described = {k: v for k, v in workdir_lib.as_json(config).items() if k in used}
+  described["data"].pop("label_map", None)  # of test sets
   return {
-    "config": {k: v for k, v in workdir_lib.as_json(config).items() if k in used},
+    "config": described,
     "train": train.fingerprint(),
     "validation": validation.fingerprint() if validation else None,
     "weights": run.pretrained.sha256,
@@ -527,29 +530,69 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
   }  # fmt: skip
 
 
-def test_sets(config: Any, class_names: tuple[str, ...]) -> Iterator[data.Dataset]:
-  """The test splits, in the head's classes."""
-  yield load_split(config, config.data.train, "test")
-  for name in config.data.ood:
-    test = load_split(config, name, "test")
+def load_tests(
+  config: Any, class_names: tuple[str, ...]
+) -> tuple[tuple[data.Dataset, ...], list[str]]:
+  """The test sets in the head's classes, that of `data.train` first.
+
+  A further set is read whole, unless it gives splits or holds the images of `data.train`.
+
+  Args:
+    config: of a comparison, or of anything with its section `data`.
+    class_names: of the head.
+
+  Returns:
+    The sets, and what to say of how their classes were matched.
+
+  Raises:
+    ValueError: a set has a class that the head lacks and `data.label_map` does not name, or the map
+      names one that no set has.
+  """
+  for name in config.data.ood:  # all, before any of them is read
+    data.require(name)
+  tests, notes = [load_split(config, config.data.train, "test")], []
+  trained = _images_of(config.data.train)
+  others = [
+    load_split(config, name, "test" if _images_of(name) == trained else data.tested_split(name))
+    for name in config.data.ood
+  ]
+  named = list(zip(config.data.ood, others, strict=True))
+  matched = [test for name, test in named if _images_of(name) != trained]
+  pairs = classes.parse(config.data.label_map, class_names, matched)
+  for name, test in named:
     base = data.base_name(name)
     if config.data.shift and base != config.data.train:
       test = _shift(config).map_labels(base, test, class_names)
-    else:
-      test = classes.by_name(test, class_names, config.data.label_map)
-    yield test
+    elif _images_of(name) != trained:
+      test, own = classes.by_name(test, class_names, pairs)
+      notes += own
+    _class_mask(config, test, len(class_names))
+    tests.append(test)
+  names = [test.name for test in tests]
+  if len(set(names)) < len(names):
+    raise ValueError(f"test sets have one name: {', '.join(names)}; give each loader's set its own")
+  return tuple(tests), notes
+
+
+def _images_of(name: str) -> str:
+  """The data set whose images a set holds, as they are or corrupted."""
+  return data.base_name(data.canonical(name))
 
 
 def masked(config: Any, test: data.Dataset, logits: np.ndarray) -> np.ndarray:
   """The logits, with classes that the benchmark does not allow on this set out of reach."""
-  base = data.base_name(test.name)
-  if not config.data.shift or base == config.data.train:
-    return logits
-  mask = _shift(config).class_mask(base, test.labels, logits.shape[-1])
+  mask = _class_mask(config, test, logits.shape[-1])
   return logits if mask is None else np.where(mask, logits, _NOT_ALLOWED)
 
 
-def _test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -> dict[str, Any]:
+def _class_mask(config: Any, test: data.Dataset, num_classes: int) -> np.ndarray | None:
+  base = data.base_name(test.name)
+  if not config.data.shift or base == config.data.train:
+    return None
+  return _shift(config).class_mask(base, test.labels, num_classes)
+
+
+def _test(run: Run, name: str, rows: list[Row]) -> dict[str, Any]:
   """Logits of every chosen training of a method on every test set, written and scored."""
   tests: dict[str, Any] = {}
   engine, pretrained = run.network_of(name)
@@ -559,7 +602,7 @@ def _test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -
       continue
     variables, _ = export.load_task(run.workdir / "tasks" / key, pretrained.variables)
     tests[key] = {}
-    for test in test_sets:
+    for test in run.tests:
       try:
         logits = engine.predict(variables, test.images)
       except stage_runner.NonFiniteLossError as e:
@@ -579,13 +622,13 @@ def _test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -
 
 
 def _record(run: Run, chosen: Mapping[str, Row], command: str) -> Row:
-  """The record of the run; reads the test splits."""
+  """The record of the run, with the scores on the test sets."""
   config = run.config
-  tests_read = list(test_sets(config, run.train.class_names))
+  tests_read = run.tests
   trainings = []
   keep = set()
   for name, result in chosen.items():
-    tests = _test(run, name, result["chosen"], tests_read)
+    tests = _test(run, name, result["chosen"])
     keep |= set(tests)
     trainings += [_training_row(row, True, tests[row["key"]]) for row in result["chosen"]]
     trainings += [_training_row(row, False) for row in result["tried"] if row["key"] not in tests]

@@ -10,7 +10,8 @@ import numpy as np
 
 from subtune_jax import files
 from subtune_jax.calibration import class_splits
-from subtune_jax.studies import epoch_files, writers
+from subtune_jax.report import terminal
+from subtune_jax.studies import data_table, epoch_files, writers
 from subtune_jax.studies import progress as progress_lib
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import run as compare
@@ -70,12 +71,14 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Study:
   rows = ledger.rows()
   progress = progress_lib.Progress(count_epochs(config, partitions, blocks), stream)
   progress.line(_first_line(config, target, source))
+  sets = data_table.report((target.train, target.validation), (target.test,))
+  progress.line(terminal.render(sets))
   if entered:
     progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   state = compare.Run(
-    own, workdir, target.train, target.validation, None, None, engine, source.pretrained, ledger,
-    rows, writer, progress, make=_make,
+    own, workdir, target.train, target.validation, None, (), None, engine, source.pretrained,
+    ledger, rows, writer, progress, make=_make,
   )  # fmt: skip
   prefix = prefix_lib.Prefix(
     engine.model, source.pretrained.variables, target.train.images,

@@ -16,11 +16,12 @@ import numpy as np
 
 from subtune_jax import data, weights
 from subtune_jax.data import dataset, splits
+from subtune_jax.report import terminal
 from subtune_jax.search import certificate, cost, evaluator, greedy, racing, scores, significance
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
+from subtune_jax.studies import data_table, provenance, publish
 from subtune_jax.studies import progress as progress_lib
-from subtune_jax.studies import provenance, publish
 from subtune_jax.studies import workdir as workdir_lib
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -70,6 +71,7 @@ def run(
   stream = stream or sys.stdout
   search_config.check(config)
   train = _load_train(config)
+  tests, notes = compare.load_tests(config, train.class_names) if config.search.final else ((), [])
   engine, pretrained = compare.load_network(config, len(train.class_names))
   engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
   problem = make_problem(config, train, engine, pretrained)
@@ -80,6 +82,7 @@ def run(
   store = store_lib.Store(config.search.store or workdir / "search")
   search = _make_search(config, problem, engine, store, stream)
   search.progress.line(_first_line(config, problem, engine, workdir))
+  search.progress.line(terminal.render(data_table.report((train,), tests, notes)))
   if entered or len(store):
     search.progress.line(f"the ledger holds {len(store)} trainings, which will not be repeated")
   found = _run_kinds(search)
@@ -101,7 +104,6 @@ def _load_train(config: Any) -> dataset.Dataset:
   indices = compare.train_indices(config, train)
   if indices is not None:
     train = train.subset(indices)
-  compare.require_ood(config, train.class_names)  # of the final comparison
   if not single:
     return train
   validation = compare.load_split(config, config.data.train, "validation")
