@@ -4,7 +4,7 @@ Names are equal only letter by letter. Where they differ a label map says which 
 their class "OK" and our "ok", "blurred=" leaves the class out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import difflib
 
 import numpy as np
@@ -65,21 +65,34 @@ def by_name(
     ValueError: a class that is neither ours nor in `pairs`, or no image left.
   """
   wanted = {name: pairs.get(name, name) for name in theirs.class_names}
-  position = {name: number for number, name in enumerate(ours)}
-  for name, target in wanted.items():
-    if target != DROP and target not in position:
-      raise ValueError(
-        f"{theirs.name} has the class {name!r}, which the training set lacks{_near(name, ours)}; "
-        f"give {_FIELD} a pair '{name}=<class>', or '{name}=' to leave its images out"
-      )
-  found = tuple(position.get(target, -1) for target in wanted.values())
+  kept = [target for target in wanted.values() if target != DROP]
+  fix = f"give {_FIELD} a pair 'THEIRS=OURS', or 'THEIRS=' to leave its images out"
+  places = iter(positions(theirs.name, kept, "the training set", ours, fix))
+  found = tuple(next(places) if target != DROP else -1 for target in wanted.values())
   notes = _notes(theirs, wanted)
   if found == tuple(range(len(ours))):
     return theirs, notes
   return maps.apply(theirs, found, tuple(ours)), notes
 
 
-def words(names) -> str:
+def positions(
+  name: str, wanted: Sequence[str], of: str, ours: Sequence[str], fix: str
+) -> tuple[int, ...]:
+  """Returns the place of each of the classes `wanted`, of a set `name`, among `ours`, of `of`.
+
+  Raises:
+    ValueError: one is not there; the message ends with `fix`.
+  """
+  place = {label: number for number, label in enumerate(ours)}
+  for label in wanted:
+    if label not in place:
+      raise ValueError(
+        f"{name} has the class {label!r}, which {of} lacks{_near(label, ours)}; {fix}"
+      )
+  return tuple(place[label] for label in wanted)
+
+
+def words(names: Iterable[str]) -> str:
   """Quoted names, the first few of many."""
   names = [repr(str(name)) for name in names]
   more = len(names) - _MOST_NAMED
