@@ -20,6 +20,12 @@ def fail(text: str) -> NoReturn:
   sys.exit(2)
 
 
+def interrupted(command: str) -> NoReturn:
+  """Ends the process that Ctrl-C stopped, with the command that goes on and code 130."""
+  sys.stderr.write(f"interrupted; this goes on where it stopped: {command}\n")
+  sys.exit(130)
+
+
 def _nearest(name: str, known: list[str]) -> str:
   near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
   return f"; the nearest is {near[0]}" if near else ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -88,6 +89,10 @@ class Dataset:
     and time of modification. So it differs from the fingerprint of the same images in memory, and
     a file changed without a trace in either is not noticed.
     """
+    return self._fingerprint
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
     header = {
       "shape": self.images.shape,
       "groups": self.groups.tolist(),

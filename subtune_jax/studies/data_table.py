@@ -39,11 +39,11 @@ def _row(own: dataset.Dataset) -> list[document.Cell | str]:
   counts = _counts(own)
   there = counts[counts > 0]
   few = _names(own, counts < _FEW)
-  shown = ", ".join(few[:_SHOWN]) + (f" +{len(few) - _SHOWN}" if len(few) > _SHOWN else "")
+  more = [f"and {len(few) - _SHOWN:,} more"] if len(few) > _SHOWN else []
   span = f"{there.min():,}" if there.min() == there.max() else f"{there.min():,} to {there.max():,}"
   return [
     own.name, own.split, f"{len(own):,}", f"{len(there)} of {len(counts)}", span,
-    f"{words.percent(counts.max() / len(own))} %", document.Cell(shown or "none"), _pixels(own),
+    f"{words.percent(counts.max() / len(own))} %", document.names(few[:_SHOWN], more), _pixels(own),
   ]  # fmt: skip
 
 

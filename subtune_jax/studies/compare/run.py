@@ -22,7 +22,7 @@ import numpy as np
 from subtune_jax import data, files, masks, methods, models, weights
 from subtune_jax.data import choices, classes, dataset, preprocess, shifts, splits
 from subtune_jax.models import compile_cache, heads
-from subtune_jax.report import document, explosion, terminal
+from subtune_jax.report import document, explosion, terminal, words
 from subtune_jax.studies import data_table, provenance, publish, writers
 from subtune_jax.studies import progress as progress_lib
 from subtune_jax.studies import workdir as workdir_lib
@@ -82,6 +82,21 @@ class Run:
     variables, head = self.pretrained.variables, self.config.backbone.keep_head
     return export.backbone_digest(variables, head=head)
 
+  @functools.cached_property
+  def inputs(self) -> str:
+    """Digest of the images and variables, which a workdir's config names but does not hold."""
+    sets = (self.train, self.validation, self.trainval)
+    return ledger_lib.key_of({"data": [s and s.fingerprint() for s in sets], "of": self.network})
+
+  def resuming(self) -> str:
+    """What an earlier start has left of this run."""
+    of_these = [row.get("inputs", self.inputs) == self.inputs for row in self.rows.values()]
+    known, others = sum(of_these), len(of_these) - sum(of_these)
+    text = f"{words.count(known, 'training')} {words.verb(known)} finished and will not be repeated"
+    if others:
+      text += f"; {others} more in the ledger {words.verb(others)} of other images or weights"
+    return f"resuming: {text}"
+
 
 def run(
   config: Any, workdir: str | os.PathLike, *, command: str = "", stream: TextIO | None = None
@@ -121,13 +136,13 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Run:
   progress.line(_first_line(config, grids, engine, workdir))
   training = (trainval,) if trainval else ()
   progress.line(terminal.render(data_table.report((train, validation, *training), tests, notes)))
-  if entered:
-    progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   state = Run(
     config, workdir, train, validation, trainval, tests, train_indices, engine, pretrained, ledger,
     rows, writer, progress,
   )  # fmt: skip
+  if entered:
+    progress.line(state.resuming())
   examples = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
   files.write_npz(workdir / "logits/validation/examples.npz", examples)
   return state
@@ -473,7 +488,7 @@ def _train_method_on(
     checkpoints, key, every_seconds=run.config.checkpoint_seconds,
     last_good=run.config.resume == "last_good",
   )  # fmt: skip
-  row = {"key": key, "method": name, "learning_rate": rate, "seed": seed}
+  row = {"key": key, "method": name, "learning_rate": rate, "seed": seed, "inputs": run.inputs}
   row |= _fit(run, name, method, seed, saver, what, key, *sets)
   run.ledger.append(row)
   run.rows[key] = row

@@ -73,13 +73,13 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Study:
   progress.line(_first_line(config, target, source))
   sets = data_table.report((target.train, target.validation), (target.test,))
   progress.line(terminal.render(sets))
-  if entered:
-    progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   state = compare.Run(
     own, workdir, target.train, target.validation, None, (), None, engine, source.pretrained,
     ledger, rows, writer, progress, make=_make,
   )  # fmt: skip
+  if entered:
+    progress.line(state.resuming())
   prefix = prefix_lib.Prefix(
     engine.model, source.pretrained.variables, target.train.images,
     preprocessing=engine.preprocessing, batch_size=config.batch_size, mesh=engine.mesh,

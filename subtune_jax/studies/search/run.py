@@ -16,7 +16,7 @@ import numpy as np
 
 from subtune_jax import data, weights
 from subtune_jax.data import dataset, splits
-from subtune_jax.report import terminal
+from subtune_jax.report import terminal, words
 from subtune_jax.search import certificate, cost, evaluator, greedy, racing, scores, significance
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
@@ -84,7 +84,10 @@ def run(
   search.progress.line(_first_line(config, problem, engine, workdir))
   search.progress.line(terminal.render(data_table.report((train,), tests, notes)))
   if entered or len(store):
-    search.progress.line(f"the ledger holds {len(store)} trainings, which will not be repeated")
+    held = words.count(len(store), "training")
+    search.progress.line(
+      f"the ledger holds {held}; those of these images, weights and settings will not be repeated"
+    )
   found = _run_kinds(search)
   record = _record(search, found, pretrained, command)
   search.progress.line(record["certificate"]["text"])
