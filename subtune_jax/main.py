@@ -59,7 +59,5 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
-  try:
+  with command_line.interruptible(_command()):
     app.run(main, flags_parser=command_line.parse)
-  except KeyboardInterrupt:
-    command_line.interrupted(_command())
