@@ -145,8 +145,9 @@ with command_line.interruptible("again"):
   time.sleep(60)
 """
   done = subprocess.run(
-    [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
-  )
+    [sys.executable, "-c", script],
+    cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+  )  # fmt: skip
   assert done.returncode == 130
   assert done.stderr == "interrupted; this goes on where it stopped: again\n"
 

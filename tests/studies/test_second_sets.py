@@ -11,12 +11,15 @@ from subtune_jax.data import registry
 from subtune_jax.studies import workdir
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import run as compare
+from subtune_jax.studies.corruption import config as corruption_config
+from subtune_jax.studies.corruption import run as corruption
 from subtune_jax.studies.dataset_size import config as size_config
 from subtune_jax.studies.dataset_size import run as dataset_size
 from subtune_jax.studies.robustness import config as robustness_config
 from subtune_jax.studies.robustness import run as robustness
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.search import run as search
+from subtune_jax.studies.vtab import config as vtab_config
 from tests import tiny
 from tests.data.test_folder import write
 from tests.search import small
@@ -113,6 +116,7 @@ STUDIES = {
   "robustness": (robustness_config.default, robustness.run),
   "search": (search_config.default, search.run),
   "dataset_size": (size_config.default, dataset_size.run),
+  "corruption": (corruption_config.default, corruption.run),
 }
 
 
@@ -129,10 +133,19 @@ def test_every_study_refuses_a_class_that_the_head_lacks_before_it_trains(
   config.tensorboard = False
   if "sizes" in config:
     config.sizes = (8, 12)
+  if "shifts" in config:
+    config.shifts = (corruption_config.CLEAN,)
   monkeypatch.setattr(compare.loop, "fit", None)
   monkeypatch.setattr(search.evaluator, "Evaluator", None)
   with pytest.raises(ValueError, match=r"fake/other has the class 'defekt'.*nearest: 'defect'"):
     run(config, tmp_path / "run", stream=io.StringIO())
+
+
+def test_a_suite_of_tasks_has_no_second_set():
+  config = vtab_config.default()
+  assert not {"ood", "label_map"} & set(config.data)
+  for own in (vtab_config.task_config(config, "dtd"), vtab_config.search_of(config, "dtd")):
+    assert (own.data.ood, own.data.label_map) == ((), ())
 
 
 def test_a_registered_set_is_matched_by_name_and_scored_so(tmp_path):
