@@ -1,9 +1,12 @@
 """Reads the command line: every mistake in it is one line that names the fix, and exit code 2."""
 
 import ast
+from collections.abc import Iterator
+import contextlib
 import difflib
 import importlib.util
 import pathlib
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -13,12 +16,38 @@ from subtune_jax import files
 from subtune_jax.runner import workdir
 
 CONFIGS = pathlib.Path("configs")
+_AGAIN = 1.0  # seconds
 
 
 def fail(text: str) -> NoReturn:
   """Ends the process with one error line and code 2."""
   sys.stderr.write(f"error: {text}\n")
   sys.exit(2)
+
+
+@contextlib.contextmanager
+def interruptible(command: str) -> Iterator[None]:
+  """Ends the process at Ctrl-C: one line with the command that goes on, and code 130.
+
+  Python drops what is raised inside some callbacks, such as those of JAX at garbage collection; so
+  the interrupt is raised again until it arrives.
+  """
+
+  def stop(*_: Any) -> NoReturn:
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+    raise KeyboardInterrupt
+
+  show = sys.unraisablehook
+  sys.unraisablehook = lambda what: what.exc_type is KeyboardInterrupt or show(what)
+  for number in (signal.SIGINT, signal.SIGALRM):
+    signal.signal(number, stop)
+  try:
+    yield
+  except KeyboardInterrupt:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends threads that still work
+    sys.stderr.write(f"interrupted; this goes on where it stopped: {command}\n")
+    sys.exit(130)
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Files of a run: written whole or not at all, and read with errors that say what to do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import io
 import json
 import os
@@ -14,13 +15,25 @@ import numpy as np
 from subtune_jax import strict_json
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+  """Puts the path into an OSError of writing that has none, such as that of a full disk."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is None or error.filename is not None:
+      raise
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
   """Writes `data` so that a reader sees the old file or the new one, never a part."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
-    temporary.write_bytes(data)
+    with naming(path):
+      temporary.write_bytes(data)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The command line: `python -m subtune_jax.main --config=configs/quickstart.py`.
 
-Exit code 0 when the run is done, 2 when something in the input is wrong.
+Exit code 0 when the run is done, 2 when something in the input is wrong, 130 after Ctrl-C.
 """
 
 import importlib
@@ -36,17 +36,28 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
-  command = shlex.join(["python", "-m", "subtune_jax.main", *sys.argv[1:]])
   try:
     host_memory = importlib.import_module("subtune_jax.models.host_memory")
     host_memory.keep_freed()  # before the first computation
     experiment = importlib.import_module(f"subtune_jax.studies.{config.experiment}.run")
-    experiment.run(config, _WORKDIR.value or f"runs/{config.name}", command=command)
+    experiment.run(config, _WORKDIR.value or f"runs/{config.name}", command=_command())
   except (ValueError, OSError) as e:
     if _TRACEBACK.value:
       raise
     command_line.fail(f"{e}\n(--traceback shows where)")
+  except (MemoryError, RuntimeError) as e:
+    if _TRACEBACK.value or not (isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e)):
+      raise
+    command_line.fail(
+      f"out of memory: {' '.join(str(e).split())}\nlower batch_size or data.image_size "
+      "(--traceback shows where)"
+    )
+
+
+def _command() -> str:
+  return shlex.join(["python", "-m", "subtune_jax.main", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=command_line.parse)
+  with command_line.interruptible(_command()):
+    app.run(main, flags_parser=command_line.parse)

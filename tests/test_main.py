@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,6 +42,10 @@ def run(*arguments: str) -> tuple[int, str, str]:
     ([CONFIG, "--config.data.train=emoji_domains/nota"], "Did you mean 'emoji_domains/noto'"),
     ([CONFIG, "--config.backbone.weights=no.pth"], "'no.pth' is neither a file nor one of"),
     ([CONFIG, "--config.ft.learning_rates=(0.1,-1.0)"], "ft.learning_rates is (0.1, -1.0)"),
+    ([CONFIG, "--config.data.train=/"], "'/'. Did you mean the folder 'folder:/'?"),
+    ([CONFIG, "--config.data.image_size=20000"], "image_size is 20000; allowed: 1 to 4096 pixels"),
+    (["--config=configs/profile.py:units=stages"], "no two blocks of this network share one"),
+    ([CONFIG, "--config.data.label_map=('a=b',)"], "'a=b', but no set that is matched"),
     ([CONFIG, "--nope"], "Unknown command line flag 'nope'"),
     ([CONFIG, "extra"], "unexpected argument 'extra'"),
   ],
@@ -108,6 +113,43 @@ def test_a_second_start_repeats_nothing_and_another_config_is_refused(whole):
   code, _, error = run(*SMALL, "--config.batch_size=32", f"--workdir={workdir}")
   assert code == 2
   assert "batch_size: 64 -> 32" in error
+
+
+def test_ctrl_c_is_one_line_with_the_command_that_goes_on(tmp_path):
+  workdir = tmp_path / "a run"
+  long = ["--config.subtuning.epochs=10000", f"--workdir={workdir}"]
+  with command.start(*SMALL, *long, start_new_session=True) as process:
+    line = process.stdout.readline()
+    assert "results go to" in line, line + process.stderr.read()
+    while not line.startswith("lp:"):
+      line = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+  assert process.returncode == 130
+  *others, text = error.splitlines()
+  assert all("probe.py" in line for line in others)  # a warning of the training before
+  given = text.removeprefix("interrupted; this goes on where it stopped: ")
+  expected = ["python", "-m", "subtune_jax.main", *SMALL, *long]
+  assert shlex.split(given) == expected
+
+
+def test_an_interrupt_that_python_drops_is_raised_again():
+  script = """
+import os, signal, time
+from subtune_jax import command_line
+class Dropped:
+  def __del__(self):  # what is raised here goes no further
+    os.kill(os.getpid(), signal.SIGINT)
+with command_line.interruptible("again"):
+  Dropped()
+  time.sleep(60)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+  )  # fmt: skip
+  assert done.returncode == 130
+  assert done.stderr == "interrupted; this goes on where it stopped: again\n"
 
 
 @pytest.mark.slow

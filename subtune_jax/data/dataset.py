@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -22,7 +23,7 @@ class Dataset:
     ids: [n] str, the name of each example at its source.
     class_names: one name per class.
     name: the name in the registry, such as "emoji_domains/noto".
-    split: "train", "validation", "trainval" or "test".
+    split: "train", "validation", "trainval" or "test"; "whole" is all images of a folder.
 
   Raises:
     ValueError: on making one whose fields do not fit the above or each other.
@@ -88,6 +89,10 @@ class Dataset:
     and time of modification. So it differs from the fingerprint of the same images in memory, and
     a file changed without a trace in either is not noticed.
     """
+    return self._fingerprint
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
     header = {
       "shape": self.images.shape,
       "groups": self.groups.tolist(),

@@ -82,6 +82,12 @@ def problem(path: str | os.PathLike) -> str:
   return ""
 
 
+def stored_size(path: str | os.PathLike) -> tuple[int, int]:
+  """Returns (width, height) as the file's header has them, before its orientation is applied."""
+  with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+    return image.size
+
+
 @functools.cache
 def _large_images() -> futures.ThreadPoolExecutor:
   """The one thread for large images: freed memory stays with the thread that had it (glibc)."""

@@ -4,14 +4,14 @@ What may lie in the folder:
 
   one folder per class              /path/cat/1.jpg, /path/dog/2.png, ...
   one folder per split and class    /path/train/cat/1.jpg, /path/validation/..., /path/test/...
-                                    ("val" for "validation" will do)
+                                    ("val" for "validation" will do; train may be absent)
   labels.csv                        columns file,label[,split][,group]; files relative to the folder
 
 Images are looked for in folders of classes at any depth, by suffix (`decode.SUFFIXES`); names that
 begin with a dot are passed over. Where no splits are given, 70 % are for training, 15 % for
 validation and 15 % for testing: by class, by SHA-256 of the relative path, groups whole
-(`splits.share_indices` with seed 0). Classes are numbered in the order of their names, "class 2"
-before "class 10".
+(`splits.share_indices` with seed 0); the split "whole" is all images. Classes are numbered in the
+order of their names, "class 2" before "class 10".
 
 Each image of every split is decoded once, to find those that cannot be read, and the outcome is
 kept in the cache. By default they are refused. "folder:/path/to/images?on_broken=skip" leaves them
@@ -21,52 +21,25 @@ Images are resized to a square, whatever their shape. Splits that `cache.fits` a
 the cache; larger ones are decoded on demand.
 """
 
-import collections
 from collections.abc import Iterator, Sequence
-import csv
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import re
 
 from absl import logging
 import numpy as np
 import PIL
 
-from subtune_jax.data import cache, choices, dataset, decode, errors, lazy, splits
+from subtune_jax.data import cache, choices, dataset, decode, errors, layout, lazy, splits
 
 PREFIX = "folder:"
 EXAMPLE = "folder:/path/to/images"
-CSV_NAME = "labels.csv"
 SHARES = {"train": 70, "validation": 15, "test": 15}  # percent, where no splits are given
 ON_BROKEN = ("refuse", "skip")
+WHOLE = "whole"  # split of all images, for sets that are only tested on
 
-_SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-_COLUMNS = ("file", "label", "split", "group")
 _BLOCK = 256  # images decoded at a time into the cache
-
-
-@dataclasses.dataclass
-class _Listing:
-  """What a folder holds, before anything is decoded.
-
-  Attributes:
-    files: paths relative to the folder, with "/".
-    labels: name of each file's class.
-    splits: of each file; empty when none are given.
-    groups: of each file; empty when none are given.
-    class_names: in order.
-    broken: the reason for each entry that is no file that can be opened, by relative path.
-  """
-
-  files: list[str]
-  labels: list[str]
-  splits: list[str]
-  groups: list[str]
-  class_names: tuple[str, ...]
-  broken: dict[str, str]
 
 
 def is_name(name: object) -> bool:
@@ -86,7 +59,7 @@ def load(
 
   Args:
     name: path of the folder, with or without "folder:" before it and "?on_broken=skip" behind it.
-    split: "train", "validation", "trainval" (both, train first) or "test".
+    split: "train", "validation", "trainval" (both, train first), "test", or "whole": all images.
     image_size: height and width of the returned images, in pixels.
     interpolation: "bicubic", "bilinear" or "lanczos", antialiased as in Pillow.
     on_broken: what to do about images that cannot be read, in any split: "refuse" or "skip".
@@ -102,13 +75,13 @@ def load(
       ways; a damaged labels.csv; a split that is not there or has no image.
   """
   path, on_broken = _parse(name, on_broken)
-  choices.check("split", split, (*SHARES, "trainval"))
+  choices.check("split", split, (*SHARES, "trainval", WHOLE))
   choices.check("on_broken", on_broken, ON_BROKEN)
   decode.check_size(image_size, interpolation)
   root = path.expanduser().resolve()
   if not root.is_dir():
     raise errors.missing(f"{PREFIX}{path}", root, "Give the path of a folder of images.")
-  listing = _list(root)
+  listing = layout.read(root)
   where = f"{PREFIX}{root}"
   broken = listing.broken | _check(root, listing.files)
   if broken:
@@ -127,6 +100,36 @@ def load(
     name=where,
     split=split,
   )
+
+
+def canonical(name: str) -> str:
+  """Returns the name that the folder's data sets bear: its whole path, no option."""
+  return f"{PREFIX}{_root(name)}"
+
+
+def gives_splits(name: str) -> bool:
+  """Returns whether the folder says which images are for what. Errors: see `load`."""
+  return bool(layout.read(_root(name)).splits)
+
+
+def stored_sizes(name: str, files: Sequence[str]) -> np.ndarray:
+  """Returns the width and height, [n, 2], of files of a folder, before EXIF's orientation.
+
+  Args:
+    name: of the folder, as for `load`.
+    files: the ids that `load` gave; their headers are read, once for all runs.
+  """
+  root, files = _root(name), [str(file) for file in files]
+  key = {"name": f"sizes in {root}", "source": _fingerprint(root, files)}
+
+  def build() -> list[tuple[int, int]]:
+    return list(lazy.workers().map(decode.stored_size, [root / file for file in files]))
+
+  return np.array(cache.report(key, build))
+
+
+def _root(name: str) -> pathlib.Path:
+  return _parse(name, "refuse")[0].expanduser().resolve()
 
 
 def _parse(name: str, on_broken: str) -> tuple[pathlib.Path, str]:
@@ -149,8 +152,10 @@ def _report_broken(where: str, broken: dict[str, str], n: int, on_broken: str) -
   logging.warning("Left out %d broken of %d images. %s", len(broken), n, error)
 
 
-def _rows(where: str, listing: _Listing, split: str) -> list[int]:
+def _rows(where: str, listing: layout.Listing, split: str) -> list[int]:
   """Returns the positions in the listing of a split's images, train before validation."""
+  if split == WHOLE:
+    return list(range(len(listing.files)))
   split_of = listing.splits
   if not split_of:
     label_of = {label: number for number, label in enumerate(listing.class_names)}
@@ -213,186 +218,3 @@ def _fingerprint(root: pathlib.Path, files: Sequence[str]) -> str:
     except (OSError, ValueError):  # Missing, or no name of a file: the check says so.
       stamps.append([file])
   return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-
-
-def _list(root: pathlib.Path) -> _Listing:
-  """Returns what the folder holds, in whichever layout it is."""
-  if (root / CSV_NAME).is_file():
-    return _list_csv(root / CSV_NAME)
-  broken = {}
-  folders = _subfolders(root, "", broken)
-  named = [folder for folder in folders if folder in _SPLIT_NAMES]
-  if "train" not in named:
-    return _list_classes(root, {"": folders}, broken)
-  inner = {folder: _subfolders(root, folder, broken) for folder in named}
-  if len(named) == len(folders):
-    return _list_split_folders(root, inner, broken)
-  if inner["train"]:
-    other = next(folder for folder in folders if folder not in named)
-    raise ValueError(
-      f"{root} has the folder {other!r} beside 'train'; put the folders of classes in train, "
-      "validation and test alone, or no folders of splits."
-    )
-  return _list_classes(root, {"": folders}, broken)
-
-
-def _list_split_folders(
-  root: pathlib.Path, inner: dict[str, list[str]], broken: dict[str, str]
-) -> _Listing:
-  """Lists train/, validation/ or val/, and test/ with the class folders inside."""
-  if "val" in inner and "validation" in inner:
-    raise ValueError(f"{root} has both 'val' and 'validation'; keep one.")
-  for folder, classes in inner.items():
-    unknown = sorted(set(classes) - set(inner["train"]))
-    if unknown:
-      raise ValueError(
-        f"{root}: {folder} has the class {unknown[0]!r}, which train does not have; rename it, or "
-        "make an empty folder for it in train."
-      )
-  return _list_classes(root, inner, broken)
-
-
-def _list_classes(
-  root: pathlib.Path, inner: dict[str, list[str]], broken: dict[str, str]
-) -> _Listing:
-  """Lists class folders; `inner` has those of each split's folder, "" for the root itself."""
-  class_names = tuple(sorted({name for names in inner.values() for name in names}, key=_natural))
-  if not class_names:
-    raise ValueError(
-      f"{root} has no folders of classes and no {CSV_NAME}. Put the images of each class into a "
-      f"folder of its own, or list them in {CSV_NAME}: file,label[,split][,group]."
-    )
-  listing = _Listing([], [], [], [], class_names, broken)
-  seen = {_inode(root)} | {_inode(root / folder) for folder in inner}
-  for folder, names in inner.items():
-    for name in sorted(names, key=_natural):
-      files = _find(root, f"{folder}/{name}".lstrip("/"), seen, broken)
-      listing.files += files
-      listing.labels += [name] * len(files)
-      listing.splits += [_SPLIT_NAMES[folder]] * len(files) if folder else []
-  if not listing.files and not broken:
-    raise ValueError(f"{root} has no image in {len(class_names)} folders of classes.")
-  return listing
-
-
-def _subfolders(root: pathlib.Path, folder: str, broken: dict[str, str]) -> list[str]:
-  """Returns the names of the folders in `root / folder`; logs images that lie beside them."""
-  found, beside = [], 0
-  with os.scandir(root / folder) as entries:
-    for entry in sorted(entries, key=lambda e: e.name):
-      if entry.name.startswith("."):
-        continue
-      try:
-        is_folder = entry.is_dir()
-      except OSError as error:
-        broken[f"{folder}/{entry.name}".lstrip("/")] = error.strerror
-        continue
-      if is_folder:
-        found.append(entry.name)
-      else:
-        beside += _suffix(entry.name) in decode.SUFFIXES
-  if beside and found:
-    logging.warning(
-      "%s: %d images are in no class's folder and are left out", root / folder, beside
-    )
-  return found
-
-
-def _find(
-  root: pathlib.Path, top: str, seen: set[tuple[int, int]], broken: dict[str, str]
-) -> list[str]:
-  """Returns the images below `top`, sorted; a folder that was `seen` already is broken."""
-  files, left = [], [top]
-  while left:
-    folder = left.pop()
-    try:
-      inode = _inode(root / folder)
-      if inode in seen:
-        broken[folder] = "a link to a folder that is read already"
-        continue
-      seen.add(inode)
-      with os.scandir(root / folder) as entries:
-        for entry in entries:
-          if not entry.name.startswith("."):
-            name = f"{folder}/{entry.name}"
-            if entry.is_dir(follow_symlinks=False) or os.path.isdir(entry.path):
-              left.append(name)
-            elif _suffix(name) in decode.SUFFIXES:
-              files.append(name)
-    except OSError as error:
-      broken[folder] = error.strerror
-  return sorted(files, key=_natural)
-
-
-def _list_csv(path: pathlib.Path) -> _Listing:
-  """Lists the rows of labels.csv, in their order."""
-  listing = _Listing([], [], [], [], (), {})
-  try:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-      reader = csv.DictReader(file)
-      columns = tuple(reader.fieldnames or ())
-      for column in columns:
-        choices.check(f"column of {path}", column, _COLUMNS)
-      if "file" not in columns or "label" not in columns or len(set(columns)) != len(columns):
-        raise ValueError(f"{path}: the columns are {columns}; needed: file,label[,split][,group].")
-      for row in reader:
-        _add_row(listing, row, f"{path}, line {reader.line_num}")
-  except (csv.Error, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.") from error
-  if not listing.files:
-    raise ValueError(f"{path} lists no image.")
-  repeated, times = collections.Counter(listing.files).most_common(1)[0]
-  if times > 1:
-    raise ValueError(f"{path} lists {repeated!r} {times} times; keep one row.")
-  listing.class_names = tuple(sorted(set(listing.labels), key=_natural))
-  _warn_of_shared_groups(path, listing)
-  return listing
-
-
-def _add_row(listing: _Listing, row: dict[str, str | None], where: str) -> None:
-  """Adds one row of the CSV after checking it."""
-  if None in row or None in row.values():
-    raise ValueError(f"{where}: it has more or fewer values than there are columns.")
-  if not row["file"] or not row["label"]:
-    raise ValueError(f"{where}: file and label must not be empty.")
-  file = pathlib.PurePosixPath(row["file"])
-  if file.is_absolute() or ".." in file.parts:
-    raise ValueError(f"{where}: {row['file']!r} must be a path within the folder.")
-  listing.files.append(str(file))
-  listing.labels.append(row["label"])
-  if "split" in row:
-    choices.check(f"split in {where}:", row["split"], _SPLIT_NAMES)
-    listing.splits.append(_SPLIT_NAMES[row["split"]])
-  if "group" in row:
-    listing.groups.append(row["group"] or str(file))
-
-
-def _warn_of_shared_groups(path: pathlib.Path, listing: _Listing) -> None:
-  if not listing.splits or not listing.groups:
-    return
-  splits_of = collections.defaultdict(set)
-  for group, split in zip(listing.groups, listing.splits, strict=True):
-    splits_of[group].add(split)
-  shared = [group for group, found in splits_of.items() if len(found) > 1]
-  if shared:
-    logging.warning("%s: %d groups are in several splits, as %r", path, len(shared), shared[0])
-
-
-def _inode(path: pathlib.Path) -> tuple[int, int]:
-  stat = os.stat(path)
-  return stat.st_dev, stat.st_ino
-
-
-def _suffix(name: str) -> str:
-  return os.path.splitext(name)[1].lower()
-
-
-def _natural(name: str) -> tuple:
-  """Sorts "class 2" before "class 10"; numbers come before letters."""
-  parts = [part for part in re.split("([0-9]+)", name) if part]
-  digits = [part.lstrip("0") if part[0] in "0123456789" else None for part in parts]
-  keys = [
-    (1, 0, part) if number is None else (0, len(number), number)
-    for part, number in zip(parts, digits, strict=True)
-  ]
-  return keys, name

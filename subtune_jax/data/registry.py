@@ -10,6 +10,7 @@ library inside the function. `folder:/path/to/images` is a data set too, without
 from collections.abc import Callable
 import dataclasses
 import functools
+import os
 
 from subtune_jax.data import (
   choices,
@@ -96,6 +97,14 @@ def base_name(name: str) -> str:
   return base_name(parts.base) if parts else name
 
 
+def canonical(name: str) -> str:
+  """Returns the name that a data set bears when loaded: of a folder, with its whole path."""
+  parts = _corrupted(name)
+  if parts:
+    return f"{canonical(parts.base)}+{parts.corruption}/{parts.severity}"
+  return folder.canonical(name) if folder.is_name(name) else name
+
+
 def names() -> tuple[str, ...]:
   """Returns the names that `load` takes, sorted, but for folders and corrupted copies."""
   return tuple(sorted(_entries()))
@@ -111,9 +120,34 @@ def splits_of(name: str) -> tuple[str, ...]:
   if folder.is_name(name):
     return SPLITS
   if name not in _entries():
+    if _is_path(name):
+      raise ValueError(f"Unknown data set {name!r}. Did you mean the folder 'folder:{name}'?")
     shown = dict.fromkeys(shifts.PATTERNS.get(n.split("/")[0], n) for n in names())
     choices.check("data set", name, (*shown, folder.EXAMPLE, corrupted.EXAMPLE))
   return _entries()[name].splits
+
+
+def tested_split(name: str) -> str:
+  """Returns what a data set is tested on that nothing else is done with.
+
+  Its split "test"; of a folder that gives no splits, "whole": all images.
+
+  Args:
+    name: as for `load`; it is there.
+  """
+  path = _folder_of(base_name(name))
+  return "test" if path is None or folder.gives_splits(path) else folder.WHOLE
+
+
+def _is_path(name: object) -> bool:
+  return isinstance(name, str) and (name.startswith(("/", "./", "../", "~")) or os.path.isdir(name))
+
+
+def _folder_of(name: str) -> str | None:
+  """The folder that a data set is read from, None for any other source."""
+  if name in shifts.folders.FOLDERS:
+    return str(shifts.folders.root() / shifts.folders.FOLDERS[name].path)
+  return name if folder.is_name(name) else None
 
 
 def require(name: str) -> None:
@@ -170,7 +204,8 @@ def load(
     name: one of `names()`, such as "emoji_domains/noto", or "folder:" and the path of a folder of
       images (`subtune_jax.data.folder` says what may lie in it); with "+fog/3" behind it, its
       images with fog of severity 3 (`subtune_jax.data.corrupted`).
-    split: "train", "validation", "trainval" (both, train first) or "test".
+    split: "train", "validation", "trainval" (both, train first) or "test"; of a folder also
+      "whole", all images.
     image_size: height and width of the images, in pixels.
     interpolation: how images of another size are resized, "bicubic" or "bilinear", antialiased;
       VTAB's tasks also take "bilinear_no_antialias", the official way.
@@ -183,8 +218,9 @@ def load(
     ValueError: an unknown name (the error has the nearest ones), split or interpolation, an image
       size that is not a positive integer, or damaged files.
   """
-  splits = splits_of(name)
-  choices.check("split", split, splits)
+  allowed = splits_of(name)
+  whole = () if _folder_of(base_name(name)) is None else (folder.WHOLE,)
+  choices.check("split", split, (*allowed, *whole))
   parts = _corrupted(name)
   if parts:
     clean = load(parts.base, split, image_size, interpolation=interpolation)

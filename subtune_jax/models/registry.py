@@ -1,6 +1,7 @@
 """The names of the backbones, and how each is built."""
 
 import dataclasses
+import operator
 from typing import Any
 
 from flax import linen as nn
@@ -122,8 +123,10 @@ def create(
       does not exist.
   """
   choices.check("model", name, names())
-  if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+  is_integer = hasattr(num_classes, "__index__") and not isinstance(num_classes, bool)
+  if not is_integer or operator.index(num_classes) < 1:
     raise ValueError(f"num_classes={num_classes!r} must be an integer of at least 1")
+  num_classes = operator.index(num_classes)
   entry = _ENTRIES[name]
   for option in options:
     choices.check(f"option of {name}", option, entry.options())

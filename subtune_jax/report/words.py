@@ -81,6 +81,11 @@ def count(number: int, noun: str) -> str:
   return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def verb(number: int) -> str:
+  """ "is" of one, "are" of any other number."""
+  return "is" if number == 1 else "are"
+
+
 def listed(names: Sequence[str]) -> str:
   """ "A", "A and B", "A, B and C"."""
   return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -6,6 +6,9 @@ from typing import Any
 import ml_collections
 
 from subtune_jax import methods
+from subtune_jax.report import words
+
+LARGEST_IMAGE = 4096  # pixels in height and width
 
 
 def offered() -> tuple[str, ...]:
@@ -58,6 +61,7 @@ def check_seeds(field: str, values: Sequence[int]) -> None:
 
 def check_run(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for fields of every run with trainings of its own that make no sense."""
+  check_image_size(config)
   check_seeds("seeds", config.seeds)
   if config.grid_seeds not in ("first", "all"):
     raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
@@ -65,6 +69,17 @@ def check_run(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
   if config.backbone.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
+
+
+def check_image_size(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for images that no run can hold, with the memory of a batch of them."""
+  size, batch = config.data.image_size, config.batch_size
+  if not 1 <= size <= LARGEST_IMAGE:
+    taken = words.num_bytes(4 * 3 * size**2 * batch)
+    raise ValueError(
+      f"data.image_size is {size}; allowed: 1 to {LARGEST_IMAGE} pixels. A batch of {batch} such "
+      f"images takes {taken} before any computation"
+    )
 
 
 def stage_options(

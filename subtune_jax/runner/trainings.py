@@ -11,7 +11,7 @@ import numpy as np
 
 from subtune_jax import data, files, methods, weights
 from subtune_jax.models import heads
-from subtune_jax.report import explosion
+from subtune_jax.report import explosion, words
 from subtune_jax.runner import examples, network, recipes, writers
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
@@ -34,6 +34,7 @@ class Run:
   train: data.Dataset
   validation: data.Dataset
   trainval: data.Dataset | None  # where methods are trained again after the choices
+  tests: tuple[data.Dataset, ...]  # in the head's classes; read after the choices
   train_indices: np.ndarray | None  # of the training split, where only some of it is used
   engine: loop.Engine
   pretrained: weights.Pretrained
@@ -53,6 +54,21 @@ class Run:
     """Digest of the variables that trainings start from; of the head only where it is kept."""
     variables, head = self.pretrained.variables, self.config.backbone.keep_head
     return export.backbone_digest(variables, head=head)
+
+  @functools.cached_property
+  def inputs(self) -> str:
+    """Digest of the images and variables, which a workdir's config names but does not hold."""
+    sets = (self.train, self.validation, self.trainval)
+    return ledger_lib.key_of({"data": [s and s.fingerprint() for s in sets], "of": self.network})
+
+  def resuming(self) -> str:
+    """What an earlier start has left of this run."""
+    of_these = [row.get("inputs", self.inputs) == self.inputs for row in self.rows.values()]
+    known, others = sum(of_these), len(of_these) - sum(of_these)
+    text = f"{words.count(known, 'training')} {words.verb(known)} finished and will not be repeated"
+    if others:
+      text += f"; {others} more in the ledger {words.verb(others)} of other images or weights"
+    return f"resuming: {text}"
 
 
 def train_once(
@@ -117,8 +133,10 @@ def describe(
   """Everything that the result of a training depends on."""
   config = run.config
   used = {"data", "backbone", "augment", "batch_size"}
+  described = {k: v for k, v in workdir_lib.as_json(config).items() if k in used}
+  described["data"].pop("label_map", None)  # of test sets
   return {
-    "config": {k: v for k, v in workdir_lib.as_json(config).items() if k in used},
+    "config": described,
     "train": train.fingerprint(),
     "validation": validation.fingerprint() if validation else None,
     "weights": run.pretrained.sha256,
@@ -144,7 +162,7 @@ def _train_method_on(
     checkpoints, key, every_seconds=run.config.checkpoint_seconds,
     last_good=run.config.resume == "last_good",
   )  # fmt: skip
-  row = {"key": key, "method": name, "learning_rate": rate, "seed": seed}
+  row = {"key": key, "method": name, "learning_rate": rate, "seed": seed, "inputs": run.inputs}
   row |= _fit(run, name, method, seed, saver, what, key, *sets)
   run.ledger.append(row)
   run.rows[key] = row
@@ -201,7 +219,7 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
   }  # fmt: skip
 
 
-def test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) -> dict[str, Any]:
+def test(run: Run, name: str, rows: list[Row]) -> dict[str, Any]:
   """Logits of every chosen training of a method on every test set, written and scored."""
   tests: dict[str, Any] = {}
   engine, pretrained = run.network_of(name)
@@ -211,7 +229,7 @@ def test(run: Run, name: str, rows: list[Row], test_sets: list[data.Dataset]) ->
       continue
     variables, _ = export.load_task(run.workdir / "tasks" / key, pretrained.variables)
     tests[key] = {}
-    for test in test_sets:
+    for test in run.tests:
       try:
         logits = engine.predict(variables, test.images)
       except stage_runner.NonFiniteLossError as e:

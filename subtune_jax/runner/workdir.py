@@ -12,6 +12,8 @@ from subtune_jax import files, strict_json
 _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds")
 # Names of studies in configs of older runs.
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
+# Fields that workdirs may lack, and the value that stands for their absence.
+_OPTIONAL_FIELDS = {"data.label_map": []}
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -30,6 +32,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   old, new = files.flatten(old), files.flatten(new)
   for name, values in _RENAMED.items():
     old[name] = values.get(old.get(name), old.get(name))
+  old, new = _OPTIONAL_FIELDS | old, _OPTIONAL_FIELDS | new
   return [
     f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
     for name in sorted(set(old) | set(new))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
-from subtune_jax import strict_json
+from subtune_jax import files, strict_json
 
 
 class MetricWriter:
@@ -19,7 +19,8 @@ class MetricWriter:
   """
 
   def __init__(self, workdir: pathlib.Path, *, tensorboard: bool):
-    self._file = open(workdir / "metrics.jsonl", "a")  # noqa: SIM115 (closed by close)
+    self._path = workdir / "metrics.jsonl"
+    self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
     self._events = _clu_writer(workdir) if tensorboard else None
 
   def write(self, step: int, training: str, scalars: Mapping[str, Any]) -> None:
@@ -29,8 +30,8 @@ class MetricWriter:
     A value may be a dict of scalars: of "rates" by block, "rates/block3" is an event.
     """
     line = strict_json.dumps({"training": training, "step": step, **scalars})
-    self._file.write(line + "\n")
-    self._file.flush()
+    with files.naming(self._path):
+      self._file.write(f"{line}\n".encode())
     if self._events is not None:
       groups = {k: v if isinstance(v, Mapping) else {"": v} for k, v in scalars.items()}
       present = {

@@ -136,7 +136,7 @@ def parse(spec: str, block_names: Sequence[str]) -> list[Unit]:
     block_names: of the network.
 
   Raises:
-    ValueError: another word, or a group without blocks.
+    ValueError: another word, a group without blocks, or "stages" of a network without any.
   """
   if spec == "blocks":
     return [Unit(name, (name,)) for name in block_names]
@@ -144,6 +144,12 @@ def parse(spec: str, block_names: Sequence[str]) -> list[Unit]:
     stages: dict[str, list[str]] = {}
     for name in block_names:
       stages.setdefault(name.partition("/")[0], []).append(name)
+    if len(stages) == len(block_names):
+      raise ValueError(
+        "units is 'stages', and no two blocks of this network share one (blocks: "
+        f"{', '.join(block_names)}); give 'blocks', or groups such as "
+        f"'early: {' '.join(block_names[:2])}; late: {block_names[-1]}'"
+      )
     return [Unit(stage, tuple(blocks)) for stage, blocks in stages.items()]
   if not any(mark in spec for mark in ":; "):
     choices.check("units", spec, (*KINDS, "groups such as 'early: stem block0; late: block15'"))

@@ -16,6 +16,8 @@ from absl import logging
 import jax
 import numpy as np
 
+from subtune_jax import files
+
 FORMAT = "subtune_jax/1"
 _DIGEST = "sha256_of_arrays"
 
@@ -51,7 +53,7 @@ def save(path: str | os.PathLike, arrays: Mapping[str, Any], note: Mapping[str, 
   ocp, checkpointer = _checkpointer()
   host = {name: np.asarray(value) for name, value in jax.device_get(dict(arrays)).items()}
   note = {**note, "format": FORMAT, "arrays": sorted(host), _DIGEST: digest(host)}
-  with checkpointer:
+  with files.naming(path), checkpointer:
     checkpointer.save(
       pathlib.Path(path).absolute(),
       args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(host), note=ocp.args.JsonSave(note)),

@@ -6,7 +6,7 @@ from typing import Any
 from flax import serialization
 import jax
 
-from subtune_jax import methods
+from subtune_jax import files, methods
 from subtune_jax.training import checkpoint, resume
 
 PyTree = Any
@@ -97,7 +97,7 @@ def save_variables(path: str | os.PathLike, variables: PyTree) -> None:
   host = jax.device_get(serialization.to_state_dict(kept))
   temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
   try:
-    with open(temporary, "wb") as file:
+    with files.naming(path), open(temporary, "wb") as file:
       file.write(serialization.msgpack_serialize(host))
     os.replace(temporary, path)
   except BaseException:

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from subtune_jax import strict_json
+from subtune_jax import files, strict_json
 
 VERSION = 2  # of what keys are made of
 
@@ -110,7 +110,7 @@ class Ledger:
     line = strict_json.dumps({**row, "version": VERSION}).encode() + b"\n"
     assert row["key"]
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    with open(self.path, "a+b") as f:
+    with files.naming(self.path), open(self.path, "a+b") as f:
       fcntl.flock(f, fcntl.LOCK_EX)
       f.seek(0)
       content = f.read()

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from subtune_jax import data
-from subtune_jax.data import cache, decode, errors, folder, lazy
+from subtune_jax.data import cache, decode, errors, folder, layout, lazy
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_files_are_in_the_order_of_their_numbers(root):
 def test_natural_order():
   names = ["b", "a10", "a2", "a", "10", "9", "a02", "a2b", "1" * 5000, "٣"]
   expected = ["9", "10", "1" * 5000, "a", "a02", "a2", "a2b", "a10", "b", "٣"]
-  assert sorted(names, key=folder._natural) == expected
+  assert sorted(names, key=layout.natural) == expected
 
 
 @pytest.mark.parametrize("validation", ["val", "validation"])
@@ -103,11 +103,25 @@ def test_split_folders_refuse(tmp_path):
     load(root)
 
 
-def test_a_class_may_be_called_train(tmp_path):
-  for name in ("train", "bus"):
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+@pytest.mark.parametrize("beside", ["bus", None])
+def test_a_folder_of_images_named_as_a_split_is_refused_with_both_readings(tmp_path, name, beside):
+  for folder_name in filter(None, (name, beside)):
     for i in range(4):
-      write(tmp_path / "i" / name / f"{i}.jpg")
+      write(tmp_path / "i" / folder_name / f"{i}.jpg")
+  message = f"the folder {name!r} may be a split or a class.*{name}/CLASS/.*labels.csv"
+  with pytest.raises(ValueError, match=message) as caught:
+    load(tmp_path / "i")
+  assert ("beside 'bus'" in str(caught.value)) == bool(beside)
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path):
+  for split in ("train", "test"):
+    for name in ("train", "bus"):
+      write(tmp_path / "i" / split / name / "0.jpg")
   assert load(tmp_path / "i").class_names == ("bus", "train")
+  root = write_csv(tmp_path / "c", "file,label\nfiles/0.jpg,test\nfiles/1.jpg,train\n")
+  assert load(root).class_names == ("test", "train")
 
 
 def write_csv(root, text):

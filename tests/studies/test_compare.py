@@ -46,7 +46,7 @@ def test_side_tuning_is_a_method_of_a_comparison(tmp_path):
   pretrained = weights.random_weights(model, preprocessing="half")
   both, variables = side.wrap(model, pretrained.variables)
   restored, _ = export.load_task(tmp_path / "run" / "tasks" / chosen["key"], variables)
-  test = next(examples.test_sets(config, tuple(record["data"]["class_names"])))
+  (test,), _ = examples.load_tests(config, tuple(record["data"]["class_names"]))
   engine, _ = network.load_network(config, len(record["data"]["class_names"]))
   own, _ = network.prepared("side_tuning", engine, pretrained)
   assert own.model == both

@@ -18,7 +18,7 @@ from tests.search import small
 def key(config, pretrained, model, train):
   engine = dataclasses.replace(tiny.engine(model), preprocessing=pretrained.preprocessing)
   run = trainings.Run(
-    config, pathlib.Path(), train, train, None, None, engine, pretrained, None, {}, None, None
+    config, pathlib.Path(), train, train, None, (), None, engine, pretrained, None, {}, None, None
   )
   method = methods.sub_tuning(("top",), 1e-3, epochs=1)
   return compare.ledger_lib.key_of(trainings.describe(run, "sub_tuning", method, 0, train, train))

@@ -13,7 +13,7 @@ import pytest
 from subtune_jax import files, weights
 from subtune_jax.data import registry
 from subtune_jax.report import explosion
-from subtune_jax.runner import choice, workdir, writers
+from subtune_jax.runner import choice, network, trainings, workdir, writers
 from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import record as compare_record
@@ -81,7 +81,7 @@ class Watched:
   def __init__(self, monkeypatch):
     self.healthy = self.diverged = self.named = self.exploded = 0
     self._fit = loop.fit
-    monkeypatch.setattr(compare.loop, "fit", self)
+    monkeypatch.setattr(trainings.loop, "fit", self)
 
   def __call__(self, engine, variables, method, train, validation, **options):
     try:
@@ -100,7 +100,7 @@ class Watched:
 
 def sweep(tmp_path, monkeypatch, made):
   """One comparison; every file and choice of it is looked at."""
-  monkeypatch.setattr(compare, "load_network", tiny_network)
+  monkeypatch.setattr(network, "load_network", tiny_network)
   stream = io.StringIO()
   state = compare.start(made, tmp_path, stream)
   chosen = compare.train_all(state)

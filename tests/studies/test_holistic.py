@@ -17,6 +17,7 @@ from subtune_jax.studies.holistic_transfer import record as holistic_records
 from subtune_jax.studies.holistic_transfer import run as holistic
 from subtune_jax.studies.holistic_transfer import target as holistic_data
 from subtune_jax.studies.holistic_transfer import trainings as holistic_study
+from subtune_jax.training import checkpoint
 
 SIZES = {"train": 48, "validation": 24, "test": 30}
 NAMES = tuple("abcdef")
@@ -378,6 +379,41 @@ def test_a_rate_that_diverges_on_a_later_seed_is_no_choice(target, tmp_path):
   assert wanted == [(1e-3, 0), (1e-2, 0), (1e-2, 1), (1e-3, 1)]
   assert record["holistic"]["methods"][0]["learning_rate"] == 1e-3
   assert "learning rate 0.01 diverged with seed 1" in text
+
+
+def called(names, places):
+  """The source domain with its classes called `names`, class c at places[c]."""
+
+  def load_source(split, size, *, interpolation="bicubic"):
+    made = load(split, size)
+    labels = np.asarray(places, np.int32)[made.labels]
+    return dataclasses.replace(made, labels=labels, class_names=names)
+
+  registry._REGISTERED["holistic/0"] = registry.Entry(load_source)
+
+
+def test_classes_of_source_and_target_are_matched_by_name(target, tmp_path):
+  names = ("f", "e", "z", "d", "c", "b", "a")  # "z" is the source's alone
+  called(names, [names.index(name) for name in NAMES])
+  made = config()
+  made.source.epochs = 1
+  study = holistic_study.start(made, tmp_path / "run", io.StringIO())
+  (task,) = (tmp_path / "run/source/tasks").iterdir()
+  arrays, _ = checkpoint.load(task)
+  (kernel,) = [value for name, value in arrays.items() if name.endswith("head/kernel")]
+  assert kernel.shape[1] == 7
+  found = study.source.pretrained.variables["params"]["head"]["kernel"]
+  np.testing.assert_array_equal(found, kernel[:, [6, 5, 4, 3, 1, 0]])
+  assert study.source.engine.model.num_classes == 6
+
+
+def test_a_source_without_a_class_of_the_target_is_refused_before_it_is_trained(
+  target, tmp_path, monkeypatch
+):
+  called(("a", "b", "c", "d", "e", "F"), range(6))
+  monkeypatch.setattr(holistic_study.trainings.loop, "fit", None)
+  with pytest.raises(ValueError, match=r"holistic/1 has the class 'f'.*lacks \(nearest: 'F'"):
+    run(config(), tmp_path / "run")
 
 
 def test_given_classes_and_whole_super_classes():

@@ -29,6 +29,7 @@ def default() -> ml_collections.ConfigDict:
   data.ood = ("emoji_domains/twemoji", "emoji_domains/openmoji", "emoji_domains/fluent")
   data.image_size = 64  # pixels, square
   data.interpolation = "bicubic"  # of the resize to that size; VTAB's is "bilinear_no_antialias"
+  data.label_map = ()  # "theirs=ours": classes of data.ood called otherwise; "theirs=" drops one
   data.shift = ""  # benchmark of data.shifts whose label maps and class masks hold for data.ood
   data.num_train = 0  # first so many training images of a nested subset by class; 0 is all
   data.subset_seed = 0  # which of the possible subsets

@@ -1,7 +1,7 @@
 """Compares methods on one data set and its shifted siblings.
 
 For each method: a training per learning rate on the first seed, the rate with the best validation
-accuracy, a training per further seed at that rate; then the test splits are read, once. With
+accuracy, a training per further seed at that rate; then the networks see the test sets, once. With
 `data.retrain` the chosen setting is trained anew on training and validation images, for each seed.
 """
 
@@ -13,11 +13,11 @@ from typing import Any, TextIO
 
 from subtune_jax import data, files, methods
 from subtune_jax.data import choices, preprocess, shifts
-from subtune_jax.report import document
+from subtune_jax.report import document, terminal
 from subtune_jax.runner import choice, examples, network, provenance, recipes, trainings, writers
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
-from subtune_jax.studies import publish
+from subtune_jax.studies import data_table, publish
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
@@ -54,6 +54,7 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   grids = grids_of(config)
   _check(config)
   train, validation, trainval, train_indices = examples.load_data(config)
+  tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
   _check_methods(config, grids, engine, pretrained)
   workdir, entered = workdir_lib.enter(workdir, config)
@@ -62,13 +63,15 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   blocks = engine.model.block_names
   progress = progress_lib.Progress(_total_epochs(config, grids, blocks), stream)
   progress.line(_first_line(config, grids, engine, workdir))
-  if entered:
-    progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
+  training = (trainval,) if trainval else ()
+  progress.line(terminal.render(data_table.report((train, validation, *training), tests, notes)))
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   state = trainings.Run(
-    config, workdir, train, validation, trainval, train_indices, engine, pretrained, ledger, rows,
-    writer, progress,
+    config, workdir, train, validation, trainval, tests, train_indices, engine, pretrained, ledger,
+    rows, writer, progress,
   )  # fmt: skip
+  if entered:
+    progress.line(state.resuming())
   read = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
   files.write_npz(workdir / "logits/validation/examples.npz", read)
   return state
@@ -140,8 +143,16 @@ def _check(config: Any) -> None:
     )  # of this one, corrupted copies
     for name in map(data.base_name, config.data.ood):
       choices.check(f"shifted set of {config.data.shift}", name, allowed)
-  if config.data.train in config.data.ood:
+    if config.data.label_map:
+      raise ValueError(
+        f"data.label_map is {tuple(config.data.label_map)} and data.shift {config.data.shift!r}, "
+        "which has label maps of its own; give one of them"
+      )
+  names = [data.canonical(name) for name in config.data.ood]
+  if data.canonical(config.data.train) in names:
     raise ValueError(f"data.ood holds data.train, {config.data.train!r}; name other sets there")
+  if len(set(names)) != len(names):
+    raise ValueError(f"data.ood is {tuple(config.data.ood)}; name each set once")
 
 
 def _check_methods(config, grids, engine, pretrained) -> None:
@@ -173,13 +184,13 @@ def _first_line(config, grids, engine, workdir) -> str:
 
 
 def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
-  """The record of the run; reads the test splits."""
+  """The record of the run, with the scores on the test sets."""
   config = run.config
-  tests_read = list(examples.test_sets(config, run.train.class_names))
+  tests_read = run.tests
   rows = []
   keep = set()
   for name, result in chosen.items():
-    tests = trainings.test(run, name, result["chosen"], tests_read)
+    tests = trainings.test(run, name, result["chosen"])
     keep |= set(tests)
     rows += [_training_row(row, True, tests[row["key"]]) for row in result["chosen"]]
     rows += [_training_row(row, False) for row in result["tried"] if row["key"] not in tests]

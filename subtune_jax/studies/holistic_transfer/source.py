@@ -1,5 +1,6 @@
 """The source model of a study of holistic transfer: a network that knows all classes."""
 
+from collections.abc import Sequence
 import dataclasses
 import pathlib
 from typing import Any, TextIO
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtune_jax import data, weights
+from subtune_jax import weights
+from subtune_jax.data import classes
 from subtune_jax.runner import network
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.holistic_transfer import config as holistic_config
@@ -52,12 +54,13 @@ def make(
     stream: where progress goes.
 
   Raises:
-    ValueError: the source has other classes than the target, or as of `compare.run`.
+    ValueError: the source lacks a class of the target, or as of `compare.run`.
   """
   if config.backbone.keep_head or config.source.class_embeddings:
     engine, pretrained, facts = _loaded(config, class_names)
   else:
-    engine, pretrained, facts = _trained(config, workdir, class_names, stream)
+    wanted = [class_names[c] for c in columns]
+    engine, pretrained, facts, columns = _trained(config, workdir, wanted, stream)
   engine, variables = _with_classes(engine, pretrained.variables, columns)
   sha256 = checkpoint.digest(resume.named_leaves(dict(variables), SOURCE))
   path = workdir / FILE
@@ -93,25 +96,24 @@ def _loaded(config: Any, class_names: tuple[str, ...]):
   return engine, pretrained, facts
 
 
-def _trained(config: Any, workdir: pathlib.Path, class_names: tuple[str, ...], stream: TextIO):
-  """(engine, weights, facts) of a network trained on the source domain, all classes."""
+def _trained(config: Any, workdir: pathlib.Path, wanted: Sequence[str], stream: TextIO):
+  """(engine, weights, facts, columns) of a network trained on the source domain, all classes.
+
+  The columns are those of the classes `wanted` in its head, matched by name.
+  """
   own = holistic_config.source_config(config)
   state = compare.start(own, workdir / SOURCE, stream)
-  if state.train.class_names != class_names:
-    raise ValueError(
-      f"source.data is {config.source.data!r} with the classes {state.train.class_names[:3]}... "
-      f"({len(state.train.class_names)}), and data.train {config.data.train!r} has "
-      f"{class_names[:3]}... ({len(class_names)}); give two domains of one set of classes"
-    )
+  columns = classes.positions(
+    config.data.train, wanted, f"source.data, {config.source.data},", state.train.class_names,
+    "give two domains that call their classes alike",
+  )  # fmt: skip
   chosen = compare.train_all(state)[config.source.method]
   row = chosen["chosen"][0]
   variables, _ = export.load_task(
     workdir / SOURCE / "tasks" / row["key"], state.pretrained.variables
   )
   state.progress.close()
-  test = data.load(
-    own.data.train, "test", own.data.image_size, interpolation=own.data.interpolation
-  )
+  (test,) = state.tests
   facts = {
     "data": config.source.data, "method": config.source.method,
     "weights": config.backbone.weights, "learning_rate": chosen["learning_rate"],
@@ -119,12 +121,12 @@ def _trained(config: Any, workdir: pathlib.Path, class_names: tuple[str, ...], s
     "test_accuracy": evaluate.accuracy(state.engine.predict(variables, test.images), test.labels),
     "seconds": row["seconds"],
   }  # fmt: skip
-  return state.engine, state.pretrained._replace(variables=variables), facts
+  return state.engine, state.pretrained._replace(variables=variables), facts, np.array(columns)
 
 
 def _with_classes(engine: loop.Engine, variables: Any, columns: np.ndarray):
   """The network with a head of these classes alone."""
-  if len(columns) == engine.model.num_classes:
+  if np.array_equal(columns, np.arange(engine.model.num_classes)):
     return engine, variables
   head = jax.tree.map(lambda w: jnp.asarray(w)[..., columns], variables["params"]["head"])
   variables = {**variables, "params": {**variables["params"], "head": head}}

@@ -10,10 +10,11 @@ import numpy as np
 
 from subtune_jax import files
 from subtune_jax.calibration import class_splits
+from subtune_jax.report import terminal
 from subtune_jax.runner import choice, trainings, writers
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
-from subtune_jax.studies import epoch_files
+from subtune_jax.studies import data_table, epoch_files
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import source as holistic_source
 from subtune_jax.studies.holistic_transfer import target as holistic_data
@@ -70,13 +71,15 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> Study:
   rows = ledger.rows()
   progress = progress_lib.Progress(count_epochs(config, partitions, blocks), stream)
   progress.line(_first_line(config, target, source))
-  if entered:
-    progress.line(f"resuming: {len(rows)} trainings are finished and will not be repeated")
+  sets = data_table.report((target.train, target.validation), (target.test,))
+  progress.line(terminal.render(sets))
   writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   state = trainings.Run(
-    own, workdir, target.train, target.validation, None, None, engine, source.pretrained, ledger,
-    rows, writer, progress, make=_make,
+    own, workdir, target.train, target.validation, None, (), None, engine, source.pretrained,
+    ledger, rows, writer, progress, make=_make,
   )  # fmt: skip
+  if entered:
+    progress.line(state.resuming())
   prefix = prefix_lib.Prefix(
     engine.model, source.pretrained.variables, target.train.images,
     preprocessing=engine.preprocessing, batch_size=config.batch_size, mesh=engine.mesh,

@@ -85,7 +85,7 @@ class _Seen:
     self.units = state.engine.model.block_names
     sets = {VALIDATION: state.validation}
     most = state.config.robustness.test_images
-    for test in examples.test_sets(state.config, state.train.class_names):
+    for test in state.tests:
       sets[test.name] = _drawn(test, most) if 0 < most < len(test) else test
     self.sets = [
       _Set(name, examples, self._outputs(state.pretrained.variables, examples))

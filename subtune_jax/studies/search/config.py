@@ -65,6 +65,7 @@ def default() -> ml_collections.ConfigDict:
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for values that make no sense."""
+  recipes.check_image_size(config)
   search = config.search
   kinds = tuple(search.kinds)
   if not kinds or len(set(kinds)) != len(kinds):

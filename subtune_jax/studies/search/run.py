@@ -16,6 +16,7 @@ import numpy as np
 
 from subtune_jax import data, weights
 from subtune_jax.data import dataset, splits
+from subtune_jax.report import terminal, words
 from subtune_jax.runner import examples, provenance
 from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import progress as progress_lib
@@ -23,7 +24,7 @@ from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.search import certificate, cost, evaluator, greedy, racing, scores, significance
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
-from subtune_jax.studies import publish
+from subtune_jax.studies import data_table, publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
@@ -72,6 +73,7 @@ def run(
   stream = stream or sys.stdout
   search_config.check(config)
   train = _load_train(config)
+  tests, notes = examples.load_tests(config, train.class_names) if config.search.final else ((), [])
   engine, pretrained = network_lib.load_network(config, len(train.class_names))
   engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
   problem = make_problem(config, train, engine, pretrained)
@@ -82,8 +84,12 @@ def run(
   store = store_lib.Store(config.search.store or workdir / "search")
   search = _make_search(config, problem, engine, store, stream)
   search.progress.line(_first_line(config, problem, engine, workdir))
+  search.progress.line(terminal.render(data_table.report((train,), tests, notes)))
   if entered or len(store):
-    search.progress.line(f"the ledger holds {len(store)} trainings, which will not be repeated")
+    held = words.count(len(store), "training")
+    search.progress.line(
+      f"the ledger holds {held}; those of these images, weights and settings will not be repeated"
+    )
   found = _run_kinds(search)
   record = _record(search, found, pretrained, command)
   search.progress.line(record["certificate"]["text"])
@@ -103,8 +109,6 @@ def _load_train(config: Any) -> dataset.Dataset:
   indices = examples.train_indices(config, train)
   if indices is not None:
     train = train.subset(indices)
-  for name in config.data.ood:  # of the final comparison; found missing now
-    data.require(name)
   if not single:
     return train
   validation = examples.load_split(config, config.data.train, "validation")

@@ -14,7 +14,9 @@ from subtune_jax.studies.search import config as search_config
 
 _PREFIX = "vtab/"
 # Fields of `data`.
-_OF_A_TASK = ("train", "ood", "shift", "num_train", "subset_seed", "flip_labels")
+_OF_A_TASK = (
+  "train", "ood", "label_map", "shift", "num_train", "subset_seed", "flip_labels"
+)  # fmt: skip
 
 
 def default() -> ml_collections.ConfigDict:
