@@ -4,12 +4,12 @@
   python benchmarks/accelerator.py --parts=train,search --seconds=300
   python benchmarks/accelerator.py --tiny      (every part on a CPU, with small networks)
 
-Needs jax for the device, flax, optax, orbax, numpy and pillow, and no installation of this package;
-torch with timm or torchvision is measured beside ours where it is there. Weights and images are
-random. Parts, the most valuable first: parity with the CPU; train (ViT-B/16 and ResNet-50, bfloat16,
-against torch); subtuning; search; trace; others (further networks, float32). Writes
-benchmarks/results/accelerator_DEVICE.md and .json after every row, so that a run which is cut off
-leaves what it had. `scripts/accelerator_wheels.sh` carries missing packages to a bare machine.
+Needs jax for the device, flax, optax, orbax, numpy and pillow, and no installation of this
+package; torch with timm or torchvision is measured beside ours where it is there. Weights and
+images are random. Parts, the most valuable first: parity with the CPU; train (ViT-B/16 and
+ResNet-50 in bfloat16, against torch); subtuning; search; trace; others (further networks, float32).
+Writes benchmarks/results/accelerator_DEVICE.md and .json after every row, so that a run that is cut
+off leaves what it had. scripts/accelerator_wheels.sh carries missing packages to a bare machine.
 
 No GPU was at hand when this was written; none of it has run on one. Every program is lowered for
 CUDA in the tests, and all parts run there on a CPU.

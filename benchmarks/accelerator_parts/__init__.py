@@ -1,4 +1,4 @@
-"""The parts of benchmarks/accelerator.py, in the order of their worth, and their shares of the time.
+"""The parts of benchmarks/accelerator.py, the most valuable first, and their shares of the time.
 
 A part is a module with `programs(scale)`, every program that it compiles for the accelerator with
 abstract arguments, and `run(scale, log)`, which measures and adds rows to the log.

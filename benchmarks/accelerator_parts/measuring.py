@@ -6,8 +6,9 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.accelerator_parts import programs as programs_lib
 import jax
+
+from benchmarks.accelerator_parts import programs as programs_lib
 
 Row = dict[str, Any]
 Run = Callable[[int], None]  # runs so many calls and waits for the last

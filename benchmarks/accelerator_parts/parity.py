@@ -9,11 +9,11 @@ nothing. The step is SGD, so that an update is the gradient times a number.
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.accelerator_parts import measuring
-from benchmarks.accelerator_parts import programs as programs_lib
 import jax
 import numpy as np
 
+from benchmarks.accelerator_parts import measuring
+from benchmarks.accelerator_parts import programs as programs_lib
 from subtune_jax import methods, models
 from subtune_jax.models import efficientnet
 
@@ -21,7 +21,7 @@ from subtune_jax.models import efficientnet
 # norm (|update - CPU's update| / |CPU's update|).
 TOLERANCE = {
   "float32": {"logits": 1e-4, "loss": 1e-4, "update": 2e-3},
-  "bfloat16": {"logits": 5e-2, "loss": 2e-2, "update": 2e-1},
+  "bfloat16": {"logits": 3e-2, "loss": 1e-2, "update": 3.5e-1},
 }
 _BATCH = 8
 _SHORT = {

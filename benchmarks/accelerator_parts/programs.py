@@ -116,17 +116,20 @@ def variables_shape(model: Any) -> PyTree:
 
 
 def random_variables(model: Any, seed: int = 0) -> PyTree:
-  """Variables with random kernels, on the host: nothing is compiled, and every machine has the same.
+  """Variables with random kernels, made on the host: the same on every machine.
 
   Kernels keep the variance of what they read; layer scales are 0.1, at which every block counts.
   """
-  rng = np.random.default_rng(seed)
   shapes = variables_shape(model)
-  leaves = [
-    _random_leaf(rng, path.rpartition("/")[2], x.shape)
-    for path, x in zip(masks.paths(shapes), jax.tree.leaves(shapes), strict=True)
-  ]
-  return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+  names = (path.rpartition("/")[2] for path in masks.paths(shapes))
+  rows = tuple(zip(names, (x.shape for x in jax.tree.leaves(shapes)), strict=True))
+  return jax.tree.unflatten(jax.tree.structure(shapes), _random_leaves(rows, seed))
+
+
+@functools.lru_cache(maxsize=4)
+def _random_leaves(rows: tuple[tuple[str, tuple[int, ...]], ...], seed: int) -> list[np.ndarray]:
+  rng = np.random.default_rng(seed)
+  return [_random_leaf(rng, name, shape) for name, shape in rows]
 
 
 def _random_leaf(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -197,7 +200,7 @@ def training(
   def values():
     moving, fixed = trainable_split.split_variables(random_variables(spec.model), spec.plan)
     data = {"x": random_rows(x.shape, x.dtype), "labels": labels}
-    made = jax.jit(create)(moving)
+    made = jax.jit(create)(jax.device_put(moving, may_alias=False))  # it is given up later
     return (made, *jax.device_put((fixed, None, data)), rest[0], jax.device_put(rest[1]))
 
   plain = functools.partial(step_lib.train_steps if steps else step_lib.train_step, spec)

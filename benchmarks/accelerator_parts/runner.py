@@ -10,11 +10,12 @@ import sys
 import time
 from typing import Any
 
+import jax
+import numpy as np
+
 from benchmarks import accelerator_parts
 from benchmarks.accelerator_parts import measuring
 from benchmarks.accelerator_parts import programs as programs_lib
-import jax
-import numpy as np
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "torchvision",
              "timm")  # fmt: skip
@@ -77,6 +78,8 @@ def document(record: dict[str, Any]) -> str:
     lines += ["", f"## {name} ({part['seconds']:.0f} s)", ""]
     lines += [*part["about"].splitlines()[:1], ""]
     lines += table(part["rows"]) if part["rows"] else ["Nothing was measured."]
+    if part.get("device_peak_bytes"):
+      lines += ["", f"Most device memory so far: {part['device_peak_bytes'] / 1e9:.1f} GB."]
     if part["error"]:
       lines += ["", f"The part ended early: {part['error']}"]
   return "\n".join(lines) + "\n"
@@ -144,6 +147,8 @@ def _run_part(
   except Exception as e:
     part["error"] = measuring.short(e)
     print(f"{name} ended early: {part['error']}", file=sys.stderr, flush=True)
+  stats = jax.devices()[0].memory_stats() or {}
+  part["device_peak_bytes"] = stats.get("peak_bytes_in_use")  # of the process so far
   finished(None)
 
 

@@ -1,15 +1,15 @@
 """Training and inference of whole networks: images/s, share of the peak, memory; against torch."""
 
 from collections.abc import Iterator, Sequence
-import contextlib
 import dataclasses
+import functools
 import statistics
 from typing import Any
 
-from benchmarks.accelerator_parts import measuring, peaks, torch_peer
-from benchmarks.accelerator_parts import programs as programs_lib
 import jax
 
+from benchmarks.accelerator_parts import measuring, peaks, torch_peer
+from benchmarks.accelerator_parts import programs as programs_lib
 from subtune_jax.models import flops
 
 PEER = "torch"
@@ -69,69 +69,81 @@ def programs(scale: programs_lib.Scale, groups: Sequence[Sequence[Job]]) -> Iter
 
 def run(scale: programs_lib.Scale, log: measuring.Log, groups: Sequence[Sequence[Job]]) -> None:
   """A row per job; the jobs of a group are compiled at the same time, then measured in turn."""
+  peers = torch_peer.Peers()
   for group in groups:
-    if log.late:
-      for job in group:
-        log.attempt(job.labels(), lambda: None)
-      continue
-    possible = []
+    possible = [job for job in group if runnable(job)]
     for job in group:
-      if runnable(job):
-        possible.append(job)
-      else:
+      if job not in possible:
         log.add(**job.labels(), error="needs an NVIDIA GPU")
-    first = scale.batches[0]
-    ready = measuring.compile_all(job.program(scale, first) for job in possible)
+    ready: list[Any] = [None] * len(possible)  # each is logged as not begun
+    if not log.late:
+      ready = measuring.compile_all(job.program(scale, scale.batches[0]) for job in possible)
     for job, compiled in zip(possible, ready, strict=True):
-      log.attempt(job.labels(), lambda job=job, compiled=compiled: _row(scale, log, job, compiled))
+      work = functools.partial(_row, scale, log, job, compiled, peers)
+      log.attempt(job.labels(), work)
+  peers.close()
 
 
-def _row(scale: programs_lib.Scale, log: measuring.Log, job: Job, ready: Any) -> None:
+def _row(
+  scale: programs_lib.Scale,
+  log: measuring.Log,
+  job: Job,
+  ready: measuring.Compiled | Exception,
+  peers: torch_peer.Peers,
+) -> None:
   """Measures at the largest batch that fits; torch at the same."""
   for batch in scale.batches:
     try:
+      if batch != scale.batches[0]:
+        ready = measuring.Compiled(job.program(scale, batch))
       if isinstance(ready, Exception):
         raise ready
-      compiled = ready or measuring.Compiled(job.program(scale, batch))
-      seconds, note = _measure(scale, job, compiled, batch)
+      seconds, note = _measure(scale, job, ready, batch, peers)
       break
     except Exception as e:
       if not measuring.out_of_memory(e) or batch == scale.batches[-1]:
         raise
-      ready = None
-  images = compiled.program.images
-  mine = statistics.median(seconds["ours"])
-  row = {**job.labels(), "batch": batch, "images/s": images / mine}
-  used = share_of_peak(scale, job, images / mine)
+      peers.close()
+  images = ready.program.images
+  mine = images / statistics.median(seconds["ours"])
+  row = {**job.labels(), "batch": batch, "images/s": mine}
+  used = share_of_peak(scale, job, mine)
   if used is not None:
     row["MFU"] = used
-  row |= {"compile s": compiled.seconds}
-  if compiled.memory_bytes is not None:
-    row["GB"] = compiled.memory_bytes / 1e9
+  row["compile s"] = ready.seconds
+  if ready.memory_bytes is not None:
+    row["GB"] = ready.memory_bytes / 1e9
   if PEER in seconds:
     ratios = [t / m for t, m in zip(seconds[PEER], seconds["ours"], strict=True)]
-    row |= {"torch images/s": batch / statistics.median(seconds[PEER])}
-    row |= {"ours / torch": statistics.median(ratios) * images / batch}
+    row["torch images/s"] = batch / statistics.median(seconds[PEER])
+    row["ours / torch"] = statistics.median(ratios) * images / batch
   log.add(**row, **note)
 
 
 def _measure(
-  scale: programs_lib.Scale, job: Job, compiled: measuring.Compiled, batch: int
+  scale: programs_lib.Scale,
+  job: Job,
+  compiled: measuring.Compiled,
+  batch: int,
+  peers: torch_peer.Peers,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-  """Seconds per call of "ours" and, where it is asked for and there, "torch"; and what to say."""
-  runs: dict[str, measuring.Run] = {"ours": compiled.run()}
-  note: dict[str, Any] = {}
-  with contextlib.ExitStack() as stack:
-    if job.torch:
-      try:
-        peer = stack.enter_context(torch_peer.Peer(scale, job.network, job.work, job.dtype, batch))
-        runs[PEER], note = peer.run, {"peer": peer.title}
-        peer.run(2)  # torch.compile works now
-        note["torch compile s"], note["torch GB"] = peer.warm_seconds, peer.memory_bytes / 1e9
-      except Exception as e:
-        runs.pop(PEER, None)
-        note = {"peer": measuring.short(e)}
-    return measuring.interleaved(runs, scale), note
+  """Seconds per call of "ours" and, where it is asked for and there, "torch"; and what to say.
+
+  Where memory runs out with torch's beside ours, torch is what is left out.
+  """
+  mine = compiled.run()
+  mine(1)
+  if not job.torch:
+    return measuring.interleaved({"ours": mine}, scale), {}
+  try:
+    peer = peers.get(scale, job.network, job.work, job.dtype, batch)
+    seconds = measuring.interleaved({"ours": mine, PEER: peer.run}, scale)
+  except Exception as e:
+    peers.close()
+    del mine  # its state may have been given up
+    return measuring.interleaved({"ours": compiled.run()}, scale), {"peer": measuring.short(e)}
+  found = {"peer": peer.title, "torch compile s": peer.warm_seconds}
+  return seconds, found | ({"torch GB": peer.memory_bytes / 1e9} if peer.memory_bytes else {})
 
 
 def share_of_peak(scale: programs_lib.Scale, job: Job, images_per_second: float) -> float | None:

@@ -9,13 +9,13 @@ _VIT, _RESNET = "vit_b16", "resnet50"
 GROUPS = (
   (
     speed.Job(_VIT, attention="xla", torch=True),
-    speed.Job(_RESNET, torch=True),
     speed.Job(_VIT, attention="cudnn", torch=True),
+    speed.Job(_RESNET, torch=True),
   ),
   (
     speed.Job(_VIT, "inference", attention="xla", torch=True),
+    speed.Job(_VIT, "inference", attention="cudnn", torch=True),
     speed.Job(_RESNET, "inference", torch=True),
-    speed.Job(_VIT, "inference", attention="cudnn"),
   ),
   (
     speed.Job(_VIT, attention="xla", form="scan"),
