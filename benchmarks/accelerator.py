@@ -49,6 +49,10 @@ def main() -> int:
   arguments = _arguments()
   sys.path.insert(0, str(ROOT))
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch shares the memory
+  if arguments.tiny:
+    from tests import xla_flags
+
+    os.environ.setdefault("XLA_FLAGS", xla_flags.FASTEST)
   import jax
 
   from benchmarks import accelerator_parts
