@@ -23,6 +23,7 @@ from benchmarks.accelerator_parts import (
   search,
   speed,
   torch_peer,
+  trace,
 )
 from tests import blocked
 
@@ -287,3 +288,27 @@ def test_a_network_that_torch_lacks(monkeypatch):
     torch_peer.network("vit_b16", 5, 32)
   with pytest.raises(torch_peer.MissingPeerError, match="torch is not installed"):
     torch_peer.Peers().get(programs.SMALL, "vit_b16", "training", "bfloat16", 4)
+
+
+def test_a_trace_counts_each_kernel_once(tmp_path, monkeypatch):
+  def line(name, **kernels):
+    events = [types.SimpleNamespace(name=k, duration_ns=v, stats=()) for k, v in kernels.items()]
+    return types.SimpleNamespace(name=name, events=events)
+
+  def plane(name, *lines):
+    return types.SimpleNamespace(name=name, lines=lines)
+
+  ops = line("XLA Ops", gemm=4e9, add=1e9)
+  gpu = plane("/device:GPU:0", line("Stream #7(Compute)", gemm=3e9), ops, line("Steps", step=9e9))
+  second = line("Stream #8(Compute)", gemm=1e9, add=1e9)
+  host = plane("/host:CPU", line("python", call=9e9))
+  (tmp_path / "a.xplane.pb").touch()
+  for planes, expected in (
+    ([host, gpu, plane("/device:GPU:0", second)], {"gemm": 4.0, "add": 1.0}),
+    ([host, plane("/device:TPU:0", ops, line("XLA Modules", jit_step=9e9))], {"gemm": 4, "add": 1}),
+  ):
+    data = types.SimpleNamespace(
+      from_file=lambda path, planes=planes: types.SimpleNamespace(planes=planes)
+    )
+    monkeypatch.setattr(jax.profiler, "ProfileData", data)
+    assert trace.kernels(tmp_path) == expected

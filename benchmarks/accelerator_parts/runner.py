@@ -21,7 +21,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tor
              "timm")  # fmt: skip
 
 
-def facts(command: str) -> dict[str, Any]:
+def facts(command: str, scale: programs_lib.Scale) -> dict[str, Any]:
   """What the figures depend on."""
   versions = {}
   for name in _PACKAGES:
@@ -34,6 +34,7 @@ def facts(command: str) -> dict[str, Any]:
     "device": device.device_kind, "devices": jax.device_count(),
     "platform": jax.default_backend(), "platform version": device.client.platform_version,
     "date": datetime.date.today().isoformat(), "command": command,
+    "tiny": scale.tiny,
     "python": platform.python_version(), **versions,
   }  # fmt: skip
 
@@ -71,6 +72,8 @@ def document(record: dict[str, Any]) -> str:
   lines += ["", "Images/s are of the median round; GB are what the compiler counts for a program;",
             "`compile s` is wall time with up to four programs compiled at once."]  # fmt: skip
   shown = any("MFU" in row for part in record["parts"].values() for row in part["rows"])
+  if about["tiny"]:
+    lines += ["", "Small networks, a step or two of each: **the figures say nothing.**"]
   if not shown:
     lines += ["", f"The peak of {about['device']!r} is not in `peaks.py`, or nothing was measured "
               "against it: no MFU."]  # fmt: skip
@@ -114,7 +117,7 @@ def run(
     folder: for the results; None writes none.
     command: that was given.
   """
-  record: dict[str, Any] = {"facts": facts(command), "parts": {}}
+  record: dict[str, Any] = {"facts": facts(command, scale), "parts": {}}
   print(", ".join(f"{k} {v}" for k, v in record["facts"].items()), flush=True)
   whole = sum(accelerator_parts.SHARES[name] for name in names)
   deadline = time.monotonic()
