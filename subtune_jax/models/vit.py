@@ -142,7 +142,7 @@ class ViT(backbone.Backbone, kw_only=True):
     attention: implementation of `jax.nn.dot_product_attention`. None is JAX's choice. "cudnn" asks
       for cuDNN's fused kernel, on an NVIDIA GPU of compute capability 8.0 or later, with dtype
       bfloat16 or float16 and a head size (width / heads) that is a multiple of 8 and at most 128;
-      JAX raises elsewhere.
+      JAX raises elsewhere. See `vit_layers.attend` for odd numbers of tokens.
   """
 
   width: int

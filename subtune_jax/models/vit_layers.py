@@ -29,6 +29,37 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str | None) -> jax.Array:
+  """Scaled dot-product attention: [n, queries, heads, size] to the same.
+
+  JAX has no gradient of cuDNN's kernel for an odd number of queries or tokens, such as the 197 of
+  ViT-B/16: those are filled up.
+
+  Args:
+    q: [n, queries, heads, size].
+    k: [n, tokens, heads, size].
+    v: like `k`.
+    implementation: of `jax.nn.dot_product_attention`.
+  """
+  odd = q.shape[1] % 2 or k.shape[1] % 2
+  if implementation == "cudnn" and odd:
+    return attend_filled_up(q, k, v, implementation)
+  return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+
+
+def attend_filled_up(
+  q: jax.Array, k: jax.Array, v: jax.Array, implementation: str | None
+) -> jax.Array:
+  """`attend` with even numbers of rows: a further token is masked, a further query dropped."""
+  n, tokens = k.shape[:2]
+  even = [jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v)]
+  lengths = jnp.full((n,), tokens, jnp.int32)
+  y = jax.nn.dot_product_attention(
+    *even, key_value_seq_lengths=lengths, implementation=implementation
+  )
+  return y[:, : q.shape[1]]
+
+
 class Attention(nn.Module):
   """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2): [n, tokens, width] to the same.
 
@@ -38,7 +69,7 @@ class Attention(nn.Module):
   Attributes:
     heads: number of them.
     qkv_bias: queries, keys and values have one.
-    implementation: of `jax.nn.dot_product_attention`.
+    implementation: see `attend`.
     dtype: of the computation.
   """
 
@@ -53,7 +84,7 @@ class Attention(nn.Module):
     qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
     qkv = qkv.reshape(n, tokens, 3, self.heads, width // self.heads)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+    y = attend(q, k, v, self.implementation)
     return nn.Dense(width, dtype=self.dtype, name="out")(y.reshape(n, tokens, width))
 
 
@@ -62,7 +93,7 @@ class ProbeAttention(nn.Module):
 
   Attributes:
     heads: number of them.
-    implementation: of `jax.nn.dot_product_attention`.
+    implementation: see `attend`.
     dtype: of the computation.
   """
 
@@ -78,7 +109,7 @@ class ProbeAttention(nn.Module):
     q = q.reshape(n, 1, self.heads, width // self.heads)
     kv = kv.reshape(n, tokens, 2, self.heads, width // self.heads)
     k, v = kv[:, :, 0], kv[:, :, 1]
-    y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+    y = attend(q, k, v, self.implementation)
     return nn.Dense(width, dtype=self.dtype, name="out")(y.reshape(n, 1, width))
 
 
