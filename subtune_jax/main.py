@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
       raise
     command_line.fail(f"{e}\n(--traceback shows where)")
   except (MemoryError, RuntimeError) as e:
-    if _TRACEBACK.value or not (isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e)):
+    if _TRACEBACK.value or not (isinstance(e, MemoryError) or "out of memory" in str(e).lower()):
       raise
     command_line.fail(
       f"out of memory: {' '.join(str(e).split())}\nlower batch_size or data.image_size "

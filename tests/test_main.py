@@ -133,6 +133,30 @@ def test_ctrl_c_is_one_line_with_the_command_that_goes_on(tmp_path):
   assert shlex.split(given) == expected
 
 
+@pytest.mark.parametrize("error", [
+  "MemoryError('Unable to allocate 9.6 GiB')",
+  "RuntimeError('INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes.')",
+  "RuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.')",
+])  # fmt: skip
+def test_memory_that_does_not_suffice_is_one_message_and_code_2(error):
+  script = f"""
+from absl import app
+from subtune_jax import command_line, main
+from subtune_jax.studies.compare import run
+def fail(*_, **__):
+  raise {error}
+run.run = fail
+app.run(main.main, argv=["main", "{CONFIG}"], flags_parser=command_line.parse)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: out of memory: ")
+  assert "lower batch_size or data.image_size" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
 def test_an_interrupt_that_python_drops_is_raised_again():
   script = """
 import os, signal, time

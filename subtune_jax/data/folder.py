@@ -104,12 +104,12 @@ def load(
 
 def canonical(name: str) -> str:
   """Returns the name that the folder's data sets bear: its whole path, no option."""
-  return f"{PREFIX}{_root(name)}"
+  return f"{PREFIX}{root_of(name)}"
 
 
 def gives_splits(name: str) -> bool:
   """Returns whether the folder says which images are for what. Errors: see `load`."""
-  return bool(layout.read(_root(name)).splits)
+  return bool(layout.read(root_of(name)).splits)
 
 
 def stored_sizes(name: str, files: Sequence[str]) -> np.ndarray:
@@ -119,7 +119,7 @@ def stored_sizes(name: str, files: Sequence[str]) -> np.ndarray:
     name: of the folder, as for `load`.
     files: the ids that `load` gave; their headers are read, once for all runs.
   """
-  root, files = _root(name), [str(file) for file in files]
+  root, files = root_of(name), [str(file) for file in files]
   key = {"name": f"sizes in {root}", "source": _fingerprint(root, files)}
 
   def build() -> list[tuple[int, int]]:
@@ -128,7 +128,8 @@ def stored_sizes(name: str, files: Sequence[str]) -> np.ndarray:
   return np.array(cache.report(key, build))
 
 
-def _root(name: str) -> pathlib.Path:
+def root_of(name: str) -> pathlib.Path:
+  """Returns the whole path of a folder, without links and options."""
   return _parse(name, "refuse")[0].expanduser().resolve()
 
 

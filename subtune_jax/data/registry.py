@@ -139,6 +139,15 @@ def tested_split(name: str) -> str:
   return "test" if path is None or folder.gives_splits(path) else folder.WHOLE
 
 
+def nested(one: str, other: str) -> bool:
+  """Returns whether one of two data sets is read from a folder inside the other's."""
+  folders = [_folder_of(base_name(name)) for name in (one, other)]
+  if None in folders:
+    return False
+  outer, inner = sorted((folder.root_of(path) for path in folders), key=lambda p: len(p.parts))
+  return outer != inner and inner.is_relative_to(outer)
+
+
 def _is_path(name: object) -> bool:
   return isinstance(name, str) and (name.startswith(("/", "./", "../", "~")) or os.path.isdir(name))
 

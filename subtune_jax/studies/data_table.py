@@ -11,7 +11,7 @@ from subtune_jax.report import document, words
 _FEW = 2  # images: a class with fewer is named
 _SHOWN = 3  # names in a cell
 _HEADER = (
-  "data", "split", "images", "classes", "per class", "largest class", f"fewer than {_FEW}", "pixels"
+  "data", "split", "images", "classes", "per class", "largest", f"below {_FEW}", "pixels"
 )  # fmt: skip
 
 
@@ -48,15 +48,14 @@ def _row(own: dataset.Dataset) -> list[document.Cell | str]:
 
 
 def _pixels(own: dataset.Dataset) -> str:
-  """Width and height of the smallest and largest file of a folder, and what they become."""
+  """Width and height of the smallest and largest file of a folder; of other sets, as loaded."""
   height, width = own.images.shape[1:3]
   base = data.base_name(own.name)
   if not folder.is_name(base):
     return f"{width} x {height}"
   stored = folder.stored_sizes(base, own.ids)
   ends = stored[np.argsort(stored.prod(-1), kind="stable")[[0, -1]]]
-  span = " to ".join(dict.fromkeys(f"{w} x {h}" for w, h in ends))
-  return f"{span}, as {width} x {height}"
+  return " to ".join(dict.fromkeys(f"{w} x {h}" for w, h in ends))
 
 
 def _warnings(
@@ -81,12 +80,12 @@ def _warnings(
         "see these classes"
       )
   for own in tests:
-    absent = _counts(own) == 0
-    if absent.any():
+    there = _counts(own) > 0
+    if (taught & ~there).any():
       found.append(
-        f"{own.name}, {own.split}: no image of {_listed(own, absent)}; never tested there"
+        f"{own.name}, {own.split}: no image of {_listed(own, taught & ~there)}; never tested there"
       )
-    untaught = ~absent & ~taught
+    untaught = there & ~taught
     if untaught.any():
       found.append(
         f"{own.name}, {own.split}: tests {_listed(own, untaught)}, of which no image is trained on"

@@ -88,6 +88,19 @@ def test_the_trained_set_under_another_name_is_refused(tmp_path, end):
     read(trained, other, other + "/")
 
 
+@pytest.mark.parametrize("names", [("id", "id/train"), ("id/train", "id")])
+def test_folders_inside_one_another_are_refused(tmp_path, names):
+  folder(tmp_path / "id", below="train")
+  folder(tmp_path / "id", below="test")
+  folder(tmp_path / "id2")  # begins alike, and lies beside
+  trained, other = (f"folder:{tmp_path}/{name}" for name in names)
+  for copy in (other, f"{other}+contrast/1"):
+    with pytest.raises(ValueError, match="one lies inside the other"):
+      read(trained, copy)
+  (_, beside), _ = read(trained if trained.endswith("train") else other, f"folder:{tmp_path}/id2")
+  assert len(beside) == 40
+
+
 def test_office_home_is_read_whole_where_it_is_only_tested_on(tmp_path, monkeypatch):
   monkeypatch.setenv("SUBTUNE_JAX_DATA", str(tmp_path))
   for path in ("Art", "Product"):

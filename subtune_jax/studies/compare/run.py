@@ -153,6 +153,12 @@ def _check(config: Any) -> None:
     raise ValueError(f"data.ood holds data.train, {config.data.train!r}; name other sets there")
   if len(set(names)) != len(names):
     raise ValueError(f"data.ood is {tuple(config.data.ood)}; name each set once")
+  for name in config.data.ood:
+    if data.nested(config.data.train, name):
+      raise ValueError(
+        f"data.ood holds {name!r}, and data.train is {config.data.train!r}: one lies inside the "
+        "other, so images that are trained on would be tested on; give folders apart"
+      )
 
 
 def _check_methods(config, grids, engine, pretrained) -> None:
