@@ -263,11 +263,12 @@ def _record(
   config, problem, network = search.config, search.problem, search.network
   tried = tried_scores(search.evaluator)
   chosen, why = _choose(search, found, tried)
-  sure = certificate.certify(
-    [score for score in tried.values() if not score.diverged], chosen, overlap=problem.overlap,
-    level=config.search.level,
-  )  # fmt: skip
+  # By name: trainings on several devices end in any order, and the certificate's draws follow it.
   order = sorted(tried, key=lambda units: (len(units), [network.names.index(u) for u in units]))
+  sure = certificate.certify(
+    [tried[units] for units in order if not tried[units].diverged], chosen,
+    overlap=problem.overlap, level=config.search.level,
+  )  # fmt: skip
   train = problem.train
   engine = search.evaluator.engines[0]
   return {
