@@ -115,8 +115,15 @@ def against(folder: pathlib.Path, reference: str) -> dict[str, Row]:
 
 
 def profile_rows(record: Mapping[str, Any]) -> Iterator[Row]:
-  """The scores of the single units of a search's record, in the order of the network."""
-  single = {tuple(row["units"]): row for row in record["sets"] if len(row["units"]) == 1}
+  """The scores of the single units of a search's record, in the order of the network.
+
+  A unit whose training diverged has no score and is left out.
+  """
+  single = {
+    tuple(row["units"]): row
+    for row in record["sets"]
+    if len(row["units"]) == 1 and not row.get("diverged")
+  }
   for unit in record["units"]:
     row = single.get((unit["name"],))
     if row:
@@ -124,6 +131,8 @@ def profile_rows(record: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def set_row(record: Mapping[str, Any], units: tuple[str, ...]) -> Row | None:
-  """The score of a set in a search's record; () is the head alone."""
-  found = (row for row in record["sets"] if tuple(row["units"]) == units)
+  """The score of a set in a search's record, None where it diverged; () is the head alone."""
+  found = (
+    row for row in record["sets"] if tuple(row["units"]) == units and not row.get("diverged")
+  )
   return next(({k: row[k] for k in ("mean", "low", "high")} for row in found), None)
