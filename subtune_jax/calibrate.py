@@ -10,23 +10,13 @@ import argparse
 from collections.abc import Sequence
 import math
 import pathlib
-import sys
-from typing import NoReturn
 
-from subtune_jax import strict_json
+from subtune_jax import console, strict_json
 from subtune_jax.calibration import report as report_lib
 
 
-class _Parser(argparse.ArgumentParser):
-  """Says in one line what is wrong, and ends with code 2."""
-
-  def error(self, message: str) -> NoReturn:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    sys.exit(2)
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = _Parser(prog="python -m subtune_jax.calibrate", description=__doc__.split("\n", 1)[0])
+  parser = console.Parser("python -m subtune_jax.calibrate", __doc__)
   parser.add_argument("--test", required=True, help="npz of the test data")
   parser.add_argument("--logits", help="npz of the fine-tuning training data, for alg")
   parser.add_argument("--gamma", default="alg", help="alg (the default), or a number")

@@ -12,17 +12,11 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from subtune_jax import files
+from subtune_jax import console, files
 from subtune_jax.runner import workdir
 
 CONFIGS = pathlib.Path("configs")
 _AGAIN = 1.0  # seconds
-
-
-def fail(text: str) -> NoReturn:
-  """Ends the process with one error line and code 2."""
-  sys.stderr.write(f"error: {text}\n")
-  sys.exit(2)
 
 
 @contextlib.contextmanager
@@ -81,7 +75,7 @@ def _load_config(argument: str) -> Any:
   path = pathlib.Path(file)
   if not path.is_file():
     known = [str(p) for folder in (path.parent, CONFIGS) for p in sorted(folder.glob("*.py"))]
-    fail(f"no config file {path}{_nearest(str(path), known)}")
+    console.fail(f"no config file {path}{_nearest(str(path), known)}")
   spec = importlib.util.spec_from_file_location("_config", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -101,7 +95,7 @@ def parse(argv: list[str]) -> list[str]:
       for argument in given:
         name = argument.split("=", 1)[0].removeprefix("config.")
         if argument.startswith("config.") and name not in fields:
-          fail(f"the config has no field {name!r}{_nearest(name, fields)}")
+          console.fail(f"the config has no field {name!r}{_nearest(name, fields)}")
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError) as e:
-    fail(" ".join(str(e).split()))
+    console.fail(" ".join(str(e).split()))

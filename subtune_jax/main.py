@@ -13,12 +13,12 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import app, flags, logging
 
-from subtune_jax import command_line
+from subtune_jax import command_line, console
 
 try:
   from ml_collections import config_flags
 except ImportError:
-  command_line.fail("the command line needs ml_collections: pip install ml_collections")
+  console.fail("the command line needs ml_collections: pip install ml_collections")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, e.g. configs/quickstart.py; override as --config.seeds=(0,1)"
@@ -30,9 +30,9 @@ _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error was rais
 def main(argv: list[str]) -> None:
   """Runs the experiment that the config names."""
   if len(argv) > 1:
-    command_line.fail(f"unexpected argument {argv[1]!r}; options start with --")
+    console.fail(f"unexpected argument {argv[1]!r}; options start with --")
   if _CONFIG.value is None:
-    command_line.fail("give a config, e.g. --config=configs/quickstart.py")
+    console.fail("give a config, e.g. --config=configs/quickstart.py")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
@@ -44,11 +44,11 @@ def main(argv: list[str]) -> None:
   except (ValueError, OSError) as e:
     if _TRACEBACK.value:
       raise
-    command_line.fail(f"{e}\n(--traceback shows where)")
+    console.fail(f"{e}\n(--traceback shows where)")
   except (MemoryError, RuntimeError) as e:
-    if _TRACEBACK.value or not (isinstance(e, MemoryError) or "out of memory" in str(e).lower()):
+    if _TRACEBACK.value or not console.out_of_memory(e):
       raise
-    command_line.fail(
+    console.fail(
       f"out of memory: {' '.join(str(e).split())}\nlower batch_size or data.image_size "
       "(--traceback shows where)"
     )

@@ -17,17 +17,19 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from subtune_jax.data import choices, errors
+from subtune_jax.data import choices, errors, resize
 
 VERSION = 1  # Of the pixels; raise it when the same file would give others.
 MAX_PIXELS = 100_000_000
 SUFFIXES = frozenset(
   (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 )
+NO_ANTIALIAS = "bilinear_no_antialias"  # VTAB's; Pillow's filters widen as an image shrinks
 INTERPOLATIONS = {
   "bicubic": Image.Resampling.BICUBIC,
   "bilinear": Image.Resampling.BILINEAR,
   "lanczos": Image.Resampling.LANCZOS,
+  NO_ANTIALIAS: None,
 }
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -57,7 +59,8 @@ def square(path: str | os.PathLike, image_size: int, interpolation: str = "bicub
   Args:
     path: of the file.
     image_size: side of the square, in pixels.
-    interpolation: "bicubic", "bilinear" or "lanczos", antialiased as in Pillow.
+    interpolation: "bicubic", "bilinear" or "lanczos", antialiased as in Pillow, or
+      "bilinear_no_antialias".
 
   Returns:
     [image_size, image_size, 3] uint8.
@@ -65,12 +68,28 @@ def square(path: str | os.PathLike, image_size: int, interpolation: str = "bicub
   Raises:
     BrokenImageError: the file cannot be read as an image; the message begins with its path.
   """
-  size, resample = (image_size, image_size), INTERPOLATIONS[interpolation]
+  return _read(path, lambda image: _resized(image, image_size, interpolation))
 
-  def resized(image: Image.Image) -> np.ndarray:
-    return np.asarray(image if image.size == size else image.resize(size, resample))
 
-  return _read(path, resized)
+def resized(image: Image.Image, image_size: int, interpolation: str = "bicubic") -> np.ndarray:
+  """What `square` makes of a file, of an image that Pillow has opened.
+
+  Raises:
+    BrokenImageError: its pixels cannot be read.
+  """
+  try:
+    return _resized(_as_rgb(image), image_size, interpolation)
+  except Exception as error:
+    raise errors.BrokenImageError(f"{image!r}: {_reason(error)}") from error
+
+
+def _resized(image: Image.Image, image_size: int, interpolation: str) -> np.ndarray:
+  if interpolation == NO_ANTIALIAS:
+    return resize.bilinear(np.asarray(image), image_size, image_size)
+  size = (image_size, image_size)
+  return np.asarray(
+    image if image.size == size else image.resize(size, INTERPOLATIONS[interpolation])
+  )
 
 
 def problem(path: str | os.PathLike) -> str:

@@ -24,7 +24,7 @@ def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pr
     num_classes=num_classes,
     dtype=jnp.dtype(config.backbone.dtype),
     image_size=config.data.image_size,
-    **_options(config.backbone.options),
+    **options(config.backbone.options),
   )
   preprocessing = config.backbone.preprocessing or None
   if config.backbone.weights == "random":
@@ -40,15 +40,15 @@ def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pr
     )
   augmentation = None
   if config.augment.kind != "none":
-    options = config.augment.to_dict()
-    augmentation = step_lib.Augmentation(**options | {"color": tuple(options["color"])})
+    given = config.augment.to_dict()
+    augmentation = step_lib.Augmentation(**given | {"color": tuple(given["color"])})
   engine = loop.Engine(
     model, pretrained.preprocessing, batch_size=config.batch_size, augmentation=augmentation
   )
   return engine, pretrained
 
 
-def _options(text: str) -> dict[str, Any]:
+def options(text: str) -> dict[str, Any]:
   """Options of `models.create` from "name=value,name=value", values as in Python."""
   try:
     call = ast.parse(f"f({text})", mode="eval").body

@@ -24,6 +24,11 @@ class Shown:
       self.stream.write(text + "\n")
       self.stream.flush()
 
+  def advance(self) -> None:
+    """One more is done."""
+    if self.bar is not None:
+      self.bar.update(1)
+
   def close(self) -> None:
     """Ends the bar."""
     if self.bar is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from subtune_jax import files, strict_json
 
 # Fields that change how a run goes on, not what it computes.
-_FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds")
+_FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model")
 # Names of studies in configs of older runs.
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
 # Fields that workdirs may lack, and the value that stands for their absence.

@@ -1,4 +1,4 @@
-"""The preprocessing that hubs keep in a JSON file beside the weights."""
+"""The preprocessing that a JSON file beside the weights tells: a hub's, or a model folder's."""
 
 from collections.abc import Callable, Mapping
 import json
@@ -15,7 +15,7 @@ _PILLOW_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def read(path: pathlib.Path) -> preprocess.Preprocessing | None:
-  """Returns what `preprocessor_config.json` (Hugging Face) or `config.json` (timm) beside says.
+  """Returns what a JSON file beside says: Hugging Face's, timm's or a model folder's.
 
   Args:
     path: of the file of weights.
@@ -28,6 +28,7 @@ def read(path: pathlib.Path) -> preprocess.Preprocessing | None:
   """
   readers: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = (
     ("preprocessor_config.json", _transformers),
+    ("config.json", _own),
     ("config.json", _timm),
   )
   for name, reader in readers:
@@ -98,6 +99,15 @@ def _transformers(config: Mapping[str, Any]) -> preprocess.Preprocessing | None:
     _PILLOW_FILTERS[config.get("resample", 2)],
     _share(config, short),
   )
+
+
+def is_own(config: Mapping[str, Any]) -> bool:
+  """Whether a config.json is that of a model folder of this library (`deploy.folder`)."""
+  return str(config.get("format", "")).startswith("subtune_jax.model/")
+
+
+def _own(config: Mapping[str, Any]) -> preprocess.Preprocessing | None:
+  return preprocess.Preprocessing(**config["input"]["preprocessing"]) if is_own(config) else None
 
 
 def _share(config: Mapping[str, Any], short: int | None) -> float | None:

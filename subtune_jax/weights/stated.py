@@ -5,6 +5,7 @@ shape of a tensor: weights of another function would load in silence.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from flax import linen as nn
 import numpy as np
 
-from subtune_jax.models import convnext, resnet, vit
+from subtune_jax.models import convnext, registry, resnet, vit
 from subtune_jax.weights import errors, hub_types, matching, sidecar, timm_names
 from subtune_jax.weights.naming import base
 
@@ -56,7 +57,9 @@ def check(
   if config is None:
     return (_unchecked(f"no {file.name} lies beside the weights", model),)
   known = frozenset().union(*(hub_type.defaults for hub_type in hub_types.TYPES.values()))
-  if "architecture" in config:
+  if sidecar.is_own(config):
+    rows, notes = _own(config, model), []
+  elif "architecture" in config:
     rows, notes = timm_names.compare(config, model, head_is_loaded)
   elif known & set(config) or {"model_type", "architectures"} & set(config):
     rows, notes = _transformers(config, model, match, tensors, head_is_loaded)
@@ -69,6 +72,25 @@ def check(
       f"--config.backbone.options={_suggestion(model, rows)}; or {_AWAY}"
     )
   return tuple(notes)
+
+
+def _own(config: Mapping[str, Any], model: nn.Module) -> list[str]:
+  """Rows of what differs between a model folder's network and the model."""
+  said = config["network"]
+  options = {
+    k: tuple(v) if isinstance(v, list) else v
+    for k, v in said["options"].items() if k != "image_size"
+  }  # fmt: skip
+  if said.get("method"):
+    return [f"network: {said['name']} as {said['method']} changed it, in the file"]
+  there = registry.create(said["name"], model.num_classes, **options)
+  same = {"num_classes", "dtype", "image_size", "parent", "name"}
+  rows = [] if type(there) is type(model) else [f"network: {errors.shown(said['name'])}"]
+  return rows + [
+    f"{f.name}: {getattr(there, f.name)!r} in the file, {getattr(model, f.name, None)!r} in the "
+    "model" for f in dataclasses.fields(there)
+    if f.name not in same and getattr(there, f.name) != getattr(model, f.name, None)
+  ]  # fmt: skip
 
 
 # Fields of transformers' files -> options of our models that say the same.

@@ -155,7 +155,7 @@ import sys
 from subtune_jax import calibrate
 calibrate.main(["--logits={files["train"]}", "--test={files["test"]}"])
 ours = {{n.split(".")[1] for n in sys.modules if n.startswith("subtune_jax.")}}
-assert ours == {{"calibrate", "calibration", "statistics", "strict_json"}}, ours
+assert ours == {{"calibrate", "calibration", "console", "statistics", "strict_json"}}, ours
 heavy = {{"matplotlib", "scipy.optimize", "sklearn", "flax", "optax"}} & set(sys.modules)
 assert not heavy, heavy
 """

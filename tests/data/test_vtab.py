@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from subtune_jax.data import errors, registry, tfds_source, vtab
-from subtune_jax.data.vtab import labels, resize
+from subtune_jax.data import errors, registry, resize, tfds_source, vtab
+from subtune_jax.data.vtab import labels
 
 # name: (group, builder, version, train, validation, test, classes)
 EXPECTED = {
@@ -346,7 +346,7 @@ def test_a_second_load_takes_the_images_from_the_cache(task, monkeypatch):
   monkeypatch.setattr(resize, "bilinear", None)
   assert vtab.load(task, "train", 4).fingerprint() == first.fingerprint()
   vtab.load(task, "train", 4, interpolation="bicubic")
-  with pytest.raises(TypeError):
+  with pytest.raises(errors.BrokenImageError):
     vtab.load(task, "train", 5)
 
 

@@ -6,13 +6,12 @@ import numpy as np
 from PIL import Image
 
 from subtune_jax.data import choices, dataset, decode, tfds_source
-from subtune_jax.data.vtab import resize, tasks
+from subtune_jax.data.vtab import tasks
 
 SPLITS = ("train", "validation", "trainval", "test")
 VERSION = 1  # Of the pixels; raise it when the same files would give others.
-OFFICIAL = "bilinear_no_antialias"
-# Pillow's filters take the mean over what a pixel covers when an image shrinks; VTAB does not.
-INTERPOLATIONS = (OFFICIAL, *decode.INTERPOLATIONS)
+OFFICIAL = decode.NO_ANTIALIAS
+INTERPOLATIONS = tuple(decode.INTERPOLATIONS)
 
 
 def load(
@@ -84,8 +83,4 @@ def _class_names(task: tasks.Task, builder) -> tuple[str, ...]:
 
 
 def _resize(image: np.ndarray, *, size: int, interpolation: str) -> np.ndarray:
-  if interpolation == OFFICIAL:
-    return resize.bilinear(image, size, size)
-  return np.asarray(
-    Image.fromarray(image).resize((size, size), decode.INTERPOLATIONS[interpolation])
-  )
+  return decode.resized(Image.fromarray(image), size, interpolation)

@@ -22,6 +22,7 @@ def default() -> ml_collections.ConfigDict:
   config.batch_size = 64  # examples per step, over all devices
   config.resume = "latest"  # "latest", or "last_good": skip a damaged newest checkpoint
   config.checkpoint_seconds = 30.0  # least time between two checkpoints of one training
+  config.save_model = True  # write WORKDIR/best, the model folder that predict and export read
   config.tensorboard = True  # write TensorBoard events through clu (needs TensorFlow)
 
   config.data = data = ml_collections.ConfigDict()

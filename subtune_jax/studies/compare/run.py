@@ -18,6 +18,7 @@ from subtune_jax.runner import choice, examples, network, provenance, recipes, t
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.studies import data_table, publish
+from subtune_jax.studies.compare import best
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
@@ -108,10 +109,22 @@ def finish(
   run.writer.close()
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
   written = compare_record.load(run.workdir)
+  saved = _save_best(run, written) if run.config.save_model else None
   made = report(written, summary_lib.summarize(written))
   run.progress.close()
   publish.publish(made, run.workdir, run.progress.stream)
+  if saved:
+    run.progress.stream.write(f"model folder: {saved}\n")
   return record
+
+
+def _save_best(run: trainings.Run, written: compare_record.Run) -> str:
+  """Writes WORKDIR/best, and says what is in it."""
+  row = best.choose(written.record)
+  path = run.workdir / best.FOLDER
+  best.write(written, row, run.config, run.engine, run.pretrained, path)
+  title = methods.DECLARED[row["method"]].title
+  return f"{path} ({title}, seed {row['seed']}, chosen by validation accuracy)"
 
 
 def grids_of(config: Any) -> dict[str, tuple[float, ...]]:
