@@ -120,7 +120,7 @@ def parse(config: dict[str, Any]) -> Description:
   if _field(sha256, CONFIG, str, "sha256.") != digest(config):
     raise ValueError("it was changed after it was written (its SHA-256 is another)")
   given, seen = _field(config, "network", dict), _field(config, "input", dict)
-  image_size = _integer(seen, "image_size", 1, 1 << 14)
+  image_size = _integer(seen, "image_size", 1, 4096)
   batch_size = _integer(seen, "batch_size", 1, 1 << 20)
   if batch_size * image_size**2 > MAX_PIXELS:
     raise ValueError(f"input: {batch_size} images of {image_size} px at a time are too many")
