@@ -13,7 +13,7 @@ _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model")
 # Names of studies in configs of older runs.
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
 # Fields that workdirs may lack, and the value that stands for their absence.
-_OPTIONAL_FIELDS = {"data.label_map": []}
+_OPTIONAL_FIELDS = {"data.label_map": [], "search.final_grid": False}
 
 
 def as_json(config: Any) -> dict[str, Any]:
