@@ -24,6 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, e.g. configs/quickstart.py; override as --config.seeds=(0,1)"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/NAME_OF_CONFIG.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what the run would take, and train nothing.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
 
 
@@ -40,7 +41,13 @@ def main(argv: list[str]) -> None:
     host_memory = importlib.import_module("subtune_jax.models.host_memory")
     host_memory.keep_freed()  # before the first computation
     experiment = importlib.import_module(f"subtune_jax.studies.{config.experiment}.run")
-    experiment.run(config, _WORKDIR.value or f"runs/{config.name}", command=_command())
+    workdir = _WORKDIR.value or f"runs/{config.name}"
+    if not _DRY_RUN.value:
+      experiment.run(config, workdir, command=_command())
+    elif hasattr(experiment, "dry_run"):
+      experiment.dry_run(config, workdir)
+    else:
+      console.fail(f"--dry_run is of the studies compare and search, not of {config.experiment}")
   except (ValueError, OSError) as e:
     if _TRACEBACK.value:
       raise

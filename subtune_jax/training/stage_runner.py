@@ -4,9 +4,10 @@ A solver says how by its class: `run` is a single-dispatch function, and another
 registers its own.
 """
 
+from collections.abc import Callable
 import functools
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -163,32 +164,16 @@ def gradient_stage(
   found: resume.Found | None,
 ) -> PyTree:
   """Mini-batch steps; evaluates on validation and may write a checkpoint after every epoch."""
-  stage, engine, mesh = training.method[index], training.engine, training.engine.mesh
+  stage, engine = training.method[index], training.engine
   watch = timing.Watch()
   inputs, validation = stage_inputs.of_stage(training, plan)
   n, epochs = len(training.train.labels), solver.epochs
-  steps = solver.steps_per_epoch or n // training.batch_size
-  spec = step_lib.StepSpec(
-    engine.model, plan, stage, epochs * steps, engine.preprocessing,
-    None if inputs.start else engine.augmentation, inputs.start,
-  )  # fmt: skip
-  assembled = _assembled(engine, spec)
-  moving, fixed = trainable_split.split_variables(training.variables, plan)
-  create = (assembled or spec).create_state
-  state = create(mesh_lib.put(moving, mesh))
-  first_epoch = 0
-  if found and found.note["stage"] == index:
-    state, first_epoch = found.fill("state", state), found.note["epoch"]
-  state = mesh_lib.put(state, mesh)
-  fixed = jax.device_put(fixed, mesh_lib.replicated(mesh))
-  initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
-  columns = getattr(training.train, "columns", batches.NO_COLUMNS)
-  source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
-  compile_epoch = _compile_streamed if source.streamed else _compile_resident
-  example = _first_order(training, solver)
-  run_epoch = compile_epoch(training, assembled or spec, state, fixed, initial, source, example)
-  run_epoch = lolsgd.over_runs(solver, run_epoch, inputs.labels, [training.seed, index], mesh)
-  set_rates = auto_rates.setter(training, spec, fixed, source)
+  resumed = found if found and found.note["stage"] == index else None
+  _, state, fixed, run_epoch, set_rates, *_ = prepare(training, index, plan, inputs, resumed)
+  run_epoch = lolsgd.over_runs(
+    solver, run_epoch, inputs.labels, [training.seed, index], engine.mesh
+  )
+  first_epoch = resumed.note["epoch"] if resumed else 0
   for epoch in range(first_epoch, epochs):
     order = epoch_order(training.seed, index, epoch, n, training.batch_size, solver.steps_per_epoch)
     if inputs.rows is not None:
@@ -207,6 +192,73 @@ def gradient_stage(
     training.save(index, epoch + 1, state)
     watch.lap()  # hooks and checkpoints are not training
   return _current(state, fixed)
+
+
+class Ready(NamedTuple):
+  """A stage of mini-batch steps, compiled.
+
+  Attributes:
+    spec: of its step.
+    state: to start from.
+    fixed: the frozen half of the variables.
+    run_epoch: (state, order [steps, batch], epoch) -> (state, metrics); the state is given up.
+    set_rates: see `auto_rates.setter`.
+    program: the compiled step, or scan over steps; None where it is in pieces.
+    scan: whether it runs a whole epoch.
+  """
+
+  spec: step_lib.StepSpec
+  state: step_lib.TrainState
+  fixed: PyTree
+  run_epoch: Callable
+  set_rates: Callable
+  program: Any
+  scan: bool
+
+
+def step_of(
+  training: under_way.Training, index: int, plan: trainable_split.Plan, start: str | None
+) -> step_lib.StepSpec:
+  """What is static about the steps of a stage whose first unit is `start`, None for images."""
+  stage, engine = training.method[index], training.engine
+  steps = stage.solver.steps_per_epoch or len(training.train.labels) // training.batch_size
+  augmentation = None if start else engine.augmentation
+  return step_lib.StepSpec(
+    engine.model, plan, stage, stage.solver.epochs * steps, engine.preprocessing, augmentation,
+    start,
+  )  # fmt: skip
+
+
+def prepare(
+  training: under_way.Training, index: int, plan: trainable_split.Plan,
+  inputs: stage_inputs.Inputs, found: resume.Found | None = None,
+) -> Ready:  # fmt: skip
+  """Compiles the steps of a stage.
+
+  Args:
+    training: under way.
+    index: of the stage.
+    plan: what it trains.
+    inputs: of the training set.
+    found: a checkpoint in this stage.
+  """
+  stage, engine, mesh = training.method[index], training.engine, training.engine.mesh
+  spec = step_of(training, index, plan, inputs.start)
+  assembled = _assembled(engine, spec)
+  moving, fixed = trainable_split.split_variables(training.variables, plan)
+  state = (assembled or spec).create_state(mesh_lib.put(moving, mesh))
+  state = mesh_lib.put(found.fill("state", state) if found else state, mesh)
+  fixed = jax.device_put(fixed, mesh_lib.replicated(mesh))
+  initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
+  columns = getattr(training.train, "columns", batches.NO_COLUMNS)
+  source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
+  compile_epoch = _compile_streamed if source.streamed else _compile_resident
+  example = _first_order(training, stage.solver)
+  run_epoch, program, scan = compile_epoch(
+    training, assembled or spec, state, fixed, initial, source, example
+  )
+  set_rates = auto_rates.setter(training, spec, fixed, source)
+  return Ready(spec, state, fixed, run_epoch, set_rates, program, scan)
 
 
 def _measured(metrics: Any, num_seen: int) -> dict[str, float]:
@@ -252,7 +304,7 @@ def _first_order(training: under_way.Training, solver: methods.Gradient) -> np.n
 
 
 def _compile_resident(training: under_way.Training, spec, state, fixed, initial, source, order):
-  """(state, order [steps, batch], epoch) -> (state, metrics [steps]); a step whole or in pieces."""
+  """`run_epoch`, `program` and `scan` of `Ready`; a step whole or in pieces."""
   mesh = training.engine.mesh
   data = batches.resident(source, mesh)
   assembled = isinstance(spec, blockwise_step.Step)
@@ -281,7 +333,7 @@ def _compile_resident(training: under_way.Training, spec, state, fixed, initial,
       rows.append(metrics)
     return state, _stacked(rows)
 
-  return run_epoch
+  return run_epoch, None if assembled else step, scan
 
 
 def _compile_streamed(training: under_way.Training, spec, state, fixed, initial, source, order):
@@ -307,7 +359,7 @@ def _compile_streamed(training: under_way.Training, spec, state, fixed, initial,
     logging.info("epoch %d: %.0f %% of the time was spent waiting for data", epoch + 1, 100 * share)
     return state, metrics | {"data_wait": share}
 
-  return run_epoch
+  return run_epoch, None if isinstance(step, blockwise_step.Step) else step, False
 
 
 def _stacked(rows: list[Any]) -> dict[str, np.ndarray]:
