@@ -3,7 +3,6 @@
 import ast
 from collections.abc import Iterator
 import contextlib
-import difflib
 import importlib.util
 import pathlib
 import signal
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from subtune_jax import console, files
+from subtune_jax import console, files, nearest
 from subtune_jax.runner import workdir
 
 CONFIGS = pathlib.Path("configs")
@@ -45,7 +44,7 @@ def interruptible(command: str) -> Iterator[None]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-  near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+  near = nearest.names(name, known, most=1, cutoff=0.0)
   return f"; the nearest is {near[0]}" if near else ""
 
 

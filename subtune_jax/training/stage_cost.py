@@ -36,22 +36,24 @@ class StageCost:
   """What one stage will take; seconds without compiling.
 
   Attributes:
-    setup: seconds before the first epoch: activations that are kept.
-    epoch: seconds of an epoch, the reading of the validation set included.
+    prefix: seconds before the first epoch, for the activations that are kept.
+    epoch: seconds of an epoch, with what is read after each.
     epochs: their number.
+    end: seconds after the last, for what is read then.
     nbytes: of its step by the compiler's count: arguments (the training set among them), results
       and temporary arrays; None where it does not say.
   """
 
-  setup: float
+  prefix: float
   epoch: float
   epochs: int
+  end: float
   nbytes: int | None
 
   @property
   def seconds(self) -> float:
     """Of the whole stage."""
-    return self.setup + self.epochs * self.epoch
+    return self.prefix + self.epochs * self.epoch + self.end
 
 
 class Meter:
@@ -122,9 +124,9 @@ class Meter:
     step, rates, nbytes = self._once(spec.key(), measure)
     n = len(training.train.labels)
     held = 0 if training.validation is None else len(training.validation.labels)
-    setup = read = 0.0
+    prefix = read = 0.0
     if start:
-      setup = self._pass(engine, training.variables, _images(training), None, start, n + held)
+      prefix = self._pass(engine, training.variables, _images(training), None, start, n + held)
     if held:
       x = _images(training)
       if start:
@@ -132,9 +134,8 @@ class Meter:
         x = jnp.zeros((engine.batch_size, *row.shape[1:]), row.dtype)
       read = self._pass(engine, training.variables, x, start, None, held)
     steps = solver.steps_per_epoch or n // training.batch_size
-    each = training.validate == "epoch"
-    epoch = steps * step + rates + (read if each else 0.0)
-    return StageCost(setup + (0.0 if each else read), epoch, solver.epochs, nbytes)
+    each, end = (read, 0.0) if training.validate == "epoch" else (0.0, read)
+    return StageCost(prefix, steps * step + rates + each, solver.epochs, end, nbytes)
 
   def _steps(self, training, index: int, plan, start) -> tuple[float, float, int | None]:
     """Seconds of a step, seconds at the start of an epoch, bytes."""
@@ -170,7 +171,7 @@ class Meter:
     read = self._pass(engine, training.variables, images, None, stop, len(labels) + held)
     width = stage_inputs.activation(training, training.train, stop).shape[-1]
     fit = self._once(("fit", solver), lambda: _fit_seconds(engine, solver, labels, width))
-    return StageCost(0.0, read + fit, 1, None)
+    return StageCost(0.0, read + fit, 1, 0.0, None)
 
 
 def _images(training: under_way.Training) -> Any:

@@ -6,6 +6,7 @@ accuracy, a training per further seed at that rate; then the networks see the te
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import io
 import os
 import pathlib
 import shutil
@@ -71,6 +72,12 @@ def dry_run(
   state.progress.line(f"dry run, nothing was trained; {found.text() if found else done}")
   state.progress.close()
   return found
+
+
+def forecast_of(config: Any, workdir: str | os.PathLike) -> forecast.Forecast | None:
+  """What `run` would take, None where nothing is left. Errors: see `run`."""
+  state, _ = _look(config, pathlib.Path(workdir), io.StringIO())
+  return forecast.measure(state)
 
 
 def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.Run:

@@ -20,6 +20,7 @@ KINDS = ("profile", "windows2", "windows3", "pairs", "greedy")
 STARTS = ("none", "all", "both")
 HEADS = ("random", "probe")
 SPLITS = ("train", "trainval")
+FINAL = "final"  # folder of the final comparison
 
 
 def default() -> ml_collections.ConfigDict:
