@@ -101,6 +101,7 @@ def server(network, monkeypatch, tmp_path):
     (COMMIT, "model.safetensors"): network[1], (COMMIT, "config.json"): json.dumps(CONFIG).encode(),
   }  # fmt: skip
   monkeypatch.setenv("HF_ENDPOINT", running.url)
+  monkeypatch.setattr("time.sleep", lambda seconds: None)  # between tries of the hub's library
   monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
   monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
   yield running
@@ -159,7 +160,6 @@ def test_a_name_that_leads_nowhere(server, name, message):
 
 
 def test_an_interrupted_download_leaves_nothing_half_read(server, network, monkeypatch):
-  monkeypatch.setattr("time.sleep", lambda seconds: None)  # between its tries
   server.cut = 1000
   with pytest.raises(errors.WeightsError, match=r"could not be downloaded.*run the same command"):
     weights.load_pretrained(NAME, model())
