@@ -41,6 +41,7 @@ from subtune_jax.methods.stage import (
   Penalty,
   Stage,
   TensorRates,
+  balanced,
   without_head,
 )
 from subtune_jax.methods.subset import (

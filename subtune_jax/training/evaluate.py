@@ -132,9 +132,15 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
   return float(np.mean(predictions(logits) == labels))
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Mean negative log-likelihood in nats, computed in float64. Errors: see `predictions`."""
+def cross_entropy(
+  logits: np.ndarray, labels: np.ndarray, class_weights: np.ndarray | None = None
+) -> float:
+  """Mean negative log-likelihood in nats, computed in float64. Errors: see `predictions`.
+
+  With `class_weights` [num_classes] each example's is multiplied by the weight of its label.
+  """
   logits = np.asarray(checks.logits(logits), np.float64)
   top = logits.max(axis=-1, keepdims=True)
   log_norm = np.log(np.sum(np.exp(logits - top), axis=-1)) + top[:, 0]
-  return float(np.mean(log_norm - logits[np.arange(len(labels)), labels]))
+  losses = log_norm - logits[np.arange(len(labels)), labels]
+  return float(np.mean(losses if class_weights is None else class_weights[labels] * losses))

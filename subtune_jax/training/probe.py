@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from subtune_jax.training import divergence, probe_features, probe_solver
+from subtune_jax.training import class_weights as class_weights_lib
+from subtune_jax.training import divergence, probe_features, probe_objective, probe_solver
 
 Standardize = Literal["scalar", "feature", "none"]
 STANDARDIZE = ("scalar", "feature", "none")
@@ -94,6 +95,7 @@ def fit_path(
   tol: float = 1e-6,
   max_iterations: int = 1000,
   max_steps: int | None = None,
+  class_weights: class_weights_lib.Option = "none",
 ) -> ProbePath:
   """Fits one linear head per strength of regularisation.
 
@@ -101,6 +103,10 @@ def fit_path(
   standardised features; the intercept is free. scikit-learn's `LogisticRegression(C=c)` has the
   same optimum at l2 = 1 / (c * n) for three classes or more. For two it fits one vector w, which is
   the softmax of +w/2 and -w/2, and the optimum is the same at l2 = 2 / (c * n).
+
+  With class weights the mean is a weighted one (`class_weights.py`): scikit-learn's
+  `LogisticRegression(C=c, class_weight=...)`, with the sum of the examples' weights as the n above.
+  At "balanced" that sum is n.
 
   A class without an example is left out of the fit. (With a free intercept its bias would go to
   -inf.) It gets a zero kernel and the bias -log(2 * n). The logits of the classes that were fitted
@@ -121,6 +127,7 @@ def fit_path(
     max_iterations: iterations per strength, of L-BFGS and Newton's steps.
     max_steps: stop every strength after so many iterations from the zero head: partly converged
       heads, which do not depend on the rest of the grid. None: fit to `tol`, along the path.
+    class_weights: "none", "balanced", or a weight for each of `num_classes`.
 
   Returns:
     A `ProbePath`. Fits that did not reach `tol` are flagged in it and, unless `max_steps` asked for
@@ -139,7 +146,9 @@ def fit_path(
     )
   rotation = probe_features.rotate(features, standardize)
   solve = _solve_path if max_steps is None else _solve_each
-  solutions = solve(rotation.scores, classes, l2, tol, max_steps or max_iterations)
+  weights = class_weights_lib.of_examples(class_weights, labels, num_classes)
+  data = _device_data(rotation.scores, classes, None if weights is None else weights[labels])
+  solutions = solve(data, classes, l2, tol, max_steps or max_iterations)
   path = _empty_path(l2, features.shape[1], num_classes)
   path.bias[:] = -np.log(2 * len(labels))
   for index, solution in solutions:
@@ -316,7 +325,7 @@ def _warn_unconverged(path: ProbePath, tol: float, max_iterations: int) -> None:
 
 
 def _solve_path(
-  scores: np.ndarray, classes: np.ndarray, l2: np.ndarray, tol: float, max_iterations: int
+  data: probe_objective.Data, classes: np.ndarray, l2: np.ndarray, tol: float, max_iterations: int
 ) -> list[tuple[int, probe_solver.Solution]]:
   """Returns (position, solution) pairs, from the strongest to the weakest regularisation.
 
@@ -330,10 +339,9 @@ def _solve_path(
   options[: len(l2)] = np.stack(
     [l2[order], np.full(len(l2), tol), steps, np.full(len(l2), max_iterations)], axis=1
   )
-  scores, labels = _device_data(scores, classes)
-  log_count = np.log(np.bincount(classes))
-  start = probe_solver.begin(scores, labels, np.float32(log_count - log_count.mean()))
-  solutions = jax.device_get(probe_solver.follow(scores, labels, *start, options))
+  log_count = np.log(np.bincount(classes, data.weights))
+  start = probe_solver.begin(data, np.float32(log_count - log_count.mean()))
+  solutions = jax.device_get(probe_solver.follow(data, *start, options))
   return [
     (int(index), probe_solver.Solution(*(column[row] for column in solutions)))
     for row, index in enumerate(order)
@@ -341,27 +349,25 @@ def _solve_path(
 
 
 def _solve_each(
-  scores: np.ndarray, classes: np.ndarray, l2: np.ndarray, tol: float, max_iterations: int
+  data: probe_objective.Data, classes: np.ndarray, l2: np.ndarray, tol: float, max_iterations: int
 ) -> list[tuple[int, probe_solver.Solution]]:
   """Returns (position, solution) pairs; each fit starts from the zero head."""
-  scores, labels = _device_data(scores, classes)
-  point, curvature, memory = probe_solver.begin(
-    scores, labels, np.zeros(classes.max() + 1, np.float32)
-  )
+  point, curvature, memory = probe_solver.begin(data, np.zeros(classes.max() + 1, np.float32))
   solutions = []
   for index, strength in enumerate(l2):
     options = np.array([strength, tol, 0, max_iterations], np.float32)
-    solution, *_ = probe_solver.solve(
-      scores, labels, point, point.weights, curvature, memory, options
-    )
+    solution, *_ = probe_solver.solve(data, point, point.weights, curvature, memory, options)
     solutions.append((index, solution))
   return jax.device_get(solutions)
 
 
-def _device_data(scores: np.ndarray, classes: np.ndarray) -> tuple[jax.Array, jax.Array]:
-  """Returns the scores with a column of ones [n, r + 1], and the labels [1, n]."""
+def _device_data(
+  scores: np.ndarray, classes: np.ndarray, weights: np.ndarray | None
+) -> probe_objective.Data:
+  """Returns what is fitted: the scores with a column of ones, classes [n] and weights [n]."""
   scores = np.pad(scores, ((0, 0), (0, 1)), constant_values=1)
-  return jnp.asarray(scores, jnp.float32), jnp.asarray(classes[None], jnp.int32)
+  scores, labels = jnp.asarray(scores, jnp.float32), jnp.asarray(classes[None], jnp.int32)
+  return probe_objective.Data(scores, labels, weights)
 
 
 def _extrapolation(log_l2: np.ndarray) -> np.ndarray:

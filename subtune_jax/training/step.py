@@ -18,6 +18,7 @@ from subtune_jax.training import optimizer as optimizer_lib
 from subtune_jax.training import trainable_split
 
 PyTree = Any
+WEIGHTS = "example_weights"  # a column of the training set, of `class_weights.of_examples`
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -108,6 +109,8 @@ class StepSpec:
       "rates": solver.rates is not None,  # the multipliers are state too
       "steps_per_epoch": None,
       "leave_out": None,  # decides the order of the examples, not the step
+      "sampling": None,  # likewise
+      "class_weights": None,  # a column of the data
     }
     if solver.schedule == "constant" and not solver.warmup:
       fields["total_steps"] = None
@@ -156,10 +159,19 @@ def prepare(
   return preprocess.normalize(x, preprocessing)
 
 
+def weighted(logits: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
+  """Cross-entropy of each example, [n], times its weight where there are any."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return losses if weights is None else weights * losses
+
+
 def loss_of(
   moving: PyTree, fixed: PyTree, initial: PyTree | None, batch: Any, spec: StepSpec
 ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
-  """Mean cross-entropy plus the stage's penalty; and (running statistics, correct predictions)."""
+  """Mean cross-entropy plus the stage's penalty; and (running statistics, correct predictions).
+
+  Where the batch has weights of its examples, the cross-entropy of each is multiplied by its own.
+  """
   variables = trainable_split.join_variables(moving, fixed)
   mutable = ["batch_stats"] if spec.plan.train_blocks else False
   # A penalty that reads features gets them in the batch: the head runs after them, on its own.
@@ -174,10 +186,10 @@ def loss_of(
   if split:
     batch = {**batch, "features": logits}
     logits = spec.model.apply(variables, logits, start=trainable_split.HEAD)
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+  losses = weighted(logits, batch["labels"], batch.get(WEIGHTS))
   if "partner" in batch:
-    other = batch["labels"][batch["partner"]]
-    others = optax.softmax_cross_entropy_with_integer_labels(logits, other)
+    weights = batch[WEIGHTS][batch["partner"]] if WEIGHTS in batch else None
+    others = weighted(logits, batch["labels"][batch["partner"]], weights)
     losses = batch["share"] * losses + (1 - batch["share"]) * others
   loss = jnp.mean(losses)
   if spec.stage.penalty is not None:

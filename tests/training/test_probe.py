@@ -188,7 +188,8 @@ def test_cross_entropy_of_wrong_and_right_answers():
   margins = (logits - logits[np.arange(6), y][:, None]).T
   expected = -_log_softmax(logits.astype(np.float64))[np.arange(6), y]
   for i in range(6):
-    _, loss = probe_objective.others(y[None, i : i + 1], margins[:, i : i + 1])
+    data = probe_objective.Data(np.zeros((1, 1)), y[None, i : i + 1])
+    _, loss = probe_objective.others(data, margins[:, i : i + 1])
     np.testing.assert_allclose(loss, expected[i], rtol=1e-6, atol=1e-15)
 
 
