@@ -34,6 +34,7 @@ from subtune_jax.methods.stage import (
   HEAD_RULE,
   LBFGS,
   OPTIMIZERS,
+  SAMPLING,
   Average,
   Gradient,
   LeaveOut,

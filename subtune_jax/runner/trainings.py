@@ -111,7 +111,8 @@ def retrain(run: Run, best: Row, seed: int) -> Row:
 
 
 def stages_of(run: Run, name: str, rate: float) -> methods.Method:
-  return run.make(run.config, name, rate, run.network_of(name)[0].model.block_names)
+  made = run.make(run.config, name, rate, run.network_of(name)[0].model.block_names)
+  return recipes.balanced(run.config, made, run.train.class_names)
 
 
 def num_epochs(method: methods.Method) -> int:
@@ -135,6 +136,10 @@ def describe(
   used = {"data", "backbone", "augment", "batch_size"}
   described = {k: v for k, v in workdir_lib.as_json(config).items() if k in used}
   described["data"].pop("label_map", None)  # of test sets
+  for field, default in workdir_lib.OPTIONAL_FIELDS.items():
+    section, _, name = field.partition(".")
+    if section in described and described[section].get(name) == default:
+      del described[section][name]
   return {
     "config": described,
     "train": train.fingerprint(),

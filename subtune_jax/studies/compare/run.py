@@ -57,7 +57,7 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   train, validation, trainval, train_indices = examples.load_data(config)
   tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
-  _check_methods(config, grids, engine, pretrained)
+  _check_methods(config, grids, engine, pretrained, train.class_names)
   workdir, entered = workdir_lib.enter(workdir, config)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
   rows = ledger.rows()
@@ -136,11 +136,12 @@ def check(config: Any, num_classes: int = 2) -> None:
   """Raises what `run` would raise for the config, weights and methods, without reading data."""
   grids = grids_of(config)
   _check(config)
-  _check_methods(config, grids, *network.load_network(config, num_classes))
+  _check_methods(config, grids, *network.load_network(config, num_classes), None)
 
 
 def _check(config: Any) -> None:
   recipes.check_run(config)
+  recipes.check_sampling(config)
   if not config.methods or len(set(config.methods)) != len(config.methods):
     raise ValueError(f"methods is {tuple(config.methods)}; give at least one, each once")
   if config.backbone.weights == "random" and not config.backbone.preprocessing:
@@ -174,11 +175,17 @@ def _check(config: Any) -> None:
       )
 
 
-def _check_methods(config, grids, engine, pretrained) -> None:
-  """Every stage is applied to the network once, so that a bad block fails before anything runs."""
+def _check_methods(config, grids, engine, pretrained, class_names) -> None:
+  """Every stage is applied to the network once, so that a bad block fails before anything runs.
+
+  Without class names their weights are not looked at.
+  """
   for name, rates in grids.items():
     own, start = network.prepared(name, engine, pretrained)
-    for stage in recipes.make_method(config, name, rates[0], own.model.block_names):
+    method = recipes.make_method(config, name, rates[0], own.model.block_names)
+    if class_names is not None:
+      method = recipes.balanced(config, method, class_names)
+    for stage in method:
       trainable_split.make_plan(own.model, start.variables, stage)
 
 

@@ -5,6 +5,7 @@
 those of the final comparison, in which SubTuning trains the blocks that the search chose.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -66,6 +67,7 @@ def default() -> ml_collections.ConfigDict:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for values that make no sense."""
   recipes.check_image_size(config)
+  choices.check("sampling", config.sampling, methods.SAMPLING)
   search = config.search
   kinds = tuple(search.kinds)
   if not kinds or len(set(kinds)) != len(kinds):
@@ -113,15 +115,20 @@ def make_budget(config: ml_collections.ConfigDict) -> rules.Budget:
   )
 
 
-def make_recipe(config: ml_collections.ConfigDict) -> evaluator.Recipe:
-  """How a set is trained."""
+def make_recipe(
+  config: ml_collections.ConfigDict, class_names: Sequence[str] | None = None
+) -> evaluator.Recipe:
+  """How a set is trained; without class names, as if there were no class weights."""
   search = config.search
   stage = recipes.stage_options(config, search, search.learning_rate)
 
   def method(blocks: tuple[str, ...]) -> methods.Method:
-    return methods.sub_tuning(blocks, search.learning_rate, **stage)
+    return balanced(methods.sub_tuning(blocks, search.learning_rate, **stage))
 
-  probe = methods.linear_probing(l2=(search.probe_l2,), standardize=config.lp.standardize)
+  def balanced(made: methods.Method) -> methods.Method:
+    return made if class_names is None else recipes.balanced(config, made, class_names)
+
+  probe = balanced(methods.linear_probing(l2=(search.probe_l2,), standardize=config.lp.standardize))
   head = "pretrained" if config.backbone.keep_head else search.head
   return evaluator.Recipe(method, probe, head)
 
