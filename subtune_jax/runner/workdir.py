@@ -14,7 +14,8 @@ _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model")
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
 # Fields that workdirs and keys of ledgers may lack, and the value that stands for their absence.
 OPTIONAL_FIELDS = {
-  "data.label_map": [], "sampling": "uniform", "loss.class_weights": "none",
+  "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
+  "loss.class_weights": "none",
   "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
 }  # fmt: skip
 

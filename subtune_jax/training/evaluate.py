@@ -10,6 +10,7 @@ import numpy as np
 
 from subtune_jax.calibration import checks
 from subtune_jax.data import preprocess
+from subtune_jax.statistics import classification
 from subtune_jax.training import blockwise_step
 from subtune_jax.training import mesh as mesh_lib
 
@@ -130,6 +131,22 @@ def predictions(logits: np.ndarray) -> np.ndarray:
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
   """Share of the rows whose largest logit is the label's. Errors: see `predictions`."""
   return float(np.mean(predictions(logits) == labels))
+
+
+def metric(name: str, logits: np.ndarray, labels: np.ndarray) -> float:
+  """A metric of `statistics.criteria` by its name. Errors: see `predictions`."""
+  if name == "balanced_accuracy":
+    return classification.balanced_accuracy(predictions(logits), labels, logits.shape[-1])
+  if name == "auroc":
+    return classification.auroc(probabilities(logits), labels)
+  return {"accuracy": accuracy, "nll": cross_entropy}[name](logits, labels)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+  """Softmax over the last axis, in float64. Errors: see `predictions`."""
+  logits = np.asarray(checks.logits(logits), np.float64)
+  exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def cross_entropy(

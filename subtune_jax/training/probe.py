@@ -16,7 +16,7 @@ tells how far the optimum is, and is the next step where that is too far.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 import jax
@@ -25,11 +25,16 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
+from subtune_jax.statistics import criteria
 from subtune_jax.training import class_weights as class_weights_lib
-from subtune_jax.training import divergence, probe_features, probe_objective, probe_solver
-
-Standardize = Literal["scalar", "feature", "none"]
-STANDARDIZE = ("scalar", "feature", "none")
+from subtune_jax.training import (
+  divergence,
+  evaluate,
+  probe_checks,
+  probe_features,
+  probe_objective,
+  probe_solver,
+)
 
 # Paths are filled up to a multiple of so many strengths: grids of about one length share a program.
 _PATH_MULTIPLE = 16
@@ -72,12 +77,14 @@ class Choice(NamedTuple):
     accuracy: [num_strengths] share of the examples classified rightly; NaN where the head or a
       logit is not finite: such a strength is never taken.
     loss: [num_strengths] mean cross-entropy; NaN likewise.
+    values: [num_strengths] the metric that it was chosen by; NaN likewise.
   """
 
   index: int
   at_edge: bool
   accuracy: np.ndarray
   loss: np.ndarray
+  values: np.ndarray
 
 
 def lpft_strengths(num_examples: int, num: int = 50) -> np.ndarray:
@@ -91,7 +98,7 @@ def fit_path(
   *,
   num_classes: int,
   l2: Sequence[float],
-  standardize: Standardize = "scalar",
+  standardize: probe_checks.Standardize = "scalar",
   tol: float = 1e-6,
   max_iterations: int = 1000,
   max_steps: int | None = None,
@@ -137,8 +144,8 @@ def fit_path(
     ValueError: features or labels are empty, misshapen, not finite or out of range, fewer than two
       classes are present, all examples are equal, or an option is not allowed.
   """
-  features, labels = _checked_data(features, labels, num_classes)
-  l2 = _checked_options(l2, standardize, tol, max_iterations, max_steps)
+  features, labels = probe_checks.data(features, labels, num_classes)
+  l2 = probe_checks.options(l2, standardize, tol, max_iterations, max_steps)
   present, classes = np.unique(labels, return_inverse=True)
   if len(present) < 2:
     raise ValueError(
@@ -186,8 +193,13 @@ def rescale(head: Mapping[str, npt.ArrayLike], std: float) -> dict[str, np.ndarr
   return {name: np.asarray(value) * np.float32(std / own) for name, value in head.items()}
 
 
-def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> Choice:
-  """Chooses the strength with the highest accuracy on held-out examples.
+def choose(
+  path: ProbePath,
+  features: npt.ArrayLike,
+  labels: npt.ArrayLike,
+  select_by: str = criteria.ACCURACY,
+) -> Choice:
+  """Chooses the strength with the highest accuracy, or another metric, on held-out examples.
 
   Ties go to the stronger regularisation (LP-FT's rule: its path runs from strong to weak and the
   first maximum is kept).
@@ -196,16 +208,18 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
     path: heads, from `fit_path`.
     features: [n, num_features] raw validation features.
     labels: [n] validation labels. A class that had no training example counts as missed.
+    select_by: the metric (`statistics.criteria`).
 
   Returns:
     The `Choice`; one at the grid's edge is also logged.
 
   Raises:
-    ValueError: the examples are empty, misshapen, not finite or out of range, or the head of no
-      strength is finite.
+    ValueError: the examples are empty, misshapen, not finite or out of range, the head of no
+      strength is finite, or an unknown metric.
   """
+  criterion = criteria.of({"select_by": select_by})
   num_features, num_classes = path.kernel.shape[1:]
-  features, labels = _checked_data(features, labels, num_classes)
+  features, labels = probe_checks.data(features, labels, num_classes)
   if features.shape[1] != num_features:
     raise ValueError(
       f"validation features have {features.shape[1]} columns and the path was fitted on"
@@ -218,7 +232,16 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
       f"the heads of all {len(loss)} strengths are not finite; use stronger regularisation, or"
       " standardize the features"
     )
-  index = int(max(finite, key=lambda i: (correct[i], path.l2[i])))
+  loss = np.where(np.isfinite(loss), loss, np.nan)
+  accuracy = np.where(np.isfinite(loss), correct / len(labels), np.nan)
+  measured = {"validation_accuracy": accuracy, "validation_loss": loss}
+  values = measured.get(criterion.field)
+  if values is None:
+    values = np.full(len(loss), np.nan)
+    for i in finite:
+      logits = np.asarray(_logits(path.kernel[i], path.bias[i], features))
+      values[i] = evaluate.metric(select_by, logits, labels)
+  index = int(max(finite, key=lambda i: (criterion.sign * values[i], path.l2[i])))
   at_edge = len(correct) > 1 and path.l2[index] in (path.l2.min(), path.l2.max())
   if at_edge:
     logging.warning(
@@ -227,8 +250,12 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
       path.l2.min(),
       path.l2.max(),
     )
-  accuracy = np.where(np.isfinite(loss), correct / len(labels), np.nan)
-  return Choice(index, bool(at_edge), accuracy, np.where(np.isfinite(loss), loss, np.nan))
+  return Choice(index, bool(at_edge), accuracy, loss, values)
+
+
+@jax.jit
+def _logits(kernel: jax.Array, bias: jax.Array, features: jax.Array) -> jax.Array:
+  return jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
 
 
 @jax.jit
@@ -239,63 +266,12 @@ def _score(
 
   def of_one(head):
     kernel, bias = head
-    logits = jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
+    logits = _logits(kernel, bias, features)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     loss = jnp.where(jnp.isfinite(logits).all(), loss, jnp.nan)
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels), loss
 
   return jax.lax.map(of_one, (kernels, biases))
-
-
-def _checked_data(
-  features: npt.ArrayLike, labels: npt.ArrayLike, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns features as float32 and labels as int32, or raises."""
-  features, labels = np.asarray(features), np.asarray(labels)
-  if features.ndim != 2 or labels.shape != features.shape[:1] or not features.size:
-    raise ValueError(
-      f"features {features.shape} and labels {labels.shape} must be [n, num_features] and [n] with"
-      " at least one example: pool the features to one row per image"
-    )
-  if not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f"labels are {labels.dtype}, not integers: convert class names to indices")
-  if labels.min() < 0 or labels.max() >= num_classes:
-    bad = labels[(labels < 0) | (labels >= num_classes)][0]
-    raise ValueError(
-      f"label {bad} is outside [0, {num_classes}): relabel the data or pass a larger num_classes"
-    )
-  finite = np.isfinite(features)
-  if not finite.all():
-    row, column = np.argwhere(~finite)[0]
-    raise ValueError(
-      f"{np.sum(~finite)} features are not finite, the first is {features[row, column]} at example"
-      f" {row}, feature {column}: check the backbone's weights and the preprocessing"
-    )
-  return features.astype(np.float32), labels.astype(np.int32)
-
-
-def _checked_options(
-  l2: Sequence[float], standardize: str, tol: float, max_iterations: int, max_steps: int | None
-) -> np.ndarray:
-  """Returns the strengths as float64 [k], or raises."""
-  strengths = np.asarray(l2, np.float64)
-  if strengths.ndim != 1 or not strengths.size:
-    raise ValueError(f"l2 has shape {strengths.shape}: pass a sequence of at least one strength")
-  bad = strengths[~(np.isfinite(strengths) & (strengths > 0))]
-  if bad.size:
-    raise ValueError(
-      f"l2 holds {bad[0]}: strengths must be positive and finite (without a penalty separable"
-      " classes have no optimum; use a small one such as 1e-6)"
-    )
-  if standardize not in STANDARDIZE:
-    raise ValueError(f"standardize is {standardize!r}: use one of {STANDARDIZE}")
-  if not tol > 0 or max_iterations < 1:
-    raise ValueError(
-      f"tol is {tol} and max_iterations is {max_iterations}: use tol > 0 and max_iterations >= 1"
-    )
-  if max_steps is not None and max_steps < 1:
-    raise ValueError(f"max_steps is {max_steps}: give at least 1, or None to converge")
-  return strengths
 
 
 def _empty_path(l2: np.ndarray, num_features: int, num_classes: int) -> ProbePath:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks, methods
+from subtune_jax.statistics import criteria
 from subtune_jax.training import (
   auto_rates,
   batches,
@@ -116,8 +117,8 @@ def probe_stage(
   if training.validation is None:
     chosen, note = 0, {"l2": float(path.l2[0])}
   else:
-    choice = probe.choose(path, features[1], labels[1])
-    chosen, note = choice.index, _probe_note(path, choice)
+    choice = probe.choose(path, features[1], labels[1], training.select_by)
+    chosen, note = choice.index, _probe_note(path, choice, criteria.CRITERIA[training.select_by])
   head = path.head(chosen)
   if solver.rescale:
     head = probe.rescale(head, np.std(training.variables["params"]["head"]["kernel"]))
@@ -141,17 +142,21 @@ def probe_stage(
   return variables
 
 
-def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
+def _probe_note(
+  path: probe.ProbePath, choice: probe.Choice, criterion: criteria.Criterion
+) -> dict[str, Any]:
   """What a record keeps of the strengths that were tried."""
+  columns = {"validation_accuracy": choice.accuracy, "validation_loss": choice.loss}
+  columns |= {criterion.field: choice.values}
   return {
     "l2": float(path.l2[choice.index]),
     "grid": [
-      {
-        "learning_rate": float(l2),
-        "validation_accuracy": float(acc) if np.isfinite(loss) else None,
-        "validation_loss": float(loss) if np.isfinite(loss) else None,
+      {"learning_rate": float(l2)}
+      | {
+        name: float(values[i]) if np.isfinite(choice.loss[i]) else None
+        for name, values in columns.items()
       }
-      for l2, acc, loss in zip(path.l2, choice.accuracy, choice.loss, strict=True)
+      for i, l2 in enumerate(path.l2)
     ],
     "grid_edge": bool(choice.at_edge),
   }

@@ -11,7 +11,7 @@ from sklearn import datasets, linear_model
 
 from subtune_jax import data, methods
 from subtune_jax.models import heads
-from subtune_jax.training import ledger, loop, probe, probe_objective, probe_solver
+from subtune_jax.training import ledger, loop, probe, probe_checks, probe_objective, probe_solver
 from tests import tiny
 
 
@@ -149,7 +149,7 @@ def test_a_longer_grid_is_the_same_program_and_begins_alike():
   assert _fit(x, y, [1.0, 1e-4], max_iterations=3).iterations.max() == 3
 
 
-@pytest.mark.parametrize("standardize", probe.STANDARDIZE)
+@pytest.mark.parametrize("standardize", probe_checks.STANDARDIZE)
 @pytest.mark.parametrize("tol", [1e-3, 1e-9])
 def test_gradient_of_the_result(standardize, tol):
   x, y, _, _ = PROBLEMS["digits"]

@@ -18,6 +18,9 @@ def default() -> ml_collections.ConfigDict:
   config.title = "Linear probing, full fine-tuning, LP-FT and SubTuning"  # heads the report
   config.methods = ("lp", "ft", "lp_ft", "subtuning")  # which, in the order of the table
   config.seeds = (0, 1, 2)  # heads, orders and views
+  # What learning rates, strengths of probes and epochs are chosen by on the validation split:
+  # "accuracy", "balanced_accuracy" (the mean over classes), "auroc" or "nll".
+  config.select_by = "accuracy"
   config.grid_seeds = "first"  # learning rates are tried on the "first" seed, or on "all"
   config.batch_size = 64  # examples per step, over all devices
   # "uniform", or "balanced": every class equally often in an epoch, which is as long as before; a

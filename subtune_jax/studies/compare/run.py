@@ -17,6 +17,7 @@ from subtune_jax.report import document, terminal
 from subtune_jax.runner import choice, examples, network, provenance, recipes, trainings, writers
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import data_table, publish
 from subtune_jax.studies.compare import best
 from subtune_jax.studies.compare import page as compare_page
@@ -55,6 +56,11 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   grids = grids_of(config)
   _check(config)
   train, validation, trainval, train_indices = examples.load_data(config)
+  if criteria.of(config).name == "auroc" and len(set(validation.labels.tolist())) < 2:
+    raise ValueError(
+      f"select_by is 'auroc', and all {len(validation)} validation images of {validation.name} are "
+      "of one class; choose by another metric"
+    )
   tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
   _check_methods(config, grids, engine, pretrained, train.class_names)
@@ -124,7 +130,8 @@ def _save_best(run: trainings.Run, written: compare_record.Run) -> str:
   path = run.workdir / best.FOLDER
   best.write(written, row, run.config, run.engine, run.pretrained, path)
   title = methods.DECLARED[row["method"]].title
-  return f"{path} ({title}, seed {row['seed']}, chosen by validation accuracy)"
+  chosen_by = f"validation {criteria.of(run.config).title}"
+  return f"{path} ({title}, seed {row['seed']}, chosen by {chosen_by})"
 
 
 def grids_of(config: Any) -> dict[str, tuple[float, ...]]:
@@ -218,8 +225,9 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   for name, result in chosen.items():
     tests = trainings.test(run, name, result["chosen"])
     keep |= set(tests)
-    rows += [_training_row(row, True, tests[row["key"]]) for row in result["chosen"]]
-    rows += [_training_row(row, False) for row in result["tried"] if row["key"] not in tests]
+    own = criteria.fields(criteria.of(config))
+    rows += [_training_row(row, own, tests[row["key"]]) for row in result["chosen"]]
+    rows += [_training_row(row, own) for row in result["tried"] if row["key"] not in tests]
   for folder in (run.workdir / "tasks").iterdir():
     if folder.name not in keep:  # learning rates that were not chosen
       shutil.rmtree(folder)
@@ -248,11 +256,12 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   }  # fmt: skip
 
 
-def _training_row(row: Row, chosen: bool, test: Row | None = None) -> Row:
-  names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "validation_accuracy",
-           "moved", "history", "key")  # fmt: skip
-  out = {name: row[name] for name in names} | {"chosen": chosen}
-  return out | ({"test": test} if chosen else {})
+def _training_row(row: Row, scores: Sequence[str], test: Row | None = None) -> Row:
+  """A training in the record; one that was chosen has been tested."""
+  names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "moved", "history",
+           "key", *(name for name in scores if name != "validation_loss"))  # fmt: skip
+  out = {name: row[name] for name in names} | {"chosen": test is not None}
+  return out | ({} if test is None else {"test": test})
 
 
 def _method_row(name: str, result: Row, block_names: Sequence[str]) -> Row:

@@ -14,6 +14,7 @@ from subtune_jax import methods
 from subtune_jax.data import choices
 from subtune_jax.runner import recipes
 from subtune_jax.search import evaluator, rules
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
@@ -68,6 +69,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for values that make no sense."""
   recipes.check_image_size(config)
   choices.check("sampling", config.sampling, methods.SAMPLING)
+  if criteria.of(config).name != criteria.ACCURACY:
+    raise ValueError(
+      f"select_by is {config.select_by!r}; a search compares sets of blocks by their accuracy: "
+      "leave it at 'accuracy', or compare methods without a search"
+    )
   search = config.search
   kinds = tuple(search.kinds)
   if not kinds or len(set(kinds)) != len(kinds):
