@@ -6,6 +6,7 @@ import pathlib
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import html, style, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import sections
 from subtune_jax.studies.compare import figures as compare_figures
 from subtune_jax.studies.compare import record as record_lib
@@ -126,7 +127,7 @@ def _stage_rows(run: record_lib.Run) -> list[tuple[str, str]]:
 
 def figures(run: record_lib.Run, summary: Summary) -> dict[str, document_lib.Figure]:
   """All figures of a run by name; those that its record has nothing for are left out."""
-  titles = ", ".join(run.titles.values())
+  titles, chosen_by = ", ".join(run.titles.values()), criteria.of(run.record["config"]).title
   drawn = [
     (
       "accuracy", "Accuracy by domain", compare_figures.accuracy_bars(run, summary),
@@ -142,9 +143,10 @@ def figures(run: record_lib.Run, summary: Summary) -> dict[str, document_lib.Fig
     ),
     (
       "settings", "Choice of the setting", compare_figures.setting_grids(run),
-      "Validation accuracy against the settings tried, a panel per method, the chosen one ringed.",
-      "Ringed: the setting chosen on the validation split. At the edge of a grid, a better one "
-      "may lie outside of it.",
+      f"Validation {chosen_by} against the settings tried, a panel per method, the chosen one "
+      "ringed.",
+      f"Ringed: the setting chosen on the validation split, by {chosen_by}. At the edge of a grid, "
+      "a better one may lie outside of it.",
     ),
     (
       "curves", "Learning curves", compare_figures.learning_curves(run),

@@ -15,6 +15,7 @@ import numpy as np
 
 from subtune_jax import files
 from subtune_jax.report import block_strip
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import fields
 
 RESULTS = "results.json"
@@ -182,9 +183,10 @@ def _check_record(record: Any, where: str) -> None:
       f"{where}: backbone.block_params names {sorted(backbone['block_params'])}, "
       f"backbone.block_names {sorted(backbone['block_names'])}; they have to be the same."
     )
+  chosen_by = {criteria.of(record["config"]).field: fields.MAYBE_NUMBER}
   for i, method in enumerate(record["methods"]):
     fields.check_fields(method, _METHOD, f"{where}: methods[{i}]")
-    _check_method(method, backbone, f"{where}: method {method['name']!r}")
+    _check_method(method, backbone, chosen_by, f"{where}: method {method['name']!r}")
   names = [method["name"] for method in record["methods"]]
   if not names or len(set(names)) != len(names):
     raise ValueError(f"{where}: methods are {names}; at least one is needed, each named once.")
@@ -199,14 +201,16 @@ def _check_record(record: Any, where: str) -> None:
     )
 
 
-def _check_method(method: Mapping[str, Any], backbone: Mapping[str, Any], where: str) -> None:
+def _check_method(
+  method: Mapping[str, Any], backbone: Mapping[str, Any], chosen_by: Mapping[str, Any], where: str
+) -> None:
   blocks = [*backbone["block_names"], block_strip.HEAD]
   for i, stage in enumerate(method["stages"]):
     fields.check_fields(stage, _STAGE, f"{where}: stages[{i}]")
     for block in stage["blocks"]:
       fields.check_one_of(block, blocks, f"{where}: a block of stages[{i}]")
   for i, point in enumerate(method["grid"]):
-    fields.check_fields(point, _GRID, f"{where}: grid[{i}]")
+    fields.check_fields(point, {**_GRID, **chosen_by}, f"{where}: grid[{i}]")
 
 
 def _read_logits(workdir: pathlib.Path, entry: Mapping[str, Any], num_classes: int, where: str):

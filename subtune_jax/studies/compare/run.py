@@ -17,6 +17,7 @@ from subtune_jax.report import document, terminal
 from subtune_jax.runner import choice, examples, network, provenance, recipes, trainings, writers
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import data_table, publish
 from subtune_jax.studies.compare import best
 from subtune_jax.studies.compare import page as compare_page
@@ -55,9 +56,14 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   grids = grids_of(config)
   _check(config)
   train, validation, trainval, train_indices = examples.load_data(config)
+  if criteria.of(config).name == "auroc" and len(set(validation.labels.tolist())) < 2:
+    raise ValueError(
+      f"select_by is 'auroc', and all {len(validation)} validation images of {validation.name} are "
+      "of one class; choose by another metric"
+    )
   tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
-  _check_methods(config, grids, engine, pretrained)
+  _check_methods(config, grids, engine, pretrained, train.class_names)
   workdir, entered = workdir_lib.enter(workdir, config)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
   rows = ledger.rows()
@@ -124,7 +130,8 @@ def _save_best(run: trainings.Run, written: compare_record.Run) -> str:
   path = run.workdir / best.FOLDER
   best.write(written, row, run.config, run.engine, run.pretrained, path)
   title = methods.DECLARED[row["method"]].title
-  return f"{path} ({title}, seed {row['seed']}, chosen by validation accuracy)"
+  chosen_by = f"validation {criteria.of(run.config).title}"
+  return f"{path} ({title}, seed {row['seed']}, chosen by {chosen_by})"
 
 
 def grids_of(config: Any) -> dict[str, tuple[float, ...]]:
@@ -136,11 +143,12 @@ def check(config: Any, num_classes: int = 2) -> None:
   """Raises what `run` would raise for the config, weights and methods, without reading data."""
   grids = grids_of(config)
   _check(config)
-  _check_methods(config, grids, *network.load_network(config, num_classes))
+  _check_methods(config, grids, *network.load_network(config, num_classes), None)
 
 
 def _check(config: Any) -> None:
   recipes.check_run(config)
+  recipes.check_sampling(config)
   if not config.methods or len(set(config.methods)) != len(config.methods):
     raise ValueError(f"methods is {tuple(config.methods)}; give at least one, each once")
   if config.backbone.weights == "random" and not config.backbone.preprocessing:
@@ -174,11 +182,17 @@ def _check(config: Any) -> None:
       )
 
 
-def _check_methods(config, grids, engine, pretrained) -> None:
-  """Every stage is applied to the network once, so that a bad block fails before anything runs."""
+def _check_methods(config, grids, engine, pretrained, class_names) -> None:
+  """Every stage is applied to the network once, so that a bad block fails before anything runs.
+
+  Without class names their weights are not looked at.
+  """
   for name, rates in grids.items():
     own, start = network.prepared(name, engine, pretrained)
-    for stage in recipes.make_method(config, name, rates[0], own.model.block_names):
+    method = recipes.make_method(config, name, rates[0], own.model.block_names)
+    if class_names is not None:
+      method = recipes.balanced(config, method, class_names)
+    for stage in method:
       trainable_split.make_plan(own.model, start.variables, stage)
 
 
@@ -211,8 +225,9 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   for name, result in chosen.items():
     tests = trainings.test(run, name, result["chosen"])
     keep |= set(tests)
-    rows += [_training_row(row, True, tests[row["key"]]) for row in result["chosen"]]
-    rows += [_training_row(row, False) for row in result["tried"] if row["key"] not in tests]
+    own = criteria.fields(criteria.of(config))
+    rows += [_training_row(row, own, tests[row["key"]]) for row in result["chosen"]]
+    rows += [_training_row(row, own) for row in result["tried"] if row["key"] not in tests]
   for folder in (run.workdir / "tasks").iterdir():
     if folder.name not in keep:  # learning rates that were not chosen
       shutil.rmtree(folder)
@@ -241,11 +256,12 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   }  # fmt: skip
 
 
-def _training_row(row: Row, chosen: bool, test: Row | None = None) -> Row:
-  names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "validation_accuracy",
-           "moved", "history", "key")  # fmt: skip
-  out = {name: row[name] for name in names} | {"chosen": chosen}
-  return out | ({"test": test} if chosen else {})
+def _training_row(row: Row, scores: Sequence[str], test: Row | None = None) -> Row:
+  """A training in the record; one that was chosen has been tested."""
+  names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "moved", "history",
+           "key", *(name for name in scores if name != "validation_loss"))  # fmt: skip
+  out = {name: row[name] for name in names} | {"chosen": test is not None}
+  return out | ({} if test is None else {"test": test})
 
 
 def _method_row(name: str, result: Row, block_names: Sequence[str]) -> Row:
