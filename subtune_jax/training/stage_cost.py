@@ -19,7 +19,7 @@ from subtune_jax.training import (
   evaluate,
   probe,
   stage_inputs,
-  stage_runner,
+  stage_steps,
   timing,
   trainable_split,
   under_way,
@@ -119,7 +119,7 @@ class Meter:
   def _gradient(self, training, index: int, plan) -> StageCost:
     engine, solver = training.engine, training.method[index].solver
     start = stage_inputs.start_of(training, plan)
-    spec = stage_runner.step_of(training, index, plan, start)
+    spec = stage_steps.step_of(training, index, plan, start)
     measure = lambda: self._steps(training, index, plan, start)  # noqa: E731
     step, rates, nbytes = self._once(spec.key(), measure)
     n = len(training.train.labels)
@@ -140,13 +140,10 @@ class Meter:
   def _steps(self, training, index: int, plan, start) -> tuple[float, float, int | None]:
     """Seconds of a step, seconds at the start of an epoch, bytes."""
     inputs = stage_inputs.like(training, start)
-    ready = stage_runner.prepare(training, index, plan, inputs)
+    ready = stage_steps.prepare(training, index, plan, inputs)
     rows = np.arange(len(training.train.labels)) if inputs.rows is None else inputs.rows
     solver = training.method[index].solver
-    order = stage_runner.epoch_order(
-      0, index, 0, len(rows), training.batch_size, solver.steps_per_epoch
-    )
-    order = rows[order].astype(np.int32)
+    order = rows[stage_steps.order(training, solver, index, 0)].astype(np.int32)
     watch = timing.Watch()
     state, _ = ready.set_rates(ready.state, order, 0)
     jax.block_until_ready(state)
@@ -192,6 +189,7 @@ def _fit_seconds(engine, solver: methods.LBFGS, labels: np.ndarray, width: int) 
     probe.fit_path(
       features, labels, num_classes=engine.model.num_classes, l2=solver.l2,
       standardize=solver.standardize, max_steps=solver.max_steps,
+      class_weights=solver.class_weights,
     )  # fmt: skip
   finally:
     logging.set_verbosity(said)

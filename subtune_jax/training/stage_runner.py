@@ -4,57 +4,34 @@ A solver says how by its class: `run` is a single-dispatch function, and another
 registers its own.
 """
 
-from collections.abc import Callable
 import functools
-import time
-from typing import Any, NamedTuple
+from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks, methods
+from subtune_jax.statistics import criteria
 from subtune_jax.training import (
-  auto_rates,
-  batches,
-  blockwise_step,
+  class_weights,
   divergence,
   evaluate,
   lolsgd,
   probe,
   resume,
   stage_inputs,
+  stage_steps,
   timing,
   trainable_split,
   under_way,
 )
-from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import step as step_lib
 
 PyTree = Any
 
 
 NonFiniteLossError = divergence.NonFiniteLossError
-
-
-def epoch_order(
-  seed: int, stage: int, epoch: int, n: int, batch_size: int, steps: int = 0
-) -> np.ndarray:
-  """[steps, batch] indices of one epoch.
-
-  A permutation without the rows that fill no batch; or, with `steps`, the next so many batches of
-  one permutation after the other.
-  """
-  if not steps:
-    order = np.random.default_rng([seed, stage, epoch]).permutation(n)
-    steps = n // batch_size
-    return order[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
-  begin, end = (e * steps * batch_size for e in (epoch, epoch + 1))
-  passes = range(begin // n, -(-end // n))
-  rows = np.concatenate([np.random.default_rng([seed, stage, p]).permutation(n) for p in passes])
-  first = begin - passes.start * n
-  return rows[first : first + end - begin].reshape(steps, batch_size).astype(np.int32)
 
 
 def describe(stage: methods.Stage, plan: trainable_split.Plan, variables: PyTree) -> dict[str, Any]:
@@ -110,13 +87,13 @@ def probe_stage(
   labels = [np.asarray(x.labels) for x in sets]
   path = probe.fit_path(
     features[0], labels[0], num_classes=model.num_classes, l2=solver.l2,
-    standardize=solver.standardize, max_steps=solver.max_steps,
+    standardize=solver.standardize, max_steps=solver.max_steps, class_weights=solver.class_weights,
   )  # fmt: skip
   if training.validation is None:
     chosen, note = 0, {"l2": float(path.l2[0])}
   else:
-    choice = probe.choose(path, features[1], labels[1])
-    chosen, note = choice.index, _probe_note(path, choice)
+    choice = probe.choose(path, features[1], labels[1], training.select_by)
+    chosen, note = choice.index, _probe_note(path, choice, criteria.CRITERIA[training.select_by])
   head = path.head(chosen)
   if solver.rescale:
     head = probe.rescale(head, np.std(training.variables["params"]["head"]["kernel"]))
@@ -125,10 +102,11 @@ def probe_stage(
   divergence.check("the training logits", logits, training.method[index], 0)
   watch.add_to(training)
   training.stages[index] |= note
+  weights = class_weights.of_examples(solver.class_weights, labels[0], model.num_classes)
   row = {
     "stage": index,
     "epoch": 1,
-    "train_loss": evaluate.cross_entropy(logits, labels[0]),
+    "train_loss": evaluate.cross_entropy(logits, labels[0], weights),
     "train_accuracy": evaluate.accuracy(logits, labels[0]),
   }
   variables = {
@@ -139,17 +117,21 @@ def probe_stage(
   return variables
 
 
-def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
+def _probe_note(
+  path: probe.ProbePath, choice: probe.Choice, criterion: criteria.Criterion
+) -> dict[str, Any]:
   """What a record keeps of the strengths that were tried."""
+  columns = {"validation_accuracy": choice.accuracy, "validation_loss": choice.loss}
+  columns |= {criterion.field: choice.values}
   return {
     "l2": float(path.l2[choice.index]),
     "grid": [
-      {
-        "learning_rate": float(l2),
-        "validation_accuracy": float(acc) if np.isfinite(loss) else None,
-        "validation_loss": float(loss) if np.isfinite(loss) else None,
+      {"learning_rate": float(l2)}
+      | {
+        name: float(values[i]) if np.isfinite(choice.loss[i]) else None
+        for name, values in columns.items()
       }
-      for l2, acc, loss in zip(path.l2, choice.accuracy, choice.loss, strict=True)
+      for i, l2 in enumerate(path.l2)
     ],
     "grid_edge": bool(choice.at_edge),
   }
@@ -167,15 +149,17 @@ def gradient_stage(
   stage, engine = training.method[index], training.engine
   watch = timing.Watch()
   inputs, validation = stage_inputs.of_stage(training, plan)
-  n, epochs = len(training.train.labels), solver.epochs
+  epochs = solver.epochs
   resumed = found if found and found.note["stage"] == index else None
-  _, state, fixed, run_epoch, set_rates, *_ = prepare(training, index, plan, inputs, resumed)
+  state, fixed, run_epoch, set_rates, *_ = stage_steps.prepare(
+    training, index, plan, inputs, resumed
+  )
   run_epoch = lolsgd.over_runs(
     solver, run_epoch, inputs.labels, [training.seed, index], engine.mesh
   )
   first_epoch = resumed.note["epoch"] if resumed else 0
   for epoch in range(first_epoch, epochs):
-    order = epoch_order(training.seed, index, epoch, n, training.batch_size, solver.steps_per_epoch)
+    order = stage_steps.order(training, solver, index, epoch)
     if inputs.rows is not None:
       order = inputs.rows[order].astype(np.int32)
     state, rates = set_rates(state, order, epoch)
@@ -194,73 +178,6 @@ def gradient_stage(
   return _current(state, fixed)
 
 
-class Ready(NamedTuple):
-  """A stage of mini-batch steps, compiled.
-
-  Attributes:
-    spec: of its step.
-    state: to start from.
-    fixed: the frozen half of the variables.
-    run_epoch: (state, order [steps, batch], epoch) -> (state, metrics); the state is given up.
-    set_rates: see `auto_rates.setter`.
-    program: the compiled step, or scan over steps; None where it is in pieces.
-    scan: whether it runs a whole epoch.
-  """
-
-  spec: step_lib.StepSpec
-  state: step_lib.TrainState
-  fixed: PyTree
-  run_epoch: Callable
-  set_rates: Callable
-  program: Any
-  scan: bool
-
-
-def step_of(
-  training: under_way.Training, index: int, plan: trainable_split.Plan, start: str | None
-) -> step_lib.StepSpec:
-  """What is static about the steps of a stage whose first unit is `start`, None for images."""
-  stage, engine = training.method[index], training.engine
-  steps = stage.solver.steps_per_epoch or len(training.train.labels) // training.batch_size
-  augmentation = None if start else engine.augmentation
-  return step_lib.StepSpec(
-    engine.model, plan, stage, stage.solver.epochs * steps, engine.preprocessing, augmentation,
-    start,
-  )  # fmt: skip
-
-
-def prepare(
-  training: under_way.Training, index: int, plan: trainable_split.Plan,
-  inputs: stage_inputs.Inputs, found: resume.Found | None = None,
-) -> Ready:  # fmt: skip
-  """Compiles the steps of a stage.
-
-  Args:
-    training: under way.
-    index: of the stage.
-    plan: what it trains.
-    inputs: of the training set.
-    found: a checkpoint in this stage.
-  """
-  stage, engine, mesh = training.method[index], training.engine, training.engine.mesh
-  spec = step_of(training, index, plan, inputs.start)
-  assembled = _assembled(engine, spec)
-  moving, fixed = trainable_split.split_variables(training.variables, plan)
-  state = (assembled or spec).create_state(mesh_lib.put(moving, mesh))
-  state = mesh_lib.put(found.fill("state", state) if found else state, mesh)
-  fixed = jax.device_put(fixed, mesh_lib.replicated(mesh))
-  initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
-  columns = getattr(training.train, "columns", batches.NO_COLUMNS)
-  source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
-  compile_epoch = _compile_streamed if source.streamed else _compile_resident
-  example = _first_order(training, stage.solver)
-  run_epoch, program, scan = compile_epoch(
-    training, assembled or spec, state, fixed, initial, source, example
-  )
-  set_rates = auto_rates.setter(training, spec, fixed, source)
-  return Ready(spec, state, fixed, run_epoch, set_rates, program, scan)
-
-
 def _measured(metrics: Any, num_seen: int) -> dict[str, float]:
   """What an epoch says of itself; the share of time spent waiting for data where it streams."""
   row = {
@@ -273,99 +190,12 @@ def _measured(metrics: Any, num_seen: int) -> dict[str, float]:
   return row
 
 
-def _assembled(engine: Any, spec: step_lib.StepSpec) -> blockwise_step.Step | None:
-  """The step in pieces, where the engine asks for it and the stage allows it."""
-  if not engine.in_pieces:
-    return None
-  reason = blockwise_step.why_not(spec, engine.mesh.size)
-  if reason:
-    logging.info("stage %r is compiled whole, because of %s", spec.stage.name, reason)
-    return None
-  return blockwise_step.Step(spec)
-
-
 def _current(state: step_lib.TrainState, fixed: PyTree) -> PyTree:
   """The whole variables; the running average, if any, in place of the trained leaves."""
   moving = state.moving
   if state.average is not None:
     moving = {**moving, "params": state.average}
   return trainable_split.join_variables(moving, fixed)
-
-
-def _view(training: under_way.Training, epoch: int) -> dict[str, jax.Array]:
-  seen = {"seed": np.int32(training.seed), "epoch": np.int32(epoch)}
-  return jax.device_put(seen, mesh_lib.replicated(training.engine.mesh))
-
-
-def _first_order(training: under_way.Training, solver: methods.Gradient) -> np.ndarray:
-  """An order of the right shape, to compile with."""
-  n, steps = len(training.train.labels), solver.steps_per_epoch
-  return epoch_order(training.seed, 0, 0, n, training.batch_size, steps)
-
-
-def _compile_resident(training: under_way.Training, spec, state, fixed, initial, source, order):
-  """`run_epoch`, `program` and `scan` of `Ready`; a step whole or in pieces."""
-  mesh = training.engine.mesh
-  data = batches.resident(source, mesh)
-  assembled = isinstance(spec, blockwise_step.Step)
-  scan = False if assembled else training.engine.scan
-  scan = jax.default_backend() != "cpu" if scan is None else scan
-  sharding = mesh_lib.split(mesh)
-  if scan:
-    sharding = jax.sharding.NamedSharding(
-      mesh, jax.sharding.PartitionSpec(None, mesh_lib.DATA_AXIS)
-    )
-  if assembled:
-    step = spec
-  else:
-    sample = jax.device_put(order if scan else order[0], sharding)
-    step, _ = step_lib.compile_step(
-      spec, mesh, state, fixed, initial, data, sample, _view(training, 0), scan=scan
-    )
-
-  def run_epoch(state, order, epoch):
-    seen = _view(training, epoch)
-    if scan:
-      return step(state, fixed, initial, data, jax.device_put(order, sharding), seen)
-    rows = []
-    for indices in order:
-      state, metrics = step(state, fixed, initial, data, jax.device_put(indices, sharding), seen)
-      rows.append(metrics)
-    return state, _stacked(rows)
-
-  return run_epoch, None if assembled else step, scan
-
-
-def _compile_streamed(training: under_way.Training, spec, state, fixed, initial, source, order):
-  """As `_compile_resident`, a batch at a time; "data_wait" is the share of the epoch spent waiting
-  for batches."""
-  mesh = training.engine.mesh
-  example = batches.one(source, order[0], mesh)
-  step = spec
-  if not isinstance(spec, blockwise_step.Step):
-    step, _ = step_lib.compile_step(
-      spec, mesh, state, fixed, initial, example, None, _view(training, 0)
-    )
-
-  def run_epoch(state, order, epoch):
-    begin = time.perf_counter()
-    seen, rows = _view(training, epoch), []
-    with batches.stream(source, order, mesh) as ahead:
-      for batch in ahead:
-        state, metrics = step(state, fixed, initial, batch, None, seen)
-        rows.append(metrics)
-      metrics = _stacked(rows)
-    share = ahead.waited_seconds / (time.perf_counter() - begin)
-    logging.info("epoch %d: %.0f %% of the time was spent waiting for data", epoch + 1, 100 * share)
-    return state, metrics | {"data_wait": share}
-
-  return run_epoch, None if isinstance(step, blockwise_step.Step) else step, False
-
-
-def _stacked(rows: list[Any]) -> dict[str, np.ndarray]:
-  """Metrics [steps] on the host."""
-  rows = jax.device_get(rows)
-  return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
 
 
 def _check_state(state: step_lib.TrainState, stage: methods.Stage, epoch: int) -> None:
