@@ -52,7 +52,9 @@ class Forecast:
 
   def text(self) -> str:
     """One line for a person."""
-    memory = f"; a step takes {words.num_bytes(self.nbytes)} of memory" if self.nbytes else ""
+    memory = (
+      f"; the largest step takes {words.num_bytes(self.nbytes)} of memory" if self.nbytes else ""
+    )
     return (
       f"to do: {words.count(self.trainings, 'training')}, {words.count(self.epochs, 'epoch')}, "
       f"about {words.duration(self.whole)}{memory} (measured in {words.duration(self.spent)} and "

@@ -1,7 +1,8 @@
 """The cost of a run, said before it starts: counts against what the run then does."""
 
 import io
-import re
+import itertools
+import types
 
 import pytest
 
@@ -12,6 +13,7 @@ from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import forecast as search_forecast
 from subtune_jax.studies.search import run as search
 from tests import command
+from tests.search import tables
 from tests.studies import small_search
 
 
@@ -33,48 +35,47 @@ def lines(workdir) -> int:
   return len((workdir / "ledger.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("retrain", [False, True])
-def test_the_counts_are_what_the_run_does(tmp_path, retrain):
+def trained(made, workdir) -> str:
+  """What is shown by a run up to its last training."""
+  stream = io.StringIO()
+  compare.train_all(compare.start(made, workdir, stream))
+  return stream.getvalue()
+
+
+def test_the_counts_are_what_the_run_does(tmp_path):
   made = config()
-  made.data.retrain = retrain
   workdir, out = tmp_path / "run", io.StringIO()
   forecast = compare.dry_run(made, workdir, stream=out)
   assert not workdir.exists()  # nothing is written
   assert "dry run, nothing was trained" in out.getvalue()
-  stream = io.StringIO()
-  record = compare.run(made, workdir, stream=stream)
-  assert forecast.trainings == lines(workdir) == (1 + 2 + 1 + 1 + 4 if retrain else 1 + 3 + 2)
-  if not retrain:
-    assert forecast.epochs == sum(len(row["history"]) for row in record["trainings"][1:])
-  assert f"to do: {forecast.trainings} trainings, {forecast.epochs} epochs, about" in (
-    stream.getvalue()
-  )
-  assert "of memory (measured in" in stream.getvalue()
-  assert re.search(r"took .*, forecast .* \(\d+\.\d\d times\)", stream.getvalue())
+  text = trained(made, workdir)
+  assert f"to do: 6 trainings, {1 + 3 * 2 + 2} epochs, about" in text
+  assert "the largest step takes" in text
+  assert (forecast.trainings, forecast.epochs) == (6, 9)
+  assert lines(workdir) == 1 + 3 + 2
+  ledger = workdir / "ledger.jsonl"
+  kept = ledger.read_text().splitlines(keepends=True)
   out = io.StringIO()
   assert compare.dry_run(made, workdir, stream=out) is None
   assert "nothing: all trainings are in the ledger" in out.getvalue()
-
-
-def test_what_an_earlier_start_has_done_is_not_counted(tmp_path):
-  made = config()
-  workdir = tmp_path / "run"
-  whole = compare.dry_run(made, workdir, stream=io.StringIO())
-  compare.run(made, workdir, stream=io.StringIO())
-  ledger = workdir / "ledger.jsonl"
-  kept = ledger.read_text().splitlines(keepends=True)
-  ledger.write_text("".join(kept[:-2]))  # both of SubTuning
+  ledger.write_text("".join(kept[:-2]))  # without both of SubTuning
   left = compare.dry_run(made, workdir, stream=io.StringIO())
-  assert (left.trainings, whole.trainings) == (2, 6)
-  assert left.epochs == 2
+  assert (left.trainings, left.epochs) == (2, 2)
+
+
+def test_the_counts_where_methods_are_trained_again_on_all_labels(tmp_path):
+  made = config(methods=("lp", "subtuning"))
+  made.data.retrain = True
+  forecast = compare.dry_run(made, tmp_path / "run", stream=io.StringIO())
+  trained(made, tmp_path / "run")
+  assert forecast.trainings == lines(tmp_path / "run") == (1 + 1) + (1 + 2)
+  assert compare.dry_run(made, tmp_path / "run", stream=io.StringIO()) is None
 
 
 @pytest.mark.parametrize(
   ("fields", "number"),
   [
-    ({"kinds": ("profile",)}, 3 * 3 + 2 * 3),
     ({"kinds": ("profile", "greedy")}, (3 + 2) * 3 + 2 * 3),  # greedy: 2 sets of two units more
-    ({"kinds": ("windows2",), "references": False}, 2 * 3),
     ({"kinds": ("greedy",), "size": 1, "references": False, "seeds": (0, 1)}, 3 * 3 * 2),
   ],
 )
@@ -87,6 +88,21 @@ def test_a_searchs_trainings(tmp_path, fields, number):
   assert not (tmp_path / "run").exists()
   search.run(made, tmp_path / "run", stream=io.StringIO())
   assert lines(tmp_path / "run/search") == number
+
+
+def test_the_sets_that_are_counted():
+  trainer = types.SimpleNamespace(problem=types.SimpleNamespace(network=tables.network()))
+  options = {"final": False, "references": False, "rule": "gain"}
+  made = small_search.config(kinds=("windows2", "pairs"), **options)
+  sets, more = search_forecast.planned(made, trainer)
+  names = tables.network().names
+  assert sorted(sets) == sorted(itertools.combinations(names, 2))  # windows are pairs, once
+  assert not more
+  made = small_search.config(kinds=("greedy",), start="both", baseline="head", **options)
+  sets, more = search_forecast.planned(made, trainer)
+  assert {len(units) for units in sets} == {0, 1, len(names) - 1, len(names)}
+  assert len(sets) == 2 + 2 * len(names)
+  assert more
 
 
 def test_a_race_is_a_bound_and_a_gain_is_open(tmp_path):
@@ -113,6 +129,8 @@ def test_the_time_left_is_of_the_whole_run(monkeypatch):
   now[0] = 1000.0
   shown.epoch("ft", row, cost=490.0)  # twice as slow
   assert shown.left() == f"about {words.duration(500 * 1050 / 550)} left"
+  shown.compare()
+  assert shown.stream.getvalue() == "took 17 min, forecast 17 min (1.00 times)\n"
 
 
 def test_durations():
