@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
   def __init__(self, prog: str, doc: str | None):
     form = argparse.RawDescriptionHelpFormatter
-    super().__init__(prog=prog, description=doc, formatter_class=form)
+    super().__init__(prog=prog, description=doc, formatter_class=form, allow_abbrev=False)
 
   def error(self, message: str) -> NoReturn:
     fail(" ".join(message.split()))

@@ -9,7 +9,6 @@ picture could be read.
 
 import argparse
 from collections.abc import Sequence
-import os
 import pathlib
 import sys
 
@@ -48,19 +47,15 @@ def _run(given: argparse.Namespace) -> None:
   if given.calibrate:
     classifier.check_calibration()
   files = pictures.find(given.pictures)
-  part = given.out.with_name(f"{given.out.name}.part")
+  names = classifier.class_names
+  table = pictures.Table(given.out, names, top_k=given.top_k, probabilities=given.probabilities)
   shown = progress.Shown(len(files), sys.stderr, "picture")
   broken = 0
-  with open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-    table = pictures.Table(
-      stream, given.out.suffix.lower(), classifier.class_names, top_k=given.top_k,
-      probabilities=given.probabilities,
-    )  # fmt: skip
-    for answer in pictures.answers(classifier, files, calibrate=given.calibrate):
-      table.write(answer)
-      broken += bool(answer.error)
-      shown.advance()
-  os.replace(part, given.out)
+  for answer in pictures.answers(classifier, files, calibrate=given.calibrate):
+    table.write(answer)
+    broken += bool(answer.error)
+    shown.advance()
+  table.close()
   shown.close()
   left_out = f", {broken} of them could not be read: see the column error" if broken else ""
   print(f"{given.out}: {len(files)} pictures{left_out}")

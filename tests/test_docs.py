@@ -6,11 +6,14 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
-from tests import config_files, documented
+from subtune_jax.deploy import folder
+from tests import config_files, deploy_network, documented
 
 PREPARE = "subtune_jax.data.prepare"
+SAVE = "subtune_jax.save_model"
 LONG = {("subtune_jax.models",), ("subtune_jax.robustness.theory_table",)}  # half a minute each
 
 
@@ -30,8 +33,18 @@ def test_there_are_commands_to_test():
 
 def without_downloads():
   for line in documented.others():
-    if line[:2] != (PREPARE, "cifar10"):
+    if line[:2] != (PREPARE, "cifar10") and line[0] != SAVE:  # needs a run: tests/test_main.py
       yield pytest.param(line, id=" ".join(line), marks=[pytest.mark.slow] * (line in LONG))
+
+
+def network_and_photos(path):
+  """What the pages call runs/quickstart/best, photos and more."""
+  (path / "runs/quickstart").mkdir(parents=True)
+  made = deploy_network.make(figures={})
+  folder.save(path / "runs/quickstart/best", deploy_network.NETWORK, made)
+  for name in ("photos/1.jpg", "photos/2.jpg", "more/late/3.jpg"):
+    (path / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), "red").save(path / name)
 
 
 @pytest.mark.parametrize("line", without_downloads())
@@ -41,17 +54,20 @@ def test_another_command_runs(line, tmp_path):
     labels = np.arange(60) % classes
     logits = rng.normal(size=(60, 4)) + 3 * np.eye(4)[labels]
     np.savez(tmp_path / f"{name}.npz", logits=logits, labels=labels)
+  network_and_photos(tmp_path)
   command = [sys.executable, "-m", *line]
   done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
-  assert len(done.stdout.splitlines()) > 3
+  assert len(done.stdout.splitlines()) > 3 or line[0] == "subtune_jax.predict"
   if "FOLDER" in " ".join(line):
     assert {path.name for path in (tmp_path / "FOLDER").iterdir()} == {"curve.png", "results.json"}
 
 
 def test_one_command_of_each_module_is_on_the_pages():
   modules = {line[0].removeprefix("subtune_jax.") for line in documented.others()}
-  assert modules == {"calibrate", "data.prepare", "models", "robustness.theory_table"}
+  assert modules == {
+    "calibrate", "data.prepare", "models", "predict", "robustness.theory_table", "save_model",
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", documented.PAGES, ids=lambda p: p.name)
@@ -107,3 +123,12 @@ def test_calibration_in_python():
   }  # fmt: skip
   exec(block, space)
   assert np.isfinite(space["gamma"])
+
+
+def test_a_model_folder_in_python(tmp_path, monkeypatch):
+  network_and_photos(tmp_path)
+  monkeypatch.chdir(tmp_path)
+  (block,) = python_blocks("deploy.md")
+  space = {}
+  exec(block, space)
+  assert space["answers"].probabilities.shape == (2, 3)

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from subtune_jax import save_model
 from tests import command
 
 ROOT = command.ROOT
@@ -99,6 +100,64 @@ def test_a_run_leaves_everything_behind(whole):
       file = workdir / f"logits/validation/{row['key']}/{epoch['stage']}-{epoch['epoch']}.npz"
       accuracy = np.mean(np.load(file)["logits"].argmax(-1) == labels)
       assert epoch["validation_accuracy"] == pytest.approx(accuracy)
+
+
+def logits_of(folder: pathlib.Path, name: str, out: pathlib.Path) -> np.ndarray:
+  """Of a model folder on a test set, in a process without the flags that tests set for XLA."""
+  code = f"""
+import numpy as np, subtune_jax
+from subtune_jax import data
+images = data.load("{name}", "test", 32).images
+np.save("{out}", subtune_jax.load("{folder}").logits(images))
+"""
+  inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=inherited, check=True)
+  return np.load(out)
+
+
+def test_the_model_folder_answers_as_the_run_did(whole, tmp_path):
+  workdir, out = whole
+  record, logits = results(workdir)
+  assert f"model folder: {workdir / 'best'} (" in out
+  config = json.loads((workdir / "best/config.json").read_text())
+  trained, figures = config["trained"], config["figures"]
+  scores = {row["method"]: row["validation_accuracy"] for row in record["trainings"]}
+  assert trained["method"] == max(scores, key=scores.get)
+  for row in record["trainings"]:
+    if (row["method"], row["seed"]) == (trained["method"], trained["seed"]):
+      assert {n: f["accuracy"] for n, f in figures.items()} == {
+        n: t["accuracy"] for n, t in row["test"].items()
+      }
+  assert all(own["low"] < own["accuracy"] < own["high"] for own in figures.values())
+  name = "emoji_domains/fluent"
+  file = f"{trained['method']}-seed{trained['seed']}-emoji_domains-fluent.npz"
+  np.testing.assert_array_equal(
+    logits_of(workdir / "best", name, tmp_path / "x.npy"), logits[file]
+  )  # bit for bit
+
+
+def test_another_model_folder_of_a_run(whole, tmp_path):
+  workdir, _ = whole
+  out, name = tmp_path / "model", "emoji_domains/noto"
+  arguments = [str(workdir), "--method=subtuning", "--seed=1", f"--out={out}"]
+  save_model.main(arguments)
+  wanted = np.load(workdir / "logits/subtuning-seed1-emoji_domains-noto.npz")["logits"]
+  np.testing.assert_array_equal(logits_of(out, name, tmp_path / "x.npy"), wanted)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--method=ft"], "Unknown method of this run 'ft'"),
+    (["--method=lp", "--seed=7"], "lp has no training with seed 7; seeds: 0, 1"),
+  ],
+)
+def test_a_model_folder_that_cannot_be(whole, tmp_path, capsys, arguments, said):
+  workdir, _ = whole
+  with pytest.raises(SystemExit, match="2"):
+    save_model.main([str(workdir), *arguments, f"--out={tmp_path / 'model'}"])
+  assert said in capsys.readouterr().err
+  assert not (tmp_path / "model").exists()
 
 
 def test_a_second_start_repeats_nothing_and_another_config_is_refused(whole):

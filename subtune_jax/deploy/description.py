@@ -64,11 +64,13 @@ class Network:
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     if not self.method:
       return model, shapes
-    changed = model
+    change, changed = methods.DECLARED[self.method].prepare, model
+    if change is None:
+      raise ValueError(f"{self.method} changes no network")
 
     def prepare(variables: Any) -> Any:
       nonlocal changed
-      changed, own = methods.DECLARED[self.method].prepare(model, variables, jax.random.key(0))
+      changed, own = change(model, variables, jax.random.key(0))
       return own
 
     shapes = jax.eval_shape(prepare, shapes)
@@ -120,7 +122,7 @@ def parse(config: dict[str, Any]) -> Description:
   if _field(sha256, CONFIG, str, "sha256.") != digest(config):
     raise ValueError("it was changed after it was written (its SHA-256 is another)")
   given, seen = _field(config, "network", dict), _field(config, "input", dict)
-  image_size = _integer(seen, "image_size", 1, 1 << 14)
+  image_size = _integer(seen, "image_size", 1, 4096)
   batch_size = _integer(seen, "batch_size", 1, 1 << 20)
   if batch_size * image_size**2 > MAX_PIXELS:
     raise ValueError(f"input: {batch_size} images of {image_size} px at a time are too many")

@@ -94,7 +94,7 @@ def load(path: str | os.PathLike) -> classifier.Classifier:
   except Exception as e:  # of whatever the options make Flax and JAX say
     raise FolderError(
       f"{path / description.CONFIG}: {said.network.name} cannot be built with options "
-      f"{dict(said.network.options)}: {_line(e)}. {_AGAIN}"
+      f"{weights_errors.shown(dict(said.network.options))}: {_line(e)}. {_AGAIN}"
     ) from e
   wanted = flatten(shapes)
   _check_arrays(path, data, wanted)

@@ -6,7 +6,7 @@ import dataclasses
 import glob
 import os
 import pathlib
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -107,14 +107,13 @@ def _read(classifier: classifier_lib.Classifier, file: str) -> np.ndarray | str:
 
 
 class Table:
-  """Writes answers as rows of a CSV, or as lines of JSON.
+  """Writes answers as rows of a CSV, or as lines of JSON; to PATH.part, which `close` renames.
 
   Columns: file, prediction, probability, then prediction_2, probability_2, ... up to `top_k`, then
   "p(CLASS)" of every class if asked for, error. JSON has "top" and "probabilities" instead.
 
   Args:
-    stream: a text file, opened with newline="".
-    suffix: ".csv" or ".jsonl".
+    path: ends with ".csv" or ".jsonl".
     class_names: in the order of the probabilities.
     top_k: how many classes are named, 1 to their number.
     probabilities: write those of all classes too.
@@ -124,16 +123,20 @@ class Table:
   """
 
   def __init__(
-    self, stream: TextIO, suffix: str, class_names: Sequence[str], *, top_k: int = 1,
+    self, path: pathlib.Path, class_names: Sequence[str], *, top_k: int = 1,
     probabilities: bool = False,
   ):  # fmt: skip
-    choices.check("suffix of the table", suffix, SUFFIXES)
+    choices.check("suffix of the table", path.suffix.lower(), SUFFIXES)
     if not 1 <= top_k <= len(class_names):
       raise ValueError(f"top_k is {top_k}; the network has {len(class_names)} classes")
-    self._stream, self._json, self._names = stream, suffix == ".jsonl", list(class_names)
+    self._json, self._names = path.suffix.lower() == ".jsonl", list(class_names)
     self._top_k, self._all = top_k, probabilities
+    self._path, self._part = path, path.with_name(f"{path.name}.part")
+    self._stream = open(  # noqa: SIM115 (closed by close)
+      self._part, "w", newline="", encoding="utf-8", errors="surrogateescape"
+    )
     if not self._json:
-      self._csv = csv.writer(stream, lineterminator="\n")
+      self._csv = csv.writer(self._stream, lineterminator="\n")
       self._csv.writerow(self._header())
 
   def write(self, answer: Answer) -> None:
@@ -143,26 +146,31 @@ class Table:
     else:
       self._csv.writerow(self._row(answer))
 
+  def close(self) -> None:
+    """Ends the table, which takes the place of one that was there."""
+    self._stream.close()
+    os.replace(self._part, self._path)
+
   def _header(self) -> list[str]:
     ranks = ["", *(f"_{k}" for k in range(2, self._top_k + 1))]
     named = [f"{what}{rank}" for rank in ranks for what in ("prediction", "probability")]
     return ["file", *named, *([f"p({n})" for n in self._names] if self._all else []), "error"]
 
-  def _top(self, answer: Answer) -> list[tuple[str, float]]:
-    order = np.argsort(-answer.probabilities, kind="stable")[: self._top_k]
-    return [(self._names[i], float(answer.probabilities[i])) for i in order]
+  def _top(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
+    order = np.argsort(-probabilities, kind="stable")[: self._top_k]
+    return [(self._names[i], float(probabilities[i])) for i in order]
 
   def _row(self, answer: Answer) -> list[Any]:
     if answer.probabilities is None:
       return [answer.file, *[""] * (len(self._header()) - 2), answer.error]
-    named = [cell for name, p in self._top(answer) for cell in (name, f"{p:.9g}")]
+    named = [cell for name, p in self._top(answer.probabilities) for cell in (name, f"{p:.9g}")]
     every = [f"{p:.9g}" for p in answer.probabilities] if self._all else []
     return [answer.file, *named, *every, ""]
 
   def _object(self, answer: Answer) -> dict[str, Any]:
     if answer.probabilities is None:
       return {"file": answer.file, "error": answer.error}
-    top = self._top(answer)
+    top = self._top(answer.probabilities)
     made = {"file": answer.file, "prediction": top[0][0], "probability": top[0][1]}
     if self._top_k > 1:
       made["top"] = [{"class": name, "probability": p} for name, p in top]

@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax import files, methods, weights
+from subtune_jax import files, weights
 from subtune_jax.calibration import scaling
 from subtune_jax.data import choices
-from subtune_jax.deploy import classifier, description, folder
-from subtune_jax.runner import network as network_lib
+from subtune_jax.runner import model_folder
 from subtune_jax.statistics import criteria, intervals
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.training import engine as engine_lib
-from subtune_jax.training import export
 
 Row = dict[str, Any]
 FOLDER = "best"
@@ -80,27 +78,16 @@ def write(
 
   Errors: see `deploy.folder.save` and `training.export.load_task`.
   """
+  said = {
+    "calibration": _calibration(run, row),
+    "trained": _trained(run.record, row),
+    "figures": _figures(run, row),
+    "versions": dict(run.record["versions"]),
+    "created": run.record["created"],
+  }
   task = run.workdir / "tasks" / row["key"]
-  name = row["method"]
-  engine, pretrained = network_lib.prepared(name, engine, pretrained)
-  variables, _ = export.load_task(task, pretrained.variables)
-  declared = methods.DECLARED.get(name)
-  network = description.Network(
-    config.backbone.name, network_lib.options(config.backbone.options), config.backbone.dtype,
-    name if declared is not None and declared.prepare is not None else "",
-  )  # fmt: skip
-  made = classifier.Classifier(
-    engine.model, variables, pretrained.preprocessing, config.data.image_size,
-    config.data.interpolation, tuple(run.record["data"]["class_names"]), engine.batch_size,
-    {
-      "calibration": _calibration(run, row),
-      "trained": _trained(run.record, row),
-      "figures": _figures(run, row),
-      "versions": dict(run.record["versions"]),
-      "created": run.record["created"],
-    },
-  )  # fmt: skip
-  return folder.save(path, network, made, task=task)
+  names = run.record["data"]["class_names"]
+  return model_folder.write(path, config, engine, pretrained, row["method"], task, names, said)
 
 
 def _trained(record: Mapping[str, Any], row: Mapping[str, Any]) -> Row:

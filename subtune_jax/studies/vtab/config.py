@@ -27,6 +27,7 @@ def default() -> ml_collections.ConfigDict:
   config.experiment = "vtab"
   config.name = "vtab"
   config.title = "VTAB-1k"
+  config.save_model = False  # 19 whole networks; save_model writes those that are wanted
   config.tasks = tuple(vtab.TASKS)  # with or without "vtab/"; fashion_mnist may be one, unscored
   config.data.image_size = 224
   config.data.interpolation = vtab.OFFICIAL
