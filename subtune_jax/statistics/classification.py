@@ -27,6 +27,29 @@ def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray, num_classes: in
   return float(np.mean(right[present] / counts[present]))
 
 
+def recall_per_class(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+  """[num_classes] share of a class' examples that is predicted rightly; NaN without an example."""
+  counts = np.bincount(labels, minlength=num_classes)
+  right = np.bincount(labels[predicted == labels], minlength=num_classes)
+  return np.where(counts > 0, right / np.maximum(counts, 1), np.nan)
+
+
+def macro_f1(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
+  """Mean of F1 = 2 hits / (answers + examples) over the classes that occur among either.
+
+  scikit-learn's `f1_score(average="macro")`. Arguments as of `balanced_accuracy`.
+  """
+  matrix = confusion(predicted, labels, num_classes)
+  both = matrix.sum(0) + matrix.sum(1)
+  return float(np.mean(2 * np.diag(matrix)[both > 0] / both[both > 0]))
+
+
+def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+  """[class, answer] counts, as scikit-learn's `confusion_matrix`."""
+  flat = np.asarray(labels, np.int64) * num_classes + predicted
+  return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
   """Mean over the classes that occur of the area under the ROC curve of the class against the rest.
 

@@ -193,7 +193,7 @@ def _mark_stages(run: compare_record.Run, method: str, *panels) -> None:
 
 def setting_grids(run: compare_record.Run) -> "Figure | None":
   """What choices went by at every learning rate (or strength) tried, per method."""
-  methods = [m for m in run.methods if run.method(m)["grid"]]
+  methods = [m for m in run.methods if len(run.method(m)["grid"]) > 1]
   if not methods:
     return None
   criterion = criteria.of(run.record["config"])

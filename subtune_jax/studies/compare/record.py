@@ -15,7 +15,7 @@ import numpy as np
 
 from subtune_jax import files
 from subtune_jax.report import block_strip
-from subtune_jax.statistics import criteria
+from subtune_jax.statistics import criteria, measures
 from subtune_jax.studies import fields
 
 RESULTS = "results.json"
@@ -99,6 +99,8 @@ class TestSet:
     predicted: per method the predicted classes, int [num_seeds, num_examples], by ascending seed;
       one row for a method that was trained once.
     seeds: the seeds, ascending.
+    measures: per method and measure (`statistics.measures`), float [num_seeds, num_examples]:
+      numbers whose mean is the measure.
   """
 
   __test__ = False  # Not a test case, whatever pytest thinks of the name.
@@ -109,6 +111,7 @@ class TestSet:
   ids: np.ndarray
   predicted: Mapping[str, np.ndarray]
   seeds: tuple[int, ...]
+  measures: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
   def correct(self, method: str) -> np.ndarray:
     """Whether each prediction of `method` is right, bool [num_seeds, num_examples]."""
@@ -246,9 +249,9 @@ def _test_set(
 ) -> TestSet:
   """Reads what every method and seed predicted on the test set `name`."""
   num_classes = len(record["data"]["class_names"])
-  first, first_where, predicted = None, "", {}
+  first, first_where, predicted, measured = None, "", {}, {}
   for method in (m["name"] for m in record["methods"]):
-    rows = []
+    rows, scores = [], []
     for training in _chosen(record, method):
       where = f"method {method!r}, seed {training['seed']}, on {name!r}"
       entry = training.get("test", {}).get(name)
@@ -265,7 +268,9 @@ def _test_set(
             "same order, methods cannot be compared image by image. Run again in an empty workdir."
           )
       rows.append(arrays["logits"].argmax(-1))
+      scores.append(_measures(arrays["logits"], arrays["labels"]))
     predicted[method] = np.stack(rows)
+    measured[method] = {name: np.stack([own[name] for own in scores]) for name in scores[0]}
   count = record["data"]["num_test"][name]
   if len(first["labels"]) != count:
     raise ValueError(
@@ -273,8 +278,16 @@ def _test_set(
       f"{len(first['labels'])}."
     )
   return TestSet(
-    name, first["labels"], first["groups"].astype(str), first["ids"].astype(str), predicted, seeds
-  )
+    name, first["labels"], first["groups"].astype(str), first["ids"].astype(str), predicted, seeds,
+    measured,
+  )  # fmt: skip
+
+
+def _measures(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+  """Each measure's [n] scores of one training."""
+  shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+  probabilities = shifted / shifted.sum(-1, keepdims=True)
+  return {own.name: own.scores(probabilities, labels) for own in measures.MEASURES}
 
 
 def _chosen(record: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:

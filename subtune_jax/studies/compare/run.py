@@ -11,6 +11,8 @@ import shutil
 import sys
 from typing import Any, TextIO
 
+import numpy as np
+
 from subtune_jax import data, files, methods
 from subtune_jax.data import choices, preprocess, shifts
 from subtune_jax.report import document, terminal
@@ -112,10 +114,13 @@ def finish(
   """
   run.progress.line("reading the test splits")
   record = _record(run, chosen, command) | dict(more())
+  row = best.choose(record)
+  if run.config.save_model:
+    record["best"] = {"method": row["method"], "seed": row["seed"], "folder": best.FOLDER}
   run.writer.close()
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
   written = compare_record.load(run.workdir)
-  saved = _save_best(run, written) if run.config.save_model else None
+  saved = _save_best(run, written, row) if run.config.save_model else None
   made = report(written, summary_lib.summarize(written))
   run.progress.close()
   publish.publish(made, run.workdir, run.progress.stream)
@@ -124,9 +129,8 @@ def finish(
   return record
 
 
-def _save_best(run: trainings.Run, written: compare_record.Run) -> str:
+def _save_best(run: trainings.Run, written: compare_record.Run, row: Row) -> str:
   """Writes WORKDIR/best, and says what is in it."""
-  row = best.choose(written.record)
   path = run.workdir / best.FOLDER
   best.write(written, row, run.config, run.engine, run.pretrained, path)
   title = methods.DECLARED[row["method"]].title
@@ -244,6 +248,9 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
     "data": {
       "train": run.train.name, "id": run.train.name, "ood": [t.name for t in tests_read[1:]],
       "class_names": list(run.train.class_names), "num_train": len(run.train),
+      "train_counts": np.bincount(
+        run.train.labels, minlength=len(run.train.class_names)
+      ).tolist(),
       "train_indices": run.train_indices if run.train_indices is None
       else run.train_indices.tolist(),
       "num_validation": len(run.validation), "num_test": {t.name: len(t) for t in tests_read},
