@@ -63,4 +63,4 @@ def report_link(text: str, workdir: pathlib.Path, folder: str) -> Cell:
 
 
 def what_intervals_mean(text: str) -> document.Section:
-  return document.Section("What the intervals mean", [document.Text(text)], level=3)
+  return document.Section("What the intervals mean", [document.Text(text)], level=3, folded=True)

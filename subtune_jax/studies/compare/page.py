@@ -114,7 +114,8 @@ def measures(run: record_lib.Run, summary: Summary) -> Section:
     parts.append(Table([f"{short[name]}, %", *found], rows))
   if parts:
     parts.append(Text(_MEASURES))
-  return Section("More measures", parts, folded=_balanced(run))
+  balanced = _balanced(run)
+  return Section("More measures", parts, folded=balanced, page_only=balanced)
 
 
 def recalls(run: record_lib.Run) -> Section:

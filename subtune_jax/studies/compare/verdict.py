@@ -37,10 +37,10 @@ def _which(summary: Summary, column: summary_lib.Column, where: str) -> str:
   if len(leaders) == 1:
     return f"{where} {titles[name]} is ahead of all others: {own}; {_cost(summary, name)}."
   together = words.listed([titles[leader] for leader in leaders])
-  count = "all methods" if len(leaders) == len(summary.rows) else together
-  of_them = f" ({together})" if count != together and len(leaders) <= 4 else ""
+  if len(leaders) == len(summary.rows) > 3:
+    together = "all methods"
   return (
-    f"{where} {count}{of_them} cannot be told apart by these images; take {titles[name]}, the "
+    f"{where} {together} cannot be told apart by these images; take {titles[name]}, the "
     f"cheapest of them: {own}; {_cost(summary, name)}."
   )
 
@@ -88,20 +88,20 @@ def _power(
     cheapest, other, needed = summary.undecided[column.key]
     first, second = (summary.titles[name] for name in (other, cheapest))
     images = sum(summary.sizes[name][0] for name in column.tests)
+    where = "in distribution" if column.in_distribution else "out of distribution"
     least = f"differences below about {100 * needed.smallest:.0f} points are not seen with "
-    if needed.images is None or needed.images > _MANY * images:
-      text = f"no number of test images that can be had would part {first} and {second}: {least}"
-      text += f"{images:,} images"
-      if needed.images is None and summary.num_seeds > 1:
-        text = f"more seeds, not images, would have to part {first} and {second}: {least}"
-        text += f"{images:,} images and {summary.num_seeds} seeds"
+    if needed.images is None and summary.num_seeds > 1:
+      text = f"More seeds, not images, would have to part {first} and {second} {where}: {least}"
+      text += f"{images:,} images and {summary.num_seeds} seeds."
+    elif needed.images is None or needed.images > _MANY * images:
+      text = f"{first} and {second} are too alike {where} for any test set: {least}"
+      text += f"{images:,} images."
     else:
       text = (
-        f"to decide between {first} and {second} ({100 * needed.difference:+.1f} points as "
-        f"observed) takes about {_rounded(needed.images)} test images, there are {images:,}"
+        f"About {_rounded(needed.images)} test images would decide between {first} and {second} "
+        f"{where} ({100 * needed.difference:+.1f} points as observed); there are {images:,}."
       )
-    where = "In distribution" if column.in_distribution else "Out of distribution"
-    found.append(f"{where} {text}.")
+    found.append(text)
   return found
 
 
