@@ -6,7 +6,7 @@ from typing import Any, TextIO
 from subtune_jax.report import words
 from subtune_jax.search import certificate
 
-_PRIOR = 0.05  # of a forecast's seconds, that it counts for beside the pace so far
+_PRIOR = 0.2  # of a forecast's seconds, that it counts for beside the pace so far
 
 
 class Shown:

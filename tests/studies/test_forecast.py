@@ -128,7 +128,7 @@ def test_the_time_left_is_of_the_whole_run(monkeypatch):
   assert shown.left() == "about 16 min left"  # of the 990 seconds that dear epochs will take
   now[0] = 1000.0
   shown.epoch("ft", row, cost=490.0)  # twice as slow
-  assert shown.left() == f"about {words.duration(500 * 1050 / 550)} left"
+  assert shown.left() == f"about {words.duration(500 * 1200 / 700)} left"
   shown.compare()
   assert shown.stream.getvalue() == "took 17 min, forecast 17 min (1.00 times)\n"
 
