@@ -42,7 +42,7 @@ class StdConv(nn.Module):
     w = w * lax.rsqrt(jnp.mean(jnp.square(w), axis=(0, 1, 2), keepdims=True) + 1e-10)
     x, w = x.astype(self.dtype), w.astype(self.dtype)
     if self.kernel == 1:
-      return convolution.pointwise(x[:, :: self.stride, :: self.stride], w)
+      return convolution.pointwise(resnet.strided(x, self.stride), w)
     return convolution.full(x, w, self.stride, "SYMMETRIC")
 
 

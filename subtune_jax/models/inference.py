@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 from typing import Any
 
+import jax
 from jax import lax
 
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
@@ -44,3 +45,10 @@ def by_platform(*arrays: Any, cpu: Callable[..., Any], default: Callable[..., An
   if platform is None:
     return lax.platform_dependent(*arrays, cpu=cpu, default=default)
   return (cpu if platform == "cpu" else default)(*arrays)
+
+
+@contextlib.contextmanager
+def constants() -> Iterator[None]:
+  """Computes what depends on constants alone at once; nothing outside of `form`."""
+  with jax.ensure_compile_time_eval() if is_active() else contextlib.nullcontext():
+    yield

@@ -59,7 +59,17 @@ def mean_over_map(x: jax.Array) -> jax.Array:
 def _taps(x: jax.Array) -> list[jax.Array]:
   """What each of the 9 taps of a 3x3 window of stride 2 reads: [n, h', w', c]."""
   h, w = ((size - 3) // 2 * 2 + 1 for size in x.shape[1:3])  # from the first to the last window
-  return [x[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)]
+  return [
+    strided(x, 2, (i, j), (i + h, j + w)) for i in range(3) for j in range(3)
+  ]
+
+
+def strided(
+  x: jax.Array, stride: int, start: tuple[int, int] = (0, 0), stop: tuple[int, int] | None = None
+) -> jax.Array:
+  """Every `stride`-th row and column of maps [n, h, w, c], from `start` to before `stop`."""
+  (h, w), (n, c) = stop or x.shape[1:3], (x.shape[0], x.shape[3])
+  return lax.slice(x, (0, *start, 0), (n, h, w, c), (1, stride, stride, 1))
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -68,13 +78,9 @@ def max_pool(x: jax.Array) -> jax.Array:
   As maxima of slices: on CPU several times faster than XLA's window, backwards above all. The
   gradient goes to the first of equal maxima, as in torch.
   """
-  if inference.is_active():
-    window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "VALID")
-  return _max_pool(x)
+  return (_max_pool if inference.is_active() else _trainable_max_pool)(x)
 
 
-@jax.custom_vjp
 def _max_pool(x):
   return functools.reduce(jnp.maximum, _taps(x))
 
@@ -99,7 +105,8 @@ def _max_pool_backward(residuals, gradient):
   return (total,)
 
 
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_trainable_max_pool = jax.custom_vjp(_max_pool)
+_trainable_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def pad_map(x: jax.Array, value: float) -> jax.Array:
@@ -160,7 +167,7 @@ class Unit(nn.Module):
       y = self.layer("full", features, **three, name="conv1")(x)
       y = self.layer("full", features, kernel=3, name="conv2")(y)
     if self.stride > 1 or x.shape[-1] != features:
-      x = self.layer("pointwise", features, name="downsample")(x[:, :: self.stride, :: self.stride])
+      x = self.layer("pointwise", features, name="downsample")(strided(x, self.stride))
     y = batch_norm.activate(y + x, "relu")
     return mean_over_map(y) if self.pool else y
 
