@@ -62,6 +62,8 @@ def write(
     ExportError: the network cannot be exported, or something lies at `path`.
     ValueError: an unknown platform or type.
   """
+  if not platforms or len(set(platforms)) < len(platforms):
+    raise ValueError(f"platforms={list(platforms)} is empty or has one twice")
   for platform in platforms:
     choices.check("platform", platform, PLATFORMS)
   said = program.facts(classifier, **program.signature(classifier, dtype),
