@@ -66,7 +66,7 @@ def test_another_command_runs(line, tmp_path):
 def test_one_command_of_each_module_is_on_the_pages():
   modules = {line[0].removeprefix("subtune_jax.") for line in documented.others()}
   assert modules == {
-    "calibrate", "data.prepare", "models", "predict", "robustness.theory_table", "save_model",
+    "calibrate", "data.prepare", "export", "models", "predict", "robustness.theory_table", "save_model",
   }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from subtune_jax.deploy.exporting import onnx_file, program, saved_model, stable
 from tests.deploy import export_networks
 
 FAMILIES = [*export_networks.NETWORKS, "side"]
-MAIN = ("vit", "resnet", "convnext", "efficientnet")
+MAIN = ("vit", "resnet", "convnext")
 BATCHES = (1, 3, 7)
 EVERY = [pytest.param(f, marks=[pytest.mark.slow] * (f not in MAIN)) for f in FAMILIES]
 
@@ -87,9 +87,11 @@ def test_onnx_names_the_class_that_the_network_names(tmp_path):
   made, images = export_networks.with_imagenet_weights()
   _, run = session(onnx_file.write(made, tmp_path / "x.onnx"))
   assert len(images) >= 150
-  wanted, found = made.logits(images), run(images)["logits"]
-  np.testing.assert_array_equal(found.argmax(-1), wanted.argmax(-1))
-  np.testing.assert_allclose(found, wanted, atol=1e-4)
+  wanted = made.logits(images)
+  for n in (*BATCHES, len(images)):
+    found = run(images[:n])["logits"]
+    np.testing.assert_array_equal(found.argmax(-1), wanted[:n].argmax(-1))
+    np.testing.assert_allclose(found, wanted[:n], atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.usefixtures("jax2onnx")
@@ -143,7 +145,7 @@ def test_stablehlo_answers_as_the_network_on_three_platforms(family, tmp_path):
 
 
 def test_stablehlo_of_one_platform_holds_no_choice(tmp_path):
-  made = export_networks.of_family("efficientnet")
+  made = export_networks.make("convnext_tiny", {"depths": (1,), "widths": (32,)}, 16)
   one = _loaded(stablehlo.write(made, tmp_path / "one", platforms=("cpu",)))
   agree(made, jax.jit(one.call))
   cuda = _loaded(stablehlo.write(made, tmp_path / "cuda", platforms=("cuda",)))
@@ -166,7 +168,7 @@ sys.meta_path.insert(0, Blocked())
 
 def test_stablehlo_runs_where_this_library_is_not(tmp_path):
   """The README's own loader, in a process in which only jax and numpy can be imported."""
-  made = export_networks.of_family("efficientnet")
+  made = export_networks.of_family("resnet14")
   folder = stablehlo.write(made, tmp_path / "out")
   (loader,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
   images = export_networks.images(made, 5)
