@@ -64,11 +64,13 @@ class Network:
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     if not self.method:
       return model, shapes
-    changed = model
+    change, changed = methods.DECLARED[self.method].prepare, model
+    if change is None:
+      raise ValueError(f"{self.method} changes no network")
 
     def prepare(variables: Any) -> Any:
       nonlocal changed
-      changed, own = methods.DECLARED[self.method].prepare(model, variables, jax.random.key(0))
+      changed, own = change(model, variables, jax.random.key(0))
       return own
 
     shapes = jax.eval_shape(prepare, shapes)

@@ -132,8 +132,9 @@ class Table:
     self._json, self._names = path.suffix.lower() == ".jsonl", list(class_names)
     self._top_k, self._all = top_k, probabilities
     self._path, self._part = path, path.with_name(f"{path.name}.part")
-    options = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    self._stream = open(self._part, "w", **options)  # noqa: SIM115 (closed by close)
+    self._stream = open(  # noqa: SIM115 (closed by close)
+      self._part, "w", newline="", encoding="utf-8", errors="surrogateescape"
+    )
     if not self._json:
       self._csv = csv.writer(self._stream, lineterminator="\n")
       self._csv.writerow(self._header())
@@ -155,21 +156,21 @@ class Table:
     named = [f"{what}{rank}" for rank in ranks for what in ("prediction", "probability")]
     return ["file", *named, *([f"p({n})" for n in self._names] if self._all else []), "error"]
 
-  def _top(self, answer: Answer) -> list[tuple[str, float]]:
-    order = np.argsort(-answer.probabilities, kind="stable")[: self._top_k]
-    return [(self._names[i], float(answer.probabilities[i])) for i in order]
+  def _top(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
+    order = np.argsort(-probabilities, kind="stable")[: self._top_k]
+    return [(self._names[i], float(probabilities[i])) for i in order]
 
   def _row(self, answer: Answer) -> list[Any]:
     if answer.probabilities is None:
       return [answer.file, *[""] * (len(self._header()) - 2), answer.error]
-    named = [cell for name, p in self._top(answer) for cell in (name, f"{p:.9g}")]
+    named = [cell for name, p in self._top(answer.probabilities) for cell in (name, f"{p:.9g}")]
     every = [f"{p:.9g}" for p in answer.probabilities] if self._all else []
     return [answer.file, *named, *every, ""]
 
   def _object(self, answer: Answer) -> dict[str, Any]:
     if answer.probabilities is None:
       return {"file": answer.file, "error": answer.error}
-    top = self._top(answer)
+    top = self._top(answer.probabilities)
     made = {"file": answer.file, "prediction": top[0][0], "probability": top[0][1]}
     if self._top_k > 1:
       made["top"] = [{"class": name, "probability": p} for name, p in top]

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+import subtune_jax
 from subtune_jax import calibration, data
 from subtune_jax.data import registry
 from subtune_jax.report import terminal
@@ -128,6 +129,26 @@ def test_record_has_every_method_with_and_without_calibration(done):
   report = holistic_page.report(holistic_records.of(record, folder))
   assert terminal.render(report) in text
   assert made.seeds == (0, 1)
+
+
+def test_the_model_folder_has_the_gamma_that_repairs_it(done):
+  _, folder, record, text = done
+  classifier = subtune_jax.load(folder / "best")
+  trained, kept = classifier.config["trained"], classifier.config["calibration"]
+  assert f"model folder: {folder / 'best'} ({trained['title']}, seed" in text
+  assert trained["method"] != "oracle"
+  (row,) = [
+    n for n in record["holistic"]["networks"]
+    if n["use"] == "main" and (n["key"], n["method"]) == (trained["key"], trained["method"])
+  ]  # fmt: skip
+  assert kept["gamma"] == row["epochs"][-1]["gamma"]["alg"]
+  assert kept["absent"] == record["holistic"]["partitions"][row["partition"]]["absent"]
+  test = load("test", 16, domain=1)
+  with np.load(folder / row["epochs"][-1]["file"]) as file:
+    labels, logits = file["test/labels"], file["test/logits"]
+  np.testing.assert_allclose(classifier.logits(test.images), logits, atol=1e-4)
+  right = classifier.predict(test.images, calibrate=True).logits.argmax(-1) == labels
+  assert np.mean(right) == row["epochs"][-1]["accuracy"]["alg"]["micro"]["Y/Y"]
 
 
 def test_numbers_follow_from_the_files(done):

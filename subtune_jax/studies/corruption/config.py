@@ -10,6 +10,7 @@ CLEAN, FLIP = "clean", "flip_labels"  # shifts that leave the images as they are
 def default() -> Any:
   """Fashion-MNIST corrupted at severity 5, for a network that was trained on clean images."""
   config = search_config.default()
+  config.save_model = False  # a whole network of every part; save_model writes those wanted
   config.experiment = "corruption"
   config.name = "corruption"
   config.title = "Which layers under which shift"

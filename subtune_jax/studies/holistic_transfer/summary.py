@@ -14,6 +14,7 @@ from subtune_jax.runner import provenance
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.studies import epoch_files, publish
 from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.holistic_transfer import best
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import intervals as holistic_intervals
 from subtune_jax.studies.holistic_transfer import numbers as holistic_numbers
@@ -47,9 +48,14 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   }  # fmt: skip
   workdir_lib.write_json(study.workdir / compare_record.RESULTS, record)
   _clean(study, body)
+  saved = ""
+  if config.save_model:
+    path, row = best.write(study, record)
+    saved = f"model folder: {path} ({row['title']}, seed {row['seed']}, with its gamma)\n"
   report = holistic_page.report(holistic_records.of(record, study.workdir))
   study.run.progress.close()
   publish.publish(report, study.workdir, study.run.progress.stream)
+  study.run.progress.stream.write(saved)
   return record
 
 

@@ -1,0 +1,45 @@
+"""The model folder of a training of a run."""
+
+from collections.abc import Mapping, Sequence
+import os
+import pathlib
+from typing import Any
+
+from subtune_jax import methods, weights
+from subtune_jax.deploy import classifier, description, folder
+from subtune_jax.runner import network as network_lib
+from subtune_jax.training import engine as engine_lib
+from subtune_jax.training import export
+
+
+def write(
+  path: str | os.PathLike, config: Any, engine: engine_lib.Engine, pretrained: weights.Pretrained,
+  method: str, task: pathlib.Path, class_names: Sequence[str], said: Mapping[str, Any],
+) -> pathlib.Path:  # fmt: skip
+  """Writes it, and returns its path.
+
+  Args:
+    path: of the folder.
+    config: of the run.
+    engine: of the run, before a method changed its network.
+    pretrained: what the training started from.
+    method: the training's.
+    task: what `training.export.save_task` wrote of it.
+    class_names: in the order of the head.
+    said: "calibration", "trained", "figures", "versions", "created" of the folder's config.json.
+
+  Errors: see `deploy.folder.save` and `training.export.load_task`.
+  """
+  engine, pretrained = network_lib.prepared(method, engine, pretrained)
+  variables, _ = export.load_task(task, pretrained.variables)
+  declared = methods.DECLARED.get(method)
+  changed = declared is not None and declared.prepare is not None
+  options = network_lib.options(config.backbone.options)
+  network = description.Network(
+    config.backbone.name, options, config.backbone.dtype, method if changed else ""
+  )
+  made = classifier.Classifier(
+    engine.model, variables, pretrained.preprocessing, config.data.image_size,
+    config.data.interpolation, tuple(class_names), engine.batch_size, dict(said),
+  )  # fmt: skip
+  return folder.save(path, network, made, task=task)
