@@ -1,7 +1,7 @@
 """Exports a trained network to a program or to weights that run without this library.
 
   python -m subtune_jax.export runs/quickstart/best --format=onnx --out=network.onnx
-  python -m subtune_jax.export runs/quickstart/best --format=safetensors --layout=timm --out=for_timm
+  python -m subtune_jax.export runs/quickstart/best --format=safetensors --out=for_timm
 
 The first argument is a model folder, which every run leaves as WORKDIR/best. What is written is run
 or read back before. Exit code 0, or 2 and one line where the input is wrong or the format cannot
@@ -35,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
                       "the other formats a new folder")  # fmt: skip
   parser.add_argument("--input", choices=program.DTYPES, help="type of the images, which are in "
                       "0..255 in both (uint8)")  # fmt: skip
-  parser.add_argument("--platforms", type=_names, help="of StableHLO: some of "
-                      f"{','.join(stablehlo.PLATFORMS)} ({','.join(stablehlo.DEFAULT)})")  # fmt: skip
+  platforms = f"some of {','.join(stablehlo.PLATFORMS)} ({','.join(stablehlo.DEFAULT)})"
+  parser.add_argument("--platforms", type=_names, help=f"of StableHLO: {platforms}")
   parser.add_argument("--layout", choices=torch_weights.LAYOUTS, help="whose names the weights in "
                       "safetensors have (timm)")  # fmt: skip
   return parser

@@ -59,9 +59,7 @@ def mean_over_map(x: jax.Array) -> jax.Array:
 def _taps(x: jax.Array) -> list[jax.Array]:
   """What each of the 9 taps of a 3x3 window of stride 2 reads: [n, h', w', c]."""
   h, w = ((size - 3) // 2 * 2 + 1 for size in x.shape[1:3])  # from the first to the last window
-  return [
-    strided(x, 2, (i, j), (i + h, j + w)) for i in range(3) for j in range(3)
-  ]
+  return [strided(x, 2, (i, j), (i + h, j + w)) for i in range(3) for j in range(3)]
 
 
 def strided(

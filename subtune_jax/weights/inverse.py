@@ -12,9 +12,7 @@ from subtune_jax.weights import naming
 _ORDERS: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1, 0), (0, 1)), 4: ((3, 2, 0, 1),)}
 
 
-def tensors(
-  title: str, model: nn.Module, variables: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
+def tensors(title: str, model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """The tensors that a file of a scheme holds, so that reading them gives the variables.
 
   Args:

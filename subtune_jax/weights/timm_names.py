@@ -42,8 +42,8 @@ _ARGUMENTS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads",
               "reg_tokens": "registers", "pre_norm": "pre_norm", "depths": "depths",
               "dims": "widths", "layers": "stage_sizes"}  # fmt: skip
 _INERT_ARGUMENTS = {"num_classes", "img_size", "drop_rate", "drop_path_rate", "proj_drop_rate",
-                    "attn_drop_rate", "pos_drop_rate", "dynamic_img_size",
-                    "mlp_ratio", "fc_norm", "no_embed_class", "init_values", "global_pool"}  # fmt: skip
+                    "attn_drop_rate", "pos_drop_rate", "dynamic_img_size", "mlp_ratio", "fc_norm",
+                    "no_embed_class", "init_values", "global_pool"}  # fmt: skip
 _INERT = {"architecture", "num_classes", "num_features", "global_pool", "model_args",
           "pretrained_cfg", "label_names", "label_descriptions"}  # fmt: skip
 _POOLS = {"token": "token", "avg": "mean", "map": "map"}

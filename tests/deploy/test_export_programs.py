@@ -31,9 +31,7 @@ def agree(made, run, dtype="uint8"):
     wanted = made.logits(images)
     assert np.ptp(wanted) > 0.1
     np.testing.assert_allclose(found["logits"], wanted, atol=1e-4)
-    np.testing.assert_allclose(
-      found["probabilities"], classifier_lib.softmax(wanted), atol=1e-5
-    )
+    np.testing.assert_allclose(found["probabilities"], classifier_lib.softmax(wanted), atol=1e-5)
 
 
 # ------------------------------------------------------------------ ONNX

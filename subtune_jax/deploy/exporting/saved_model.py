@@ -15,14 +15,15 @@ from subtune_jax.deploy.exporting import program, stablehlo
 _README = """\
 # A trained network as a SavedModel
 
-The signature `serving_default` goes from `images` [batch, {size}, {size}, 3] ({dtype}, RGB, 0..255; any batch size) to
-`logits` and `probabilities` [batch, {classes}]; the normalisation is inside. Class names are in `model.json`.
+The signature `serving_default` goes from `images` [batch, {size}, {size}, 3] ({dtype}, RGB, 0..255;
+any batch size) to `logits` and `probabilities` [batch, {classes}]; the normalisation is inside.
+Class names are in `model.json`.
 
 ```python
 import tensorflow as tf
 
-network = tf.saved_model.load("FOLDER")
-answers = network.signatures["serving_default"](images=tf.zeros((1, {size}, {size}, 3), tf.{dtype}))
+network = tf.saved_model.load("FOLDER").signatures["serving_default"]
+answers = network(images=tf.zeros((1, {size}, {size}, 3), tf.{dtype}))
 ```
 """
 

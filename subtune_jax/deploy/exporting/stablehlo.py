@@ -19,7 +19,7 @@ PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
 DEFAULT = PLATFORMS[:3]
 PROGRAM = "model.stablehlo"
 
-LOADER = '''\
+LOADER = """\
 import json
 import jax, jax.export, numpy as np
 
@@ -29,14 +29,14 @@ names = json.load(open("model.json"))["class_names"]
 images = np.zeros((1, {size}, {size}, 3), np.{dtype})  # RGB, resized to {size} x {size}, 0..255
 probabilities = np.asarray(program(images)["probabilities"])
 print([names[i] for i in probabilities.argmax(-1)], probabilities.max(-1))
-'''
+"""
 
 _README = """\
 # A trained network as StableHLO
 
-From images [batch, {size}, {size}, 3] ({dtype}, RGB, 0..255; any batch size) to `logits` and `probabilities`
-[batch, {classes}]; the normalisation is inside. Made for {platforms}. Needs jax {version} or later and numpy, run in
-this folder:
+From images [batch, {size}, {size}, 3] ({dtype}, RGB, 0..255; any batch size) to `logits` and
+`probabilities` [batch, {classes}]; the normalisation is inside. Made for {platforms}. Needs jax
+{version} or later and numpy, run in this folder:
 
 ```python
 {loader}```

@@ -43,7 +43,7 @@ import safetensors.torch, torchvision
 
 model = torchvision.models.{call}
 model.load_state_dict(safetensors.torch.load_file("{weights}"))
-model.eval()  # reads (images - mean) / std, images [n, 3, {size}, {size}] RGB in 0..255; see {facts}
+model.eval()  # reads (images - mean) / std of images [n, 3, {size}, {size}] in 0..255: {facts}
 ```
 """
 
