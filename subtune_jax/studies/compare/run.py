@@ -120,12 +120,11 @@ def finish(
   run.writer.close()
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
   written = compare_record.load(run.workdir)
-  saved = _save_best(run, written, row) if run.config.save_model else None
   made = report(written, summary_lib.summarize(written))
   run.progress.close()
   publish.publish(made, run.workdir, run.progress.stream)
-  if saved:
-    run.progress.stream.write(f"model folder: {saved}\n")
+  if run.config.save_model:
+    run.progress.stream.write(f"model folder: {_save_best(run, written, row)}\n")
   return record
 
 
