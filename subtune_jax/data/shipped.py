@@ -170,7 +170,9 @@ class Shipped:
       image = self._decode(archive, file)
       for number, _ in enumerate(own):
         tile = image.crop((0, side * number, side, side * (number + 1))) if self.tiles else image
-        yield np.asarray(tile if tile.size == (size, size) else tile.resize((size,) * 2, resampling))
+        yield np.asarray(
+          tile if tile.size == (size, size) else tile.resize((size,) * 2, resampling)
+        )
 
   def _decode(self, archive: zipfile.ZipFile, file: str) -> Image.Image:
     try:

@@ -59,4 +59,6 @@ def test_glyphs_are_the_readers(tmp_path):
   np.testing.assert_array_equal(np.stack([e["image"] for e in examples]), data.images)
   np.testing.assert_array_equal([e["label"] for e in examples], data.labels)
   assert [e["font"].decode() for e in examples] == data.groups.tolist()
-  assert (builder.data_path / "LICENSE").read_text().strip() == glyph_domains.SET.attribution["sans"]
+  assert (builder.data_path / "LICENSE").read_text().strip() == glyph_domains.SET.attribution[
+    "sans"
+  ]
