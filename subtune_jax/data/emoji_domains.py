@@ -16,7 +16,9 @@ SET = shipped.Shipped(
   split_sizes={"train": 652, "validation": 174, "test": 261},
   attribution={
     "noto": "Noto Emoji, Google Inc (Apache-2.0), from @iconify-json/noto 1.2.9",
-    "twemoji": "Twemoji, Twitter Inc and contributors (CC-BY-4.0), from @iconify-json/twemoji 1.2.5",
+    "twemoji": (
+      "Twemoji, Twitter Inc and contributors (CC-BY-4.0), from @iconify-json/twemoji 1.2.5"
+    ),
     "openmoji": (
       "OpenMoji, HfG Schwaebisch Gmuend (CC-BY-SA-4.0), from @iconify-json/openmoji 1.2.29"
     ),
