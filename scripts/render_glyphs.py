@@ -6,8 +6,8 @@ r"""Renders Glyph Domains anew from the fonts of npm's @fontsource packages.
 writes one folder of images per domain, `glyphs/serif/...`, with a labels.csv, so that
 `--config.data.train=folder:glyphs/serif` reads it; `glyphs/manifest.csv` with the SHA-256 of every
 file; and `glyphs/LICENSES.md`. Options make other sets: `--size 128`, `--classes 62` (small letters
-too), `--fonts 100` (of each domain; install more packages, any of npm's @fontsource will do), `--zip
-FILE` (packed as the set that comes with this library).
+too), `--fonts 100` (of each domain; install more packages, any of npm's @fontsource will do) and
+`--zip FILE` (packed as the set that comes with this library).
 
 Each glyph is centred, dark on light, at a size where the font's capital H is 38/64 of the height.
 A font is left out that lacks a glyph, draws two classes alike (one pair may be: O and 0, I and 1)

@@ -29,8 +29,8 @@ SET = shipped.Shipped(
   split_sizes={"train": 26 * 36, "validation": 6 * 36, "test": 32 * 36},
   attribution={
     domain: (
-      f"Glyphs of 64 {category} fonts under OFL-1.1 or Apache-2.0, from @fontsource packages; their "
-      "authors: subtune_jax/data/files/glyph_domains/LICENSES.md"
+      f"Glyphs of 64 {category} fonts under OFL-1.1 or Apache-2.0, from @fontsource packages; "
+      "their authors: subtune_jax/data/files/glyph_domains/LICENSES.md"
     )
     for domain, category in _FONTS.items()
   },

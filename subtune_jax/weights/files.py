@@ -1,8 +1,8 @@
 """Files of tensors: which format a file has, and the reader for it.
 
 Damage to a zip, which is what torch writes now and what `.npz` is, shows in its CRC-32s. Legacy
-`.pth`, safetensors, msgpack and ONNX files carry no checksum of their values, and Orbax's cover only a
-part: one changed byte reads as another number, and only a known SHA-256 (`digest`) tells.
+`.pth`, safetensors, msgpack and ONNX files carry no checksum of their values, and Orbax's cover
+only a part: one changed byte reads as another number, and only a known SHA-256 (`digest`) tells.
 """
 
 from collections.abc import Callable, Mapping

@@ -4,7 +4,8 @@ torch's exporter keeps the names of biases, norms and convolutions, and folds th
 linear layer's matrix, and slices of positions, into constants called `onnx::MatMul_1966`. The graph
 says what those are:
 
-  matrix      MatMul reads it, and an Add joins the product with `NAME.bias`: `NAME.weight`, transposed
+  matrix      MatMul reads it, and an Add joins the product with `NAME.bias`: transposed, it is
+              `NAME.weight`
   positions   a Concat joins [1, 1, width], of the class token, and [1, n, width], which it reads
               reshaped and resized: `SCOPE.position_embeddings`, SCOPE being that of the Concat
 """
