@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
   parser = console.Parser("python -m subtune_jax.save_model", __doc__)
   parser.add_argument("workdir", type=pathlib.Path, help="of a finished run")
   parser.add_argument("--method", help="its name; by default the one that validation chose")
-  parser.add_argument("--seed", type=int, help="by default the one of best validation accuracy")
+  parser.add_argument("--seed", type=int, help="by default the one that validation chose")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder to write")
   return parser
 

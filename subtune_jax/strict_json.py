@@ -9,7 +9,10 @@ import json
 import math
 from typing import Any
 
-_RESULTS = ("accuracy", "loss", "validation_accuracy", "validation_loss", "moved")
+_RESULTS = (
+  "accuracy", "loss", "validation_accuracy", "validation_balanced_accuracy", "validation_auroc",
+  "validation_loss", "moved",
+)  # fmt: skip
 _EPOCHS = ("history", "stages")  # of an entry that has a history
 _TRAINING = ("key", "learning_rate")  # an entry with one of them stands for itself
 

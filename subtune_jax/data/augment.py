@@ -1,4 +1,4 @@
-"""Random views of images on the device: shifts, flips and resized crops.
+"""Random views of images on the device: shifts, flips, resized crops and rotations.
 
 Every function is jittable and vectorised over the batch. Each image has its own key, and its view
 depends on that key and its own pixels only, not on the other images of the batch. Images go in and
@@ -129,6 +129,82 @@ def random_resized_crop(
     return _maybe_flip(image, flip_key) if flip else image
 
   return jax.vmap(one)(images, keys)
+
+
+def rotate(images: jax.typing.ArrayLike, keys: jax.Array, degrees: float) -> jax.Array:
+  """Rotates each image about its centre by an angle that is uniform in [-degrees, degrees].
+
+  Bilinear, rounded; what comes in from outside repeats the rim (as `scipy.ndimage.rotate` does with
+  order=1, mode="nearest", reshape=False).
+
+  Args:
+    images: [batch, height, width, 3] uint8.
+    keys: [batch] keys, as from `view_keys`.
+    degrees: from 0 to 180.
+
+  Returns:
+    [batch, height, width, 3] uint8.
+
+  Raises:
+    ValueError: images that are not a uint8 batch with one key each, or degrees out of range.
+  """
+  images = _checked(images, keys)
+  if not 0 <= degrees <= 180:
+    raise ValueError(f"rotate={degrees} is out of range; give degrees from 0 to 180.")
+  largest = math.radians(degrees)
+
+  def one(image, key):
+    return rotated(image, jax.random.uniform(key, minval=-largest, maxval=largest))
+
+  return jax.vmap(one)(images, keys)
+
+
+def rotated(image: jax.Array, angle: jax.typing.ArrayLike) -> jax.Array:
+  """Returns an image [height, width, 3] uint8, rotated counter-clockwise by `angle` in radians."""
+  height, width = image.shape[:2]
+  middle = (height - 1) / 2, (width - 1) / 2
+  down = (jnp.arange(height) - middle[0])[:, None]
+  right = (jnp.arange(width) - middle[1])[None]
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  y, x = cos * down + sin * right + middle[0], cos * right - sin * down + middle[1]
+  top, left = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
+  below, beside = (y - top)[..., None], (x - left)[..., None]
+
+  def at(rows, columns):
+    return image[jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)].astype(jnp.float32)
+
+  upper = (1 - beside) * at(top, left) + beside * at(top, left + 1)
+  lower = (1 - beside) * at(top + 1, left) + beside * at(top + 1, left + 1)
+  return jnp.round((1 - below) * upper + below * lower).astype(jnp.uint8)
+
+
+def quarter_turns(images: jax.typing.ArrayLike, keys: jax.Array) -> jax.Array:
+  """Turns each image by 0, 90, 180 or 270 degrees, each with probability one quarter.
+
+  Args:
+    images: [batch, size, size, 3] uint8.
+    keys: [batch] keys, as from `view_keys`.
+
+  Raises:
+    ValueError: images that are not a uint8 batch with one key each, or not square.
+  """
+  images = _checked(images, keys)
+  if images.shape[1] != images.shape[2]:
+    raise ValueError(f"Only square images have quarter turns; got {images.shape}.")
+
+  def one(image, key):
+    turned = jnp.stack([jnp.rot90(image, k) for k in range(4)])
+    return turned[jax.random.randint(key, (), 0, 4)]
+
+  return jax.vmap(one)(images, keys)
+
+
+def flip_vertical(images: jax.typing.ArrayLike, keys: jax.Array) -> jax.Array:
+  """Mirrors each image [height, width, 3] of a uint8 batch top and bottom, half of the time."""
+  images = _checked(images, keys)
+  return jax.vmap(lambda image, key: jnp.where(jax.random.bernoulli(key), image[::-1], image))(
+    images, keys
+  )
 
 
 def _random_box(key, height, width, scale, ratio) -> tuple[jax.Array, jax.Array]:

@@ -34,6 +34,7 @@ from subtune_jax.methods.stage import (
   HEAD_RULE,
   LBFGS,
   OPTIMIZERS,
+  SAMPLING,
   Average,
   Gradient,
   LeaveOut,
@@ -41,6 +42,7 @@ from subtune_jax.methods.stage import (
   Penalty,
   Stage,
   TensorRates,
+  balanced,
   without_head,
 )
 from subtune_jax.methods.subset import (

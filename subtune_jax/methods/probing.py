@@ -18,9 +18,10 @@ def linear_probing(
   standardize: str = "scalar",
   max_steps: int | None = None,
   rescale: bool = False,
+  class_weights: str | tuple[float, ...] = "none",
 ) -> stage_lib.Method:
   """Linear probing: the head alone, by L-BFGS (LP-FT, section 2). The fields are `LBFGS`'s."""
-  solver = stage_lib.LBFGS(tuple(l2), standardize, max_steps, rescale)
+  solver = stage_lib.LBFGS(tuple(l2), standardize, max_steps, rescale, class_weights)
   return (
     stage_lib.Stage(
       name="head", rules={masks.HEAD: stage_lib.HEAD_RULE}, solver=solver, norm_mode="running"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
 from typing import Any, Literal
 
 from subtune_jax import masks
@@ -15,8 +16,21 @@ Average = Callable[[PyTree, PyTree, Any], PyTree]
 
 HEAD_RULE = "/head"
 OPTIMIZERS = ("adam", "sgd", "adabelief", "adadelta", "adagrad", "rmsprop")
+SAMPLING = ("uniform", "balanced")
 # Of a field that came later: at its default it is no part of a training's identity in a ledger.
 _LATER = {"omit_default": True}
+
+
+def check_class_weights(value: Any) -> None:
+  """Raises ValueError unless it is "none", "balanced" or positive weights, one per class."""
+  if value in ("none", "balanced"):
+    return
+  numbers = isinstance(value, tuple) and all(isinstance(w, int | float) for w in value)
+  if not numbers or not value or not all(math.isfinite(w) and w > 0 for w in value):
+    raise ValueError(
+      f"class_weights is {value!r}; allowed: 'none', 'balanced', or a tuple with a weight above 0 "
+      "for each class"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +105,10 @@ class Gradient:
     steps_per_epoch: an "epoch" is so many steps, drawn from one permutation of the training set
       after the other; 0: one pass, without the examples that fill no batch.
     leave_out: see `LeaveOut`; None: an epoch is one run.
+    class_weights: of the cross-entropy: "none", "balanced" (scikit-learn's, from the labels of the
+      training set), or a weight per class; normalised as in `training/class_weights.py`.
+    sampling: "uniform", or "balanced": an epoch of as many steps, in which every class of the
+      training set comes equally often (`training.batches.balanced_order`).
   """
 
   learning_rates: Mapping[str, float]
@@ -105,8 +123,19 @@ class Gradient:
   rates: TensorRates | None = None
   steps_per_epoch: int = dataclasses.field(default=0, metadata=_LATER)
   leave_out: LeaveOut | None = dataclasses.field(default=None, metadata=_LATER)
+  class_weights: str | tuple[float, ...] = dataclasses.field(default="none", metadata=_LATER)
+  sampling: Literal["uniform", "balanced"] = dataclasses.field(default="uniform", metadata=_LATER)
 
   def __post_init__(self):
+    check_class_weights(self.class_weights)
+    if self.sampling not in SAMPLING:
+      allowed = ", ".join(map(repr, SAMPLING))
+      raise ValueError(f"sampling is {self.sampling!r}; allowed: {allowed}")
+    if self.sampling == self.class_weights == "balanced":
+      raise ValueError(
+        "class_weights and sampling are both 'balanced', which counts a rare class twice over; "
+        "balance by one of them"
+      )
     for label, rate in self.learning_rates.items():
       if not rate >= 0:
         raise ValueError(f"learning rate of {label!r} is {rate}; it must be at least 0")
@@ -138,14 +167,17 @@ class LBFGS:
     max_steps: stop after so many L-BFGS steps from the zero head; None: converged.
     rescale: give the head the standard deviation of the one that it replaces (LP-FT's code,
       `normalize_lp`); no prediction changes, but the loss does and so does fine-tuning from there.
+    class_weights: as in `Gradient`; of scikit-learn's `LogisticRegression(class_weight=)`.
   """
 
   l2: tuple[float, ...]
   standardize: str = "scalar"
   max_steps: int | None = dataclasses.field(default=None, metadata=_LATER)
   rescale: bool = dataclasses.field(default=False, metadata=_LATER)
+  class_weights: str | tuple[float, ...] = dataclasses.field(default="none", metadata=_LATER)
 
   def __post_init__(self):
+    check_class_weights(self.class_weights)
     if not self.l2 or not all(value > 0 for value in self.l2):
       raise ValueError(f"l2 is {self.l2}; it must hold at least one strength, all above 0")
     if self.max_steps is not None and self.max_steps < 1:
@@ -219,6 +251,20 @@ def gradient_stage(
   solver = Gradient(rates, **{k: v for k, v in fields.items() if k not in own})
   rules = {masks.HEAD: HEAD_RULE, **rules}
   return Stage(name=name, rules=rules, solver=solver, **{k: fields[k] for k in own})
+
+
+def balanced(method: Method, class_weights: str | tuple[float, ...], sampling: str) -> Method:
+  """The method with these class weights in every stage, and this sampling where it has batches.
+
+  Errors: see `Gradient`.
+  """
+  stages = []
+  for stage in method:
+    fields: dict[str, Any] = {"class_weights": class_weights}
+    if isinstance(stage.solver, Gradient):
+      fields["sampling"] = sampling
+    stages.append(dataclasses.replace(stage, solver=dataclasses.replace(stage.solver, **fields)))
+  return tuple(stages)
 
 
 def without_head(method: Method) -> Method:

@@ -1,6 +1,7 @@
 """Model selection afterwards, on the records: which learning rate, and which epoch of it.
 
-  last            every training's last epoch; the rate of the highest mean validation accuracy
+  last            every training's last epoch; the rate of the highest mean validation accuracy,
+                  or of another score that the run's choices go by
   early_stopping  every training's best epoch on validation; then the rate likewise (LP-FT's code)
   oracle          epoch and rate by mean accuracy on the out-of-distribution test sets
 
@@ -23,7 +24,8 @@ class Epoch:
   """What a training scored after an epoch of its last stage.
 
   Attributes:
-    validation: accuracy on the validation split in distribution.
+    validation: accuracy on the validation split in distribution, or another score of it that is
+      better when it is larger.
     tests: test set -> accuracy.
     loss: cross-entropy on the validation split; breaks ties between rates.
 

@@ -6,8 +6,10 @@ import numpy as np
 
 from subtune_jax import methods
 from subtune_jax.runner import trainings
+from subtune_jax.statistics import criteria
 
 Row = dict[str, Any]
+_ACCURACY = criteria.CRITERIA[criteria.ACCURACY]
 
 
 def train_method(run: trainings.Run, name: str, rates: tuple[float, ...]) -> Row:
@@ -18,8 +20,9 @@ def train_method(run: trainings.Run, name: str, rates: tuple[float, ...]) -> Row
   trained = {
     rate: [trainings.train_once(run, name, rate, seed) for seed in tried] for rate in rates
   }
-  grid = [grid_row(rows) for rows in trained.values()]
-  ranked = best_first(grid)
+  criterion = criteria.of(run.config)
+  grid = [grid_row(rows, criterion) for rows in trained.values()]
+  ranked = best_first(grid, criterion)
   if not ranked:
     raise ValueError(f"{name}: every learning rate of {rates} diverged; lower them")
   rate = ranked[0]
@@ -46,19 +49,19 @@ def train_method(run: trainings.Run, name: str, rates: tuple[float, ...]) -> Row
   }  # fmt: skip
 
 
-def grid_row(rows: list[Row]) -> Row:
+def grid_row(rows: list[Row], criterion: criteria.Criterion = _ACCURACY) -> Row:
   """A learning rate's means over its seeds; None where a training diverged."""
   means = {
     key: None if any(row[key] is None for row in rows) else float(np.mean([r[key] for r in rows]))
-    for key in ("validation_accuracy", "validation_loss")
+    for key in criteria.fields(criterion)
   }
   return {"learning_rate": rows[0]["learning_rate"], **means}
 
 
-def best_first(grid: list[Row]) -> list[float]:
-  """The learning rates of a grid by validation accuracy, then loss; none that diverged."""
+def best_first(grid: list[Row], criterion: criteria.Criterion = _ACCURACY) -> list[float]:
+  """The learning rates of a grid by the criterion, then validation loss; none that diverged."""
   finite = [row for row in grid if row["validation_accuracy"] is not None]
-  finite.sort(key=lambda row: (-row["validation_accuracy"], row["validation_loss"]))
+  finite.sort(key=lambda row: (-criterion.score(row), row["validation_loss"]))
   return [row["learning_rate"] for row in finite]
 
 

@@ -38,14 +38,29 @@ def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pr
       f"backbone.keep_head is True, but {config.backbone.weights} has no head of {num_classes} "
       f"classes (not loaded: {', '.join(pretrained.not_loaded)}); set it to False"
     )
-  augmentation = None
-  if config.augment.kind != "none":
-    given = config.augment.to_dict()
-    augmentation = step_lib.Augmentation(**given | {"color": tuple(given["color"])})
   engine = loop.Engine(
-    model, pretrained.preprocessing, batch_size=config.batch_size, augmentation=augmentation
-  )
+    model, pretrained.preprocessing, batch_size=config.batch_size,
+    augmentation=augmentation(config.augment),
+  )  # fmt: skip
   return engine, pretrained
+
+
+def augmentation(fields: Any) -> step_lib.Augmentation | None:
+  """The section `augment` of a config; None at kind "none".
+
+  Raises:
+    ValueError: fields that make no sense, or a rotation, turn or vertical flip at kind "none".
+  """
+  given = fields.to_dict()
+  if given["kind"] != "none":
+    return step_lib.Augmentation(**given | {"color": tuple(given["color"])})
+  asked = [name for name in ("rotate", "flip_vertical", "quarter_turns") if given.get(name)]
+  if asked:
+    raise ValueError(
+      f"augment.{asked[0]} is {given[asked[0]]} and augment.kind 'none', which augments nothing; "
+      "set augment.kind='shift', with augment.pad=0 for no shift"
+    )
+  return None
 
 
 def options(text: str) -> dict[str, Any]:

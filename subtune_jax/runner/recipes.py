@@ -1,14 +1,19 @@
 """From a config to the stages of its methods: sections, grids, options that all stages share."""
 
 from collections.abc import Sequence
+import re
 from typing import Any
 
 import ml_collections
 
 from subtune_jax import methods
+from subtune_jax.data import choices
 from subtune_jax.report import words
+from subtune_jax.statistics import criteria
 
 LARGEST_IMAGE = 4096  # pixels in height and width
+# "cat=2.0,": the name may hold commas and equals signs.
+_CLASS_WEIGHT = re.compile(r"(?P<name>.+?)=(?P<weight>[^,=]+)(?:,|$)", re.DOTALL)
 
 
 def offered() -> tuple[str, ...]:
@@ -62,6 +67,7 @@ def check_seeds(field: str, values: Sequence[int]) -> None:
 def check_run(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for fields of every run with trainings of its own that make no sense."""
   check_image_size(config)
+  criteria.of(config)
   check_seeds("seeds", config.seeds)
   if config.grid_seeds not in ("first", "all"):
     raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
@@ -69,6 +75,18 @@ def check_run(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
   if config.backbone.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
+
+
+def check_sampling(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for balanced batches in a run that has none."""
+  choices.check("sampling", config.sampling, methods.SAMPLING)
+  if config.sampling == "balanced" and not any(
+    methods.DECLARED[n].gradient for n in config.methods
+  ):
+    raise ValueError(
+      f"sampling is 'balanced', and none of the methods, {', '.join(config.methods)}, has batches; "
+      "set loss.class_weights='balanced' for probes"
+    )
 
 
 def check_image_size(config: ml_collections.ConfigDict) -> None:
@@ -99,6 +117,51 @@ def stage_options(
     "schedule": optimizer.schedule,
     "warmup": optimizer.warmup,
   }
+
+
+def class_weights(text: str, class_names: Sequence[str]) -> str | tuple[float, ...]:
+  """The class weights of a stage from `loss.class_weights`.
+
+  Args:
+    text: "none", "balanced" or "cat=2.0,dog=0.5".
+    class_names: of the head.
+
+  Raises:
+    ValueError: another text, a class that is not there or named twice, a weight not above 0.
+  """
+  if text in ("none", "balanced"):
+    return text
+  found: dict[str, float] = {}
+  end = 0
+  for pair in _CLASS_WEIGHT.finditer(text):
+    if pair.start() != end:
+      break
+    end, name = pair.end(), pair["name"].strip()
+    choices.check("class in loss.class_weights", name, class_names)
+    if name in found:
+      raise ValueError(f"loss.class_weights names {name!r} twice: {text!r}")
+    try:
+      found[name] = float(pair["weight"])
+    except ValueError:
+      break
+    if not 0 < found[name] < float("inf"):
+      raise ValueError(f"loss.class_weights has {pair.group(0)!r}; a weight is above 0 and finite")
+  else:
+    if found and end == len(text):
+      return tuple(found.get(name, 1.0) for name in class_names)
+  raise ValueError(
+    f"loss.class_weights is {text!r}; give 'none', 'balanced', or weights such as 'cat=2.0,dog=0.5'"
+  )
+
+
+def balanced(
+  config: ml_collections.ConfigDict, method: methods.Method, class_names: Sequence[str]
+) -> methods.Method:
+  """The method with the config's class weights and sampling, if it has such fields."""
+  if "loss" not in config:
+    return method
+  weights = class_weights(config.loss.class_weights, class_names)
+  return methods.balanced(method, weights, config.sampling)
 
 
 def make_method(

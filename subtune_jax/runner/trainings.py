@@ -15,6 +15,7 @@ from subtune_jax.report import explosion, words
 from subtune_jax.runner import examples, network, recipes, writers
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.statistics import criteria
 from subtune_jax.training import checkpoint, evaluate, export, loop, resume, stage_runner
 from subtune_jax.training import ledger as ledger_lib
 
@@ -106,12 +107,13 @@ def retrain(run: Run, best: Row, seed: int) -> Row:
   """The chosen setting on all labelled images; the score that it was chosen by stays with it."""
   strengths = [stage.get("l2") for stage in best["stages"]]
   row = train_once(run, best["method"], best["learning_rate"], seed, strengths=strengths)
-  scores = ("validation_accuracy", "validation_loss") if row["history"] else ()
+  scores = criteria.fields(criteria.of(run.config)) if row["history"] else ()
   return row | {name: best[name] for name in scores} | {"selection": best["stages"]}
 
 
 def stages_of(run: Run, name: str, rate: float) -> methods.Method:
-  return run.make(run.config, name, rate, run.network_of(name)[0].model.block_names)
+  made = run.make(run.config, name, rate, run.network_of(name)[0].model.block_names)
+  return recipes.balanced(run.config, made, run.train.class_names)
 
 
 def num_epochs(method: methods.Method) -> int:
@@ -135,7 +137,13 @@ def describe(
   used = {"data", "backbone", "augment", "batch_size"}
   described = {k: v for k, v in workdir_lib.as_json(config).items() if k in used}
   described["data"].pop("label_map", None)  # of test sets
-  return {
+  for field, default in workdir_lib.OPTIONAL_FIELDS.items():
+    section, _, own = field.partition(".")
+    if section in described and described[section].get(own) == default:
+      del described[section][own]
+  criterion = criteria.of(config)
+  chosen = {} if criterion.name == criteria.ACCURACY else {"select_by": criterion.name}
+  return chosen | {
     "config": described,
     "train": train.fingerprint(),
     "validation": validation.fingerprint() if validation else None,
@@ -170,6 +178,9 @@ def _train_method_on(
   outcome = "done" if row["history"] else "diverged"
   if row["validation_accuracy"] is not None:
     outcome = f"validation {row['validation_accuracy']:.3f}"
+    criterion = criteria.of(run.config)
+    if criterion.name != criteria.ACCURACY:
+      outcome += f", {criterion.title} {row[criterion.field]:.3f}"
   exploded = explosion.explosion(row["history"], row["moved"], run.engine.model.num_classes)
   outcome += f" (exploded: {exploded})" if exploded else ""
   waits = [epoch["data_wait"] for epoch in row["history"] if "data_wait" in epoch]
@@ -187,6 +198,7 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
   if not run.config.backbone.keep_head:
     variables = heads.init_head(engine.model, variables, seed, pretrained.sha256)
   steps = iter(range(1, 1 << 30))
+  criterion = criteria.of(run.config)
 
   def on_epoch(row, logits):
     path = run.workdir / f"logits/validation/{key}/{row['stage']}-{row['epoch']}.npz"
@@ -199,21 +211,21 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
     result = loop.fit(
       engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch,
       saver=saver, on_resume=lambda text: run.progress.line(f"{what}: {text}"),
-      on_variables=run.watch(key) if run.watch else None,
+      on_variables=run.watch(key) if run.watch else None, select_by=criterion.name,
     )  # fmt: skip
   except stage_runner.NonFiniteLossError as e:
     logging.warning("%s: %s", what, e)
     run.progress.line(f"{what}: {e}")
-    return {"validation_accuracy": None, "validation_loss": None, "history": [], "stages": [],
-            "seconds": 0.0, "compile_seconds": 0.0, "moved": None}  # fmt: skip
+    none = dict.fromkeys(criteria.fields(criterion))
+    return none | {"history": [], "stages": [], "seconds": 0.0, "compile_seconds": 0.0,
+                   "moved": None}  # fmt: skip
   note = {"backbone": run.config.backbone.weights, "class_names": list(run.train.class_names)}
   export.save_task(
     run.workdir / "tasks" / key, result.variables, result.touched, pretrained.variables, note
   )
   last = result.history[-1]
   return {
-    "validation_accuracy": last["validation_accuracy"],
-    "validation_loss": last["validation_loss"],
+    **{name: last.get(name) for name in criteria.fields(criterion)},
     "history": result.history, "stages": result.stages, "seconds": round(result.seconds, 3),
     "compile_seconds": round(result.compile_seconds, 3), "moved": result.moved,
   }  # fmt: skip

@@ -12,8 +12,12 @@ from subtune_jax import files, strict_json
 _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model")
 # Names of studies in configs of older runs.
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
-# Fields that workdirs may lack, and the value that stands for their absence.
-_OPTIONAL_FIELDS = {"data.label_map": []}
+# Fields that workdirs and keys of ledgers may lack, and the value that stands for their absence.
+OPTIONAL_FIELDS = {
+  "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
+  "loss.class_weights": "none",
+  "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
+}  # fmt: skip
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -32,7 +36,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   old, new = files.flatten(old), files.flatten(new)
   for name, values in _RENAMED.items():
     old[name] = values.get(old.get(name), old.get(name))
-  old, new = _OPTIONAL_FIELDS | old, _OPTIONAL_FIELDS | new
+  old, new = OPTIONAL_FIELDS | old, OPTIONAL_FIELDS | new
   return [
     f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
     for name in sorted(set(old) | set(new))

@@ -32,10 +32,16 @@ def backbone_rows(backbone: Mapping[str, Any]) -> list[FactRow]:
 
 
 def settings(config: Mapping[str, Any]) -> document.Section:
-  """The fields of a config."""
+  """The fields of a config, without those of methods that did not run."""
+  ran = {"source", "sweep", *config.get("methods", ())}
+  used = {
+    name: own
+    for name, own in config.items()
+    if name in ran or not (isinstance(own, Mapping) and {"learning_rates", "l2"} & set(own))
+  }
   rows = [
     (Cell(key, code=True), Cell(str(value), code=True))
-    for key, value in files.flatten(config).items()
+    for key, value in files.flatten(used).items()
   ]
   return document.Section("Settings", [document.Facts(rows)], page_only=True)
 
@@ -57,4 +63,4 @@ def report_link(text: str, workdir: pathlib.Path, folder: str) -> Cell:
 
 
 def what_intervals_mean(text: str) -> document.Section:
-  return document.Section("What the intervals mean", [document.Text(text)], level=3)
+  return document.Section("What the intervals mean", [document.Text(text)], level=3, folded=True)

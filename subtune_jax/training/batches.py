@@ -35,6 +35,35 @@ class Source(NamedTuple):
   columns: Mapping[str, np.ndarray] = NO_COLUMNS
 
 
+def balanced_order(
+  seed: int, stage: int, epoch: int, labels: np.ndarray, batch_size: int, steps: int
+) -> np.ndarray:
+  """[steps, batch] indices of one epoch in which every class that occurs comes equally often.
+
+  Of m indices and C classes each class gets m // C, and classes drawn anew for the epoch get one
+  of the rest. A class runs through its images in a random order, again and again where it has fewer
+  than that.
+
+  Args:
+    seed: of the training.
+    stage: of the method.
+    epoch: of the stage.
+    labels: [n] integers of the training set.
+    batch_size: examples per step.
+    steps: of the epoch.
+  """
+  generator = np.random.default_rng([seed, stage, epoch])
+  classes = generator.permutation(np.unique(labels))
+  number, rest = divmod(steps * batch_size, len(classes))
+  rows = []
+  for place, own in enumerate(classes):
+    of_class, wanted = np.flatnonzero(labels == own), number + (place < rest)
+    passes = [generator.permutation(of_class) for _ in range(-(-wanted // len(of_class)))]
+    rows.append(np.concatenate([*passes, of_class[:0]])[:wanted])
+  order = generator.permutation(np.concatenate(rows))
+  return order.reshape(steps, batch_size).astype(np.int32)
+
+
 def choose(
   x: Any, labels: Any, resident_bytes: int, columns: Mapping[str, np.ndarray] = NO_COLUMNS
 ) -> Source:

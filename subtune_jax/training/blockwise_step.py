@@ -145,11 +145,13 @@ def _reordered(made):
 
 
 @jax.jit
-def _loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _loss(
+  logits: jax.Array, labels: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(loss, its gradient, number of right answers)."""
 
   def mean(z):
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, labels))
+    return jnp.mean(step_lib.weighted(z, labels, weights))
 
   loss, gradient = jax.value_and_grad(mean)(logits)
   return loss, gradient, jnp.sum(jnp.argmax(logits, axis=-1) == labels)
@@ -162,13 +164,16 @@ def _root_of_sum(squares: list[jax.Array]) -> jax.Array:
 
 @functools.lru_cache(maxsize=256)
 def _batch(preprocessing: Any, augmentation: Any, from_images: bool) -> Callable:
-  """(data, indices, view) -> (x, labels)."""
+  """(data, indices, view) -> (x, labels, weights of the examples or None)."""
 
   def take(data, indices, view):
-    x, labels, ids = data["x"], data["labels"], data.get("ids", indices)
+    taken = [data["x"], data["labels"], data.get(step_lib.WEIGHTS)]
+    ids = data.get("ids", indices)
     if indices is not None:
-      x, labels = x[indices], labels[indices]
-    return step_lib.prepare(x, ids, view, preprocessing, augmentation, from_images), labels
+      taken = [None if array is None else array[indices] for array in taken]
+    x, labels, weights = taken
+    x = step_lib.prepare(x, ids, view, preprocessing, augmentation, from_images)
+    return x, labels, weights
 
   return jax.jit(take)
 
@@ -278,7 +283,7 @@ class Step:
     del initial
     model, moving = self.spec.model, state.moving
     variables = trainable_split.join_variables(moving, fixed)
-    x, labels = self.batch(data, indices, view)
+    x, labels, weights = self.batch(data, indices, view)
     for name in self.before:
       x = forward(model, variables, name, x)
     backs, stats = {}, moving["batch_stats"]
@@ -290,7 +295,7 @@ class Step:
       backs[name] = back, residuals
       if batch_mode and own[1]:
         stats = put_part(stats, name, new)
-    loss, gradient, correct = _loss(x, labels)
+    loss, gradient, correct = _loss(x, labels, weights)
     params, opt_state, squares = moving["params"], dict(state.opt_state), []
     for name in reversed(self.after):
       back, residuals = backs.pop(name)

@@ -10,6 +10,7 @@ import numpy as np
 
 from subtune_jax.calibration import checks
 from subtune_jax.data import preprocess
+from subtune_jax.statistics import classification
 from subtune_jax.training import blockwise_step
 from subtune_jax.training import mesh as mesh_lib
 
@@ -132,9 +133,31 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
   return float(np.mean(predictions(logits) == labels))
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Mean negative log-likelihood in nats, computed in float64. Errors: see `predictions`."""
+def metric(name: str, logits: np.ndarray, labels: np.ndarray) -> float:
+  """A metric of `statistics.criteria` by its name. Errors: see `predictions`."""
+  if name == "balanced_accuracy":
+    return classification.balanced_accuracy(predictions(logits), labels, logits.shape[-1])
+  if name == "auroc":
+    return classification.auroc(probabilities(logits), labels)
+  return {"accuracy": accuracy, "nll": cross_entropy}[name](logits, labels)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+  """Softmax over the last axis, in float64. Errors: see `predictions`."""
+  logits = np.asarray(checks.logits(logits), np.float64)
+  exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def cross_entropy(
+  logits: np.ndarray, labels: np.ndarray, class_weights: np.ndarray | None = None
+) -> float:
+  """Mean negative log-likelihood in nats, computed in float64. Errors: see `predictions`.
+
+  With `class_weights` [num_classes] each example's is multiplied by the weight of its label.
+  """
   logits = np.asarray(checks.logits(logits), np.float64)
   top = logits.max(axis=-1, keepdims=True)
   log_norm = np.log(np.sum(np.exp(logits - top), axis=-1)) + top[:, 0]
-  return float(np.mean(log_norm - logits[np.arange(len(labels)), labels]))
+  losses = log_norm - logits[np.arange(len(labels)), labels]
+  return float(np.mean(losses if class_weights is None else class_weights[labels] * losses))

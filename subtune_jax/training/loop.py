@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from subtune_jax import masks, methods
+from subtune_jax.statistics import criteria
 from subtune_jax.training import prefix as prefix_lib
 from subtune_jax.training import resume, stage_runner, trainable_split, under_way
 from subtune_jax.training.engine import Engine, Examples
@@ -112,6 +113,7 @@ def fit(
   on_resume: Callable[[str], None] | None = None,
   validate: Literal["epoch", "end"] = "epoch",
   on_variables: OnVariables | None = None,
+  select_by: str = criteria.ACCURACY,
 ) -> FitResult:
   """Trains a network by any method.
 
@@ -131,16 +133,19 @@ def fit(
     validate: read the validation set after every epoch, or at the end of each stage only.
     on_variables: called after `on_epoch` with the row and the whole variables, whose buffers are
       given up when it returns; its time counts as nobody's.
+    select_by: the metric on the validation set that a probe chooses its strength by, "accuracy",
+      "balanced_accuracy", "auroc" or "nll"; rows of the history have it too.
 
   Raises:
-    ValueError: images or labels of the wrong shape, type or range, or a batch that does not split
-      over the devices.
+    ValueError: images or labels of the wrong shape, type or range, a batch that does not split
+      over the devices, or an unknown `select_by`.
     NonFiniteLossError: the loss, the weights or the logits became NaN or infinite, the last
       update included.
   """
   for examples, what in ((train, "training"), (validation, "validation")):
     if examples is not None:
       check_examples(examples, engine.model.num_classes, what)
+  criteria.of({"select_by": select_by})
   if not method:
     raise ValueError("the method has no stage; see subtune_jax.methods")
   for stage in method:
@@ -151,6 +156,6 @@ def fit(
       )
   training = under_way.Training(
     engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch, saver=saver,
-    validate=validate, on_variables=on_variables,
+    validate=validate, on_variables=on_variables, select_by=select_by,
   )  # fmt: skip
   return _run(training, on_resume or (lambda text: logging.info("%s", text)))

@@ -16,7 +16,7 @@ tells how far the optimum is, and is the next step where that is too far.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 import jax
@@ -25,10 +25,16 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from subtune_jax.training import divergence, probe_features, probe_solver
-
-Standardize = Literal["scalar", "feature", "none"]
-STANDARDIZE = ("scalar", "feature", "none")
+from subtune_jax.statistics import criteria
+from subtune_jax.training import class_weights as class_weights_lib
+from subtune_jax.training import (
+  divergence,
+  evaluate,
+  probe_checks,
+  probe_features,
+  probe_objective,
+  probe_solver,
+)
 
 # Paths are filled up to a multiple of so many strengths: grids of about one length share a program.
 _PATH_MULTIPLE = 16
@@ -71,12 +77,14 @@ class Choice(NamedTuple):
     accuracy: [num_strengths] share of the examples classified rightly; NaN where the head or a
       logit is not finite: such a strength is never taken.
     loss: [num_strengths] mean cross-entropy; NaN likewise.
+    values: [num_strengths] the metric that it was chosen by; NaN likewise.
   """
 
   index: int
   at_edge: bool
   accuracy: np.ndarray
   loss: np.ndarray
+  values: np.ndarray
 
 
 def lpft_strengths(num_examples: int, num: int = 50) -> np.ndarray:
@@ -90,10 +98,11 @@ def fit_path(
   *,
   num_classes: int,
   l2: Sequence[float],
-  standardize: Standardize = "scalar",
+  standardize: probe_checks.Standardize = "scalar",
   tol: float = 1e-6,
   max_iterations: int = 1000,
   max_steps: int | None = None,
+  class_weights: class_weights_lib.Option = "none",
 ) -> ProbePath:
   """Fits one linear head per strength of regularisation.
 
@@ -101,6 +110,10 @@ def fit_path(
   standardised features; the intercept is free. scikit-learn's `LogisticRegression(C=c)` has the
   same optimum at l2 = 1 / (c * n) for three classes or more. For two it fits one vector w, which is
   the softmax of +w/2 and -w/2, and the optimum is the same at l2 = 2 / (c * n).
+
+  With class weights the mean is a weighted one (`class_weights.py`): scikit-learn's
+  `LogisticRegression(C=c, class_weight=...)`, with the sum of the examples' weights as the n above.
+  At "balanced" that sum is n.
 
   A class without an example is left out of the fit. (With a free intercept its bias would go to
   -inf.) It gets a zero kernel and the bias -log(2 * n). The logits of the classes that were fitted
@@ -121,6 +134,7 @@ def fit_path(
     max_iterations: iterations per strength, of L-BFGS and Newton's steps.
     max_steps: stop every strength after so many iterations from the zero head: partly converged
       heads, which do not depend on the rest of the grid. None: fit to `tol`, along the path.
+    class_weights: "none", "balanced", or a weight for each of `num_classes`.
 
   Returns:
     A `ProbePath`. Fits that did not reach `tol` are flagged in it and, unless `max_steps` asked for
@@ -130,8 +144,8 @@ def fit_path(
     ValueError: features or labels are empty, misshapen, not finite or out of range, fewer than two
       classes are present, all examples are equal, or an option is not allowed.
   """
-  features, labels = _checked_data(features, labels, num_classes)
-  l2 = _checked_options(l2, standardize, tol, max_iterations, max_steps)
+  features, labels = probe_checks.data(features, labels, num_classes)
+  l2 = probe_checks.options(l2, standardize, tol, max_iterations, max_steps)
   present, classes = np.unique(labels, return_inverse=True)
   if len(present) < 2:
     raise ValueError(
@@ -139,7 +153,9 @@ def fit_path(
     )
   rotation = probe_features.rotate(features, standardize)
   solve = _solve_path if max_steps is None else _solve_each
-  solutions = solve(rotation.scores, classes, l2, tol, max_steps or max_iterations)
+  weights = class_weights_lib.of_examples(class_weights, labels, num_classes)
+  data = _device_data(rotation.scores, classes, None if weights is None else weights[labels])
+  solutions = solve(data, classes, l2, tol, max_steps or max_iterations)
   path = _empty_path(l2, features.shape[1], num_classes)
   path.bias[:] = -np.log(2 * len(labels))
   for index, solution in solutions:
@@ -177,8 +193,13 @@ def rescale(head: Mapping[str, npt.ArrayLike], std: float) -> dict[str, np.ndarr
   return {name: np.asarray(value) * np.float32(std / own) for name, value in head.items()}
 
 
-def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> Choice:
-  """Chooses the strength with the highest accuracy on held-out examples.
+def choose(
+  path: ProbePath,
+  features: npt.ArrayLike,
+  labels: npt.ArrayLike,
+  select_by: str = criteria.ACCURACY,
+) -> Choice:
+  """Chooses the strength with the highest accuracy, or another metric, on held-out examples.
 
   Ties go to the stronger regularisation (LP-FT's rule: its path runs from strong to weak and the
   first maximum is kept).
@@ -187,16 +208,18 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
     path: heads, from `fit_path`.
     features: [n, num_features] raw validation features.
     labels: [n] validation labels. A class that had no training example counts as missed.
+    select_by: the metric (`statistics.criteria`).
 
   Returns:
     The `Choice`; one at the grid's edge is also logged.
 
   Raises:
-    ValueError: the examples are empty, misshapen, not finite or out of range, or the head of no
-      strength is finite.
+    ValueError: the examples are empty, misshapen, not finite or out of range, the head of no
+      strength is finite, or an unknown metric.
   """
+  criterion = criteria.of({"select_by": select_by})
   num_features, num_classes = path.kernel.shape[1:]
-  features, labels = _checked_data(features, labels, num_classes)
+  features, labels = probe_checks.data(features, labels, num_classes)
   if features.shape[1] != num_features:
     raise ValueError(
       f"validation features have {features.shape[1]} columns and the path was fitted on"
@@ -209,7 +232,16 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
       f"the heads of all {len(loss)} strengths are not finite; use stronger regularisation, or"
       " standardize the features"
     )
-  index = int(max(finite, key=lambda i: (correct[i], path.l2[i])))
+  loss = np.where(np.isfinite(loss), loss, np.nan)
+  accuracy = np.where(np.isfinite(loss), correct / len(labels), np.nan)
+  measured = {"validation_accuracy": accuracy, "validation_loss": loss}
+  values = measured.get(criterion.field)
+  if values is None:
+    values = np.full(len(loss), np.nan)
+    for i in finite:
+      logits = np.asarray(_logits(path.kernel[i], path.bias[i], features))
+      values[i] = evaluate.metric(select_by, logits, labels)
+  index = int(max(finite, key=lambda i: (criterion.sign * values[i], path.l2[i])))
   at_edge = len(correct) > 1 and path.l2[index] in (path.l2.min(), path.l2.max())
   if at_edge:
     logging.warning(
@@ -218,8 +250,12 @@ def choose(path: ProbePath, features: npt.ArrayLike, labels: npt.ArrayLike) -> C
       path.l2.min(),
       path.l2.max(),
     )
-  accuracy = np.where(np.isfinite(loss), correct / len(labels), np.nan)
-  return Choice(index, bool(at_edge), accuracy, np.where(np.isfinite(loss), loss, np.nan))
+  return Choice(index, bool(at_edge), accuracy, loss, values)
+
+
+@jax.jit
+def _logits(kernel: jax.Array, bias: jax.Array, features: jax.Array) -> jax.Array:
+  return jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
 
 
 @jax.jit
@@ -230,63 +266,12 @@ def _score(
 
   def of_one(head):
     kernel, bias = head
-    logits = jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
+    logits = _logits(kernel, bias, features)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     loss = jnp.where(jnp.isfinite(logits).all(), loss, jnp.nan)
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels), loss
 
   return jax.lax.map(of_one, (kernels, biases))
-
-
-def _checked_data(
-  features: npt.ArrayLike, labels: npt.ArrayLike, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns features as float32 and labels as int32, or raises."""
-  features, labels = np.asarray(features), np.asarray(labels)
-  if features.ndim != 2 or labels.shape != features.shape[:1] or not features.size:
-    raise ValueError(
-      f"features {features.shape} and labels {labels.shape} must be [n, num_features] and [n] with"
-      " at least one example: pool the features to one row per image"
-    )
-  if not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f"labels are {labels.dtype}, not integers: convert class names to indices")
-  if labels.min() < 0 or labels.max() >= num_classes:
-    bad = labels[(labels < 0) | (labels >= num_classes)][0]
-    raise ValueError(
-      f"label {bad} is outside [0, {num_classes}): relabel the data or pass a larger num_classes"
-    )
-  finite = np.isfinite(features)
-  if not finite.all():
-    row, column = np.argwhere(~finite)[0]
-    raise ValueError(
-      f"{np.sum(~finite)} features are not finite, the first is {features[row, column]} at example"
-      f" {row}, feature {column}: check the backbone's weights and the preprocessing"
-    )
-  return features.astype(np.float32), labels.astype(np.int32)
-
-
-def _checked_options(
-  l2: Sequence[float], standardize: str, tol: float, max_iterations: int, max_steps: int | None
-) -> np.ndarray:
-  """Returns the strengths as float64 [k], or raises."""
-  strengths = np.asarray(l2, np.float64)
-  if strengths.ndim != 1 or not strengths.size:
-    raise ValueError(f"l2 has shape {strengths.shape}: pass a sequence of at least one strength")
-  bad = strengths[~(np.isfinite(strengths) & (strengths > 0))]
-  if bad.size:
-    raise ValueError(
-      f"l2 holds {bad[0]}: strengths must be positive and finite (without a penalty separable"
-      " classes have no optimum; use a small one such as 1e-6)"
-    )
-  if standardize not in STANDARDIZE:
-    raise ValueError(f"standardize is {standardize!r}: use one of {STANDARDIZE}")
-  if not tol > 0 or max_iterations < 1:
-    raise ValueError(
-      f"tol is {tol} and max_iterations is {max_iterations}: use tol > 0 and max_iterations >= 1"
-    )
-  if max_steps is not None and max_steps < 1:
-    raise ValueError(f"max_steps is {max_steps}: give at least 1, or None to converge")
-  return strengths
 
 
 def _empty_path(l2: np.ndarray, num_features: int, num_classes: int) -> ProbePath:
@@ -316,7 +301,7 @@ def _warn_unconverged(path: ProbePath, tol: float, max_iterations: int) -> None:
 
 
 def _solve_path(
-  scores: np.ndarray, classes: np.ndarray, l2: np.ndarray, tol: float, max_iterations: int
+  data: probe_objective.Data, classes: np.ndarray, l2: np.ndarray, tol: float, max_iterations: int
 ) -> list[tuple[int, probe_solver.Solution]]:
   """Returns (position, solution) pairs, from the strongest to the weakest regularisation.
 
@@ -330,10 +315,9 @@ def _solve_path(
   options[: len(l2)] = np.stack(
     [l2[order], np.full(len(l2), tol), steps, np.full(len(l2), max_iterations)], axis=1
   )
-  scores, labels = _device_data(scores, classes)
-  log_count = np.log(np.bincount(classes))
-  start = probe_solver.begin(scores, labels, np.float32(log_count - log_count.mean()))
-  solutions = jax.device_get(probe_solver.follow(scores, labels, *start, options))
+  log_count = np.log(np.bincount(classes, data.weights))
+  start = probe_solver.begin(data, np.float32(log_count - log_count.mean()))
+  solutions = jax.device_get(probe_solver.follow(data, *start, options))
   return [
     (int(index), probe_solver.Solution(*(column[row] for column in solutions)))
     for row, index in enumerate(order)
@@ -341,27 +325,25 @@ def _solve_path(
 
 
 def _solve_each(
-  scores: np.ndarray, classes: np.ndarray, l2: np.ndarray, tol: float, max_iterations: int
+  data: probe_objective.Data, classes: np.ndarray, l2: np.ndarray, tol: float, max_iterations: int
 ) -> list[tuple[int, probe_solver.Solution]]:
   """Returns (position, solution) pairs; each fit starts from the zero head."""
-  scores, labels = _device_data(scores, classes)
-  point, curvature, memory = probe_solver.begin(
-    scores, labels, np.zeros(classes.max() + 1, np.float32)
-  )
+  point, curvature, memory = probe_solver.begin(data, np.zeros(classes.max() + 1, np.float32))
   solutions = []
   for index, strength in enumerate(l2):
     options = np.array([strength, tol, 0, max_iterations], np.float32)
-    solution, *_ = probe_solver.solve(
-      scores, labels, point, point.weights, curvature, memory, options
-    )
+    solution, *_ = probe_solver.solve(data, point, point.weights, curvature, memory, options)
     solutions.append((index, solution))
   return jax.device_get(solutions)
 
 
-def _device_data(scores: np.ndarray, classes: np.ndarray) -> tuple[jax.Array, jax.Array]:
-  """Returns the scores with a column of ones [n, r + 1], and the labels [1, n]."""
+def _device_data(
+  scores: np.ndarray, classes: np.ndarray, weights: np.ndarray | None
+) -> probe_objective.Data:
+  """Returns what is fitted: the scores with a column of ones, classes [n] and weights [n]."""
   scores = np.pad(scores, ((0, 0), (0, 1)), constant_values=1)
-  return jnp.asarray(scores, jnp.float32), jnp.asarray(classes[None], jnp.int32)
+  scores, labels = jnp.asarray(scores, jnp.float32), jnp.asarray(classes[None], jnp.int32)
+  return probe_objective.Data(scores, labels, weights)
 
 
 def _extrapolation(log_l2: np.ndarray) -> np.ndarray:

@@ -67,23 +67,22 @@ class Solution(NamedTuple):
 
 @jax.jit
 def begin(
-  scores: jax.Array, labels: jax.Array, bias: jax.Array
+  data: probe_objective.Data, bias: jax.Array
 ) -> tuple[probe_objective.Point, jax.Array, _Memory]:
   """Returns the point where all weights are zero but the intercepts, and an empty memory."""
-  weights = jnp.zeros((len(bias), scores.shape[1])).at[:, -1].set(bias)
-  margins = probe_objective.margins(scores, labels, weights)
+  weights = jnp.zeros((len(bias), data.scores.shape[1])).at[:, -1].set(bias)
+  margins = probe_objective.margins(data, weights)
   point = probe_objective.point(
-    scores, labels, weights, margins, *probe_objective.others(labels, margins), jnp.float32(0)
+    data, weights, margins, *probe_objective.others(data, margins), jnp.float32(0)
   )
   zeros = jnp.zeros((_MEMORY_SIZE, *weights.shape))
   memory = _Memory(zeros, zeros, jnp.zeros(_MEMORY_SIZE), jnp.int32(0), jnp.float32(0))
-  return point, probe_objective.curvature(scores, labels, point), memory
+  return point, probe_objective.curvature(data, point), memory
 
 
 @jax.jit
 def follow(
-  scores: jax.Array,
-  labels: jax.Array,
+  data: probe_objective.Data,
   point: probe_objective.Point,
   curvature: jax.Array,
   memory: _Memory,
@@ -93,7 +92,7 @@ def follow(
 
   def fit(carry, own):
     previous, point, curvature, memory = carry
-    solution, *after = solve(scores, labels, point, previous, curvature, memory, own)
+    solution, *after = solve(data, point, previous, curvature, memory, own)
     return (point.weights, *after), solution
 
   return jax.lax.scan(fit, (point.weights, point, curvature, memory), options)[1]
@@ -101,8 +100,7 @@ def follow(
 
 @jax.jit
 def solve(
-  scores: jax.Array,
-  labels: jax.Array,
+  data: probe_objective.Data,
   point: probe_objective.Point,
   previous: jax.Array,
   curvature: jax.Array,
@@ -112,8 +110,7 @@ def solve(
   """Fits one strength by L-BFGS, from a point and the memory of another strength.
 
   Args:
-    scores: [n, r + 1].
-    labels: [1, n].
+    data: what is fitted.
     point: where to start.
     previous: [C, r + 1] the optimum before `point`.
     curvature: [C, r + 1] of the mean cross-entropy, at `point`.
@@ -139,19 +136,19 @@ def solve(
     return (search.turn | (rough > tol * search.point.objective)) & goes_on(search)
 
   def iterate(search):
-    return _iterate(scores, labels, search, l2, step != 0)
+    return _iterate(data, search, l2, step != 0)
 
   def descend(search):  # by the old curvature; `descends` then decides by the new one
     search = jax.lax.while_loop(descends, iterate, search)
     return search._replace(
-      curvature=probe_objective.curvature(scores, labels, search.point), turn=np.bool_(False)
+      curvature=probe_objective.curvature(data, search.point), turn=np.bool_(False)
     )
 
   def until_small(search):  # the rough estimate is cheap; the Newton step settles it
     search = descend(search)
     search = jax.lax.while_loop(descends, descend, search)
     unit = probe_objective.unit(search.curvature, l2)
-    newton, gap = _newton(scores, labels, search.point, search.memory, unit, tol)
+    newton, gap = _newton(data, search.point, search.memory, unit, tol)
     return search._replace(ahead=newton, turn=~settled(search._replace(gap=gap)), gap=gap)
 
   def unsettled(search):
@@ -170,7 +167,7 @@ def solve(
 
 
 def _iterate(
-  scores: jax.Array, labels: jax.Array, search: _Search, l2: jax.Array, extrapolates: jax.Array
+  data: probe_objective.Data, search: _Search, l2: jax.Array, extrapolates: jax.Array
 ) -> _Search:
   """One step of L-BFGS, or the first along the extrapolation, or Newton's."""
   point = search.point
@@ -178,7 +175,7 @@ def _iterate(
   direction = -_inverse_hessian(search.memory, unit, point.gradient)
   first = (search.iterations == 0) & extrapolates
   direction = jnp.where(search.turn | first, search.ahead, direction)
-  new = _line_search(scores, labels, point, direction)
+  new = _line_search(data, point, direction)
   better = new.objective < search.least
   return search._replace(
     point=new,
@@ -198,14 +195,14 @@ def _memory_under(memory: _Memory, l2: jax.Array) -> _Memory:
 
 
 def _line_search(
-  scores: jax.Array, labels: jax.Array, point: probe_objective.Point, direction: jax.Array
+  data: probe_objective.Data, point: probe_objective.Point, direction: jax.Array
 ) -> probe_objective.Point:
   """Returns a point along the direction whose slope is below `_SLOPE_SHARE` of that at the start.
 
   Newton's steps on the slope, from a step of 1, kept within the interval that holds the minimum:
   the objective is convex along the line. A direction that does not descend is not followed.
   """
-  change = probe_objective.margins(scores, labels, direction)
+  change = probe_objective.margins(data, direction)
   penalty = point.l2 * probe_objective.without_intercept(direction)
   linear, quadratic = jnp.sum(penalty * point.weights), jnp.sum(penalty * direction)
   first_slope = jnp.sum(point.gradient * direction)
@@ -217,11 +214,11 @@ def _line_search(
   def attempt(carry):
     _, length, low, high, _, _, trial = carry
     margins = point.margins + length * change
-    others, loss = probe_objective.others(labels, margins)
+    others, loss = probe_objective.others(data, margins)
     weighted = others * change
     mean, square = jnp.sum(weighted, axis=0), jnp.sum(weighted * change, axis=0)
-    slope = mean.mean() + linear + length * quadratic
-    curvature = (square - mean * mean).mean() + quadratic
+    slope = data.weigh(mean).mean() + linear + length * quadratic
+    curvature = data.weigh(square - mean * mean).mean() + quadratic
     low, high = jnp.where(slope < 0, length, low), jnp.where(slope < 0, high, length)
     newton = length - slope / curvature
     inside = (newton > low) & (newton < jnp.minimum(high, 10 * length))
@@ -234,7 +231,7 @@ def _line_search(
   found = point.margins, point.others, point.loss
   carry = (zero, one, zero, infinite, slope, found, np.int32(0))
   length, *_, found, _ = jax.lax.while_loop(proceed, attempt, carry)
-  return probe_objective.point(scores, labels, point.weights + length * direction, *found, point.l2)
+  return probe_objective.point(data, point.weights + length * direction, *found, point.l2)
 
 
 def _remember(memory: _Memory, step: jax.Array, change: jax.Array) -> _Memory:
@@ -272,8 +269,7 @@ def _inverse_hessian(memory: _Memory, unit: jax.Array, gradient: jax.Array) -> j
 
 
 def _newton(
-  scores: jax.Array,
-  labels: jax.Array,
+  data: probe_objective.Data,
   point: probe_objective.Point,
   memory: _Memory,
   unit: jax.Array,
@@ -299,7 +295,7 @@ def _newton(
 
   def proceed(carry):
     step, rest, along, size, decrement, small, trial = carry
-    rise = probe_objective.hessian_product(scores, labels, point, along)
+    rise = probe_objective.hessian_product(data, point, along)
     length = size / jnp.maximum(jnp.sum(along * rise), jnp.finfo(size.dtype).tiny)
     step, rest = step + length * along, rest - length * rise
     preconditioned = precondition(rest)
@@ -313,5 +309,5 @@ def _newton(
   carry = (jnp.zeros_like(gradient), -gradient, first, -jnp.sum(gradient * first))
   carry = (*carry, np.float32(0), np.int32(0), np.int32(0))
   step, *_, decrement, small, _ = jax.lax.while_loop(goes_on, proceed, carry)
-  change = jnp.abs(probe_objective.margins(scores, labels, step)).max()
+  change = jnp.abs(probe_objective.margins(data, step)).max()
   return step, jnp.where(small < 2, np.inf, decrement * jnp.exp(change))

@@ -4,6 +4,7 @@ A solver says how by its class: `run` is a single-dispatch function, and another
 registers its own.
 """
 
+from collections.abc import Mapping
 import functools
 import time
 from typing import Any
@@ -14,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks, methods
+from subtune_jax.statistics import criteria
 from subtune_jax.training import (
   auto_rates,
   batches,
   blockwise_step,
+  class_weights,
   divergence,
   evaluate,
   lolsgd,
@@ -109,13 +112,13 @@ def probe_stage(
   labels = [np.asarray(x.labels) for x in sets]
   path = probe.fit_path(
     features[0], labels[0], num_classes=model.num_classes, l2=solver.l2,
-    standardize=solver.standardize, max_steps=solver.max_steps,
+    standardize=solver.standardize, max_steps=solver.max_steps, class_weights=solver.class_weights,
   )  # fmt: skip
   if training.validation is None:
     chosen, note = 0, {"l2": float(path.l2[0])}
   else:
-    choice = probe.choose(path, features[1], labels[1])
-    chosen, note = choice.index, _probe_note(path, choice)
+    choice = probe.choose(path, features[1], labels[1], training.select_by)
+    chosen, note = choice.index, _probe_note(path, choice, criteria.CRITERIA[training.select_by])
   head = path.head(chosen)
   if solver.rescale:
     head = probe.rescale(head, np.std(training.variables["params"]["head"]["kernel"]))
@@ -124,10 +127,11 @@ def probe_stage(
   divergence.check("the training logits", logits, training.method[index], 0)
   watch.add_to(training)
   training.stages[index] |= note
+  weights = class_weights.of_examples(solver.class_weights, labels[0], model.num_classes)
   row = {
     "stage": index,
     "epoch": 1,
-    "train_loss": evaluate.cross_entropy(logits, labels[0]),
+    "train_loss": evaluate.cross_entropy(logits, labels[0], weights),
     "train_accuracy": evaluate.accuracy(logits, labels[0]),
   }
   variables = {
@@ -138,17 +142,21 @@ def probe_stage(
   return variables
 
 
-def _probe_note(path: probe.ProbePath, choice: probe.Choice) -> dict[str, Any]:
+def _probe_note(
+  path: probe.ProbePath, choice: probe.Choice, criterion: criteria.Criterion
+) -> dict[str, Any]:
   """What a record keeps of the strengths that were tried."""
+  columns = {"validation_accuracy": choice.accuracy, "validation_loss": choice.loss}
+  columns |= {criterion.field: choice.values}
   return {
     "l2": float(path.l2[choice.index]),
     "grid": [
-      {
-        "learning_rate": float(l2),
-        "validation_accuracy": float(acc) if np.isfinite(loss) else None,
-        "validation_loss": float(loss) if np.isfinite(loss) else None,
+      {"learning_rate": float(l2)}
+      | {
+        name: float(values[i]) if np.isfinite(choice.loss[i]) else None
+        for name, values in columns.items()
       }
-      for l2, acc, loss in zip(path.l2, choice.accuracy, choice.loss, strict=True)
+      for i, l2 in enumerate(path.l2)
     ],
     "grid_edge": bool(choice.at_edge),
   }
@@ -182,15 +190,15 @@ def gradient_stage(
   state = mesh_lib.put(state, mesh)
   fixed = jax.device_put(fixed, mesh_lib.replicated(mesh))
   initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
-  columns = getattr(training.train, "columns", batches.NO_COLUMNS)
+  columns = _columns(training, solver, inputs.labels)
   source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
   compile_epoch = _compile_streamed if source.streamed else _compile_resident
-  example = _first_order(training, solver)
+  example = _order(training, solver, 0, 0)  # of the right shape, to compile with
   run_epoch = compile_epoch(training, assembled or spec, state, fixed, initial, source, example)
   run_epoch = lolsgd.over_runs(solver, run_epoch, inputs.labels, [training.seed, index], mesh)
   set_rates = auto_rates.setter(training, spec, fixed, source)
   for epoch in range(first_epoch, epochs):
-    order = epoch_order(training.seed, index, epoch, n, training.batch_size, solver.steps_per_epoch)
+    order = _order(training, solver, index, epoch)
     if inputs.rows is not None:
       order = inputs.rows[order].astype(np.int32)
     state, rates = set_rates(state, order, epoch)
@@ -207,6 +215,18 @@ def gradient_stage(
     training.save(index, epoch + 1, state)
     watch.lap()  # hooks and checkpoints are not training
   return _current(state, fixed)
+
+
+def _columns(
+  training: under_way.Training, solver: methods.Gradient, labels: np.ndarray
+) -> Mapping[str, np.ndarray]:
+  """What a batch has beside images and labels [n]: those of the set, and weights of examples."""
+  columns = getattr(training.train, "columns", batches.NO_COLUMNS)
+  weights = class_weights.of_examples(
+    solver.class_weights, np.asarray(training.train.labels), training.engine.model.num_classes,
+    solver.sampling,
+  )  # fmt: skip
+  return columns if weights is None else {**columns, step_lib.WEIGHTS: weights[np.asarray(labels)]}
 
 
 def _measured(metrics: Any, num_seen: int) -> dict[str, float]:
@@ -245,10 +265,16 @@ def _view(training: under_way.Training, epoch: int) -> dict[str, jax.Array]:
   return jax.device_put(seen, mesh_lib.replicated(training.engine.mesh))
 
 
-def _first_order(training: under_way.Training, solver: methods.Gradient) -> np.ndarray:
-  """An order of the right shape, to compile with."""
-  n, steps = len(training.train.labels), solver.steps_per_epoch
-  return epoch_order(training.seed, 0, 0, n, training.batch_size, steps)
+def _order(
+  training: under_way.Training, solver: methods.Gradient, index: int, epoch: int
+) -> np.ndarray:
+  """[steps, batch] rows of the training set in an epoch of the stage at `index`."""
+  labels, batch_size = np.asarray(training.train.labels), training.batch_size
+  n, steps = len(labels), solver.steps_per_epoch
+  if solver.sampling == "balanced":
+    steps = steps or n // batch_size
+    return batches.balanced_order(training.seed, index, epoch, labels, batch_size, steps)
+  return epoch_order(training.seed, index, epoch, n, batch_size, steps)
 
 
 def _compile_resident(training: under_way.Training, spec, state, fixed, initial, source, order):

@@ -18,6 +18,9 @@ from subtune_jax.training import optimizer as optimizer_lib
 from subtune_jax.training import trainable_split
 
 PyTree = Any
+# Of a field that came later: at its default it is no part of a training's identity in a ledger.
+_LATER = {"omit_default": True}
+WEIGHTS = "example_weights"  # a column of the training set, of `class_weights.of_examples`
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -40,7 +43,8 @@ class TrainState(flax.struct.PyTreeNode):
 class Augmentation:
   """Random views of the training images.
 
-  A view is a function of (seed, image, epoch modulo `num_views`) and of nothing else.
+  A view is a function of (seed, image, epoch modulo `num_views`) and of nothing else. An image is
+  rotated and turned first, then shifted or cropped and mirrored, then coloured.
 
   Attributes:
     kind: "shift" (by up to `pad` pixels) or "resized_crop" (Inception's random box).
@@ -49,6 +53,9 @@ class Augmentation:
     num_views: after this many epochs the views repeat.
     color: strengths of brightness, contrast, saturation and hue (`jitter.color_jitter`).
     mixup: alpha of mixup, which mixes the views of a batch; 0 is off.
+    rotate: by up to so many degrees either way, from 0 to 180.
+    flip_vertical: whether to mirror top and bottom with probability one half.
+    quarter_turns: whether to turn by 0, 90, 180 or 270 degrees; square images only.
   """
 
   kind: Literal["shift", "resized_crop"] = "shift"
@@ -57,8 +64,13 @@ class Augmentation:
   num_views: int = 1 << 20
   color: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
   mixup: float = 0.0
+  rotate: float = dataclasses.field(default=0.0, metadata=_LATER)
+  flip_vertical: bool = dataclasses.field(default=False, metadata=_LATER)
+  quarter_turns: bool = dataclasses.field(default=False, metadata=_LATER)
 
   def __post_init__(self):
+    if not 0 <= self.rotate <= 180:
+      raise ValueError(f"rotate is {self.rotate}; give degrees from 0 (off) to 180")
     if self.kind not in ("shift", "resized_crop"):
       raise ValueError(f"augmentation kind is {self.kind!r}; allowed: 'shift', 'resized_crop'")
     if len(self.color) != 4:
@@ -71,15 +83,25 @@ class Augmentation:
   def views(self, images: jax.Array, seed: Any, indices: jax.Array, epoch: Any) -> jax.Array:
     """The views of `images` [n, h, w, 3] uint8, which stand at `indices` [n] of the data set."""
     keys = augment.view_keys(seed, indices, epoch, self.num_views)
+    if self.rotate:
+      images = augment.rotate(images, _folded(keys, 2), self.rotate)
+    if self.quarter_turns:
+      images = augment.quarter_turns(images, _folded(keys, 3))
     if self.kind == "shift":
       images = augment.shift_and_flip(images, keys, self.pad, flip=self.flip)
     else:
       images = augment.random_resized_crop(images, keys, flip=self.flip)
+    if self.flip_vertical:
+      images = augment.flip_vertical(images, _folded(keys, 4))
     if not any(self.color):
       return images
     strengths = dict(zip(("brightness", "contrast", "saturation", "hue"), self.color, strict=True))
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    return jitter.color_jitter(images, keys, **strengths)
+    return jitter.color_jitter(images, _folded(keys, 1), **strengths)
+
+
+def _folded(keys: jax.Array, number: int) -> jax.Array:
+  """Other keys [n], for another part of the views."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,6 +130,8 @@ class StepSpec:
       "rates": solver.rates is not None,  # the multipliers are state too
       "steps_per_epoch": None,
       "leave_out": None,  # decides the order of the examples, not the step
+      "sampling": None,  # likewise
+      "class_weights": None,  # a column of the data
     }
     if solver.schedule == "constant" and not solver.warmup:
       fields["total_steps"] = None
@@ -156,10 +180,19 @@ def prepare(
   return preprocess.normalize(x, preprocessing)
 
 
+def weighted(logits: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
+  """Cross-entropy of each example, [n], times its weight where there are any."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return losses if weights is None else weights * losses
+
+
 def loss_of(
   moving: PyTree, fixed: PyTree, initial: PyTree | None, batch: Any, spec: StepSpec
 ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
-  """Mean cross-entropy plus the stage's penalty; and (running statistics, correct predictions)."""
+  """Mean cross-entropy plus the stage's penalty; and (running statistics, correct predictions).
+
+  Where the batch has weights of its examples, the cross-entropy of each is multiplied by its own.
+  """
   variables = trainable_split.join_variables(moving, fixed)
   mutable = ["batch_stats"] if spec.plan.train_blocks else False
   # A penalty that reads features gets them in the batch: the head runs after them, on its own.
@@ -174,10 +207,10 @@ def loss_of(
   if split:
     batch = {**batch, "features": logits}
     logits = spec.model.apply(variables, logits, start=trainable_split.HEAD)
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+  losses = weighted(logits, batch["labels"], batch.get(WEIGHTS))
   if "partner" in batch:
-    other = batch["labels"][batch["partner"]]
-    others = optax.softmax_cross_entropy_with_integer_labels(logits, other)
+    weights = batch[WEIGHTS][batch["partner"]] if WEIGHTS in batch else None
+    others = weighted(logits, batch["labels"][batch["partner"]], weights)
     losses = batch["share"] * losses + (1 - batch["share"]) * others
   loss = jnp.mean(losses)
   if spec.stage.penalty is not None:

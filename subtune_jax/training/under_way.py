@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from subtune_jax import masks, methods
+from subtune_jax.statistics import criteria
 from subtune_jax.training import divergence, evaluate, resume, trainable_split
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import mesh as mesh_lib
@@ -26,6 +27,7 @@ class Training:
 
   Attributes:
     engine: the model and its devices.
+    select_by: the metric that choices go by (`statistics.criteria`).
     method: its stages.
     train: the training set: `images`, `labels`.
     validation: likewise, or None.
@@ -53,7 +55,9 @@ class Training:
     saver: resume.Saver | None,
     validate: Literal["epoch", "end"],
     on_variables: OnVariables | None,
+    select_by: str = criteria.ACCURACY,
   ):
+    self.select_by = select_by
     self.engine, self.method, self.seed, self.validate = engine, method, seed, validate
     self.train, self.validation = train, validation
     self.on_epoch, self.on_variables, self.saver = on_epoch, on_variables, saver
@@ -101,6 +105,9 @@ class Training:
       truth = np.asarray(self.validation.labels)
       row["validation_loss"] = evaluate.cross_entropy(logits, truth)
       row["validation_accuracy"] = evaluate.accuracy(logits, truth)
+      own = criteria.CRITERIA[self.select_by]
+      if own.field not in row:
+        row[own.field] = evaluate.metric(own.name, logits, truth)
     self.history.append(row)
     if self.on_epoch:
       self.on_epoch(row, logits)

@@ -1,11 +1,18 @@
 """Random views: functions of (seed, image, epoch) alone, and the right pixels."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
+from scipy import ndimage
+from sklearn import datasets
 
+from subtune_jax import data
 from subtune_jax.data import augment
+from subtune_jax.training import step
 
 
 def random_images(n=6, height=8, width=8, seed=0):
@@ -218,3 +225,80 @@ def test_random_resized_crop_refuses(options):
     augment.random_resized_crop(
       random_images(), augment.view_keys(0, np.arange(6), 0, 1), **options
     )
+
+
+def real_images():
+  """Emoji at 64 px, photographs at odd sizes."""
+  photographs = datasets.load_sample_images().images
+  shrunk = [np.array(Image.fromarray(p).resize((83, 60))) for p in photographs]
+  return [*data.load("emoji_domains/noto", "test", 64).images[:3], *shrunk]
+
+
+@pytest.mark.parametrize("degrees", [-137.0, -20.0, 0.0, 7.5, 45.0, 90.0])
+def test_a_rotation_is_scipys_and_inside_the_image_pillows(degrees):
+  """To one level of 255, which is the rounding."""
+  turned = jax.jit(augment.rotated)
+  for image in real_images():
+    found = np.asarray(turned(image, np.deg2rad(degrees))).astype(int)
+    wanted = ndimage.rotate(
+      image.astype(float), degrees, reshape=False, order=1, mode="nearest", prefilter=False
+    )
+    assert np.abs(found - wanted).max() <= 1, image.shape
+    drawn = np.array(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR)).astype(int)
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:height, :width] - np.array([height - 1, width - 1])[:, None, None] / 2
+    inside = np.hypot(y, x) < min(height, width) / 2 - 2
+    assert np.abs(found - drawn)[inside].max() <= 1
+    if degrees in (-20.0, 45.0):
+      assert np.abs(found - image).max() > 50
+
+
+def test_angles_are_uniform_and_within_bounds():
+  ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None] * 2, 64, axis=0)
+  images = np.repeat(np.repeat(ramp, 3, axis=2)[None], 300, axis=0)
+  keys = augment.view_keys(0, np.arange(300), 0, 1)
+  views = np.asarray(augment.rotate(images, keys, 30.0)).astype(float)
+  middle = views[:, 22:42, 22:42, 0]  # of a plane, whose slopes are those of the angle
+  down, right = (np.diff(middle, axis=a).mean(axis=(1, 2)) for a in (1, 2))
+  angles = np.rad2deg(np.arctan2(down, right))
+  assert np.abs(angles).max() <= 31
+  assert [np.sum(angles < edge) for edge in (-15, 0, 15)] == pytest.approx([75, 150, 225], abs=30)
+
+
+def test_vertical_flips_and_quarter_turns_are_the_exact_images():
+  images = random_images(n=200, height=5, width=5)
+  keys = augment.view_keys(0, np.arange(200), 0, 1)
+  flipped = (np.asarray(augment.flip_vertical(images, keys)) == images[:, ::-1]).all(axis=(1, 2, 3))
+  same = (np.asarray(augment.flip_vertical(images, keys)) == images).all(axis=(1, 2, 3))
+  assert (flipped ^ same).all()
+  assert 70 <= flipped.sum() <= 130
+  turned = np.asarray(augment.quarter_turns(images, keys))
+  counts = [
+    (turned == np.rot90(images, k, axes=(1, 2))).all(axis=(1, 2, 3)).sum() for k in range(4)
+  ]
+  assert sum(counts) == 200
+  assert min(counts) >= 30  # 50 expected, standard deviation 6
+
+
+def test_rotations_and_turns_refuse():
+  keys = augment.view_keys(0, np.arange(6), 0, 1)
+  with pytest.raises(ValueError, match="rotate=181 is out of range; give degrees from 0 to 180"):
+    augment.rotate(random_images(), keys, 181)
+  with pytest.raises(ValueError, match="Only square images have quarter turns"):
+    augment.quarter_turns(random_images(height=4), keys)
+  with pytest.raises(ValueError, match=r"rotate is -1\.0; give degrees from 0"):
+    step.Augmentation(rotate=-1.0)
+
+
+def test_views_with_rotation_are_functions_of_seed_image_and_epoch():
+  made = step.Augmentation("shift", 2, rotate=20.0, flip_vertical=True, quarter_turns=True)
+  images = random_images(n=8, height=12, width=12)
+  views = jax.jit(made.views)
+  first = np.asarray(views(images, 3, np.arange(8), 1))
+  part = np.asarray(views(images[[5, 2]], 3, np.array([5, 2]), 1))
+  np.testing.assert_array_equal(part, first[[5, 2]])
+  assert (np.asarray(views(images, 3, np.arange(8), 2)) != first).any(axis=(1, 2, 3)).all()
+  assert (np.asarray(views(images, 4, np.arange(8), 1)) != first).any(axis=(1, 2, 3)).all()
+  for off in ({"rotate": 0.0}, {"flip_vertical": False}, {"quarter_turns": False}):
+    other = dataclasses.replace(made, **off)
+    assert (np.asarray(jax.jit(other.views)(images, 3, np.arange(8), 1)) != first).any()

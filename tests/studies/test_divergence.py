@@ -175,8 +175,8 @@ def test_a_search_never_chooses_what_diverged(tmp_path, monkeypatch):
   registry.register(small_search.NAME, load)
   original = search.search_config.make_recipe
 
-  def make_recipe(made):
-    recipe = original(made)
+  def make_recipe(made, class_names=None):
+    recipe = original(made, class_names)
 
     def method(blocks):
       (stage,) = recipe.method(blocks)

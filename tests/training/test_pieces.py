@@ -33,6 +33,7 @@ METHODS = {
   "middle": methods.sub_tuning(("block2/unit1",), 1e-2, epochs=2),
   "two": methods.sub_tuning(("block1/unit1", "block3/unit1"), 1e-2, epochs=2, optimizer="sgd"),
   "running": methods.sub_tuning(("block2/unit1",), 1e-2, epochs=2, norm_mode="running"),
+  "weighted": methods.sub_tuning(("block2/unit1",), 1e-2, epochs=2, class_weights=(1.0, 5.0, 0.5)),
   "all": methods.full_fine_tuning(1e-2, epochs=2, weight_decay=1e-2, head_learning_rate=0.1),
   "constant": methods.sub_tuning(
     ("block3/unit1",), 1e-2, epochs=2, schedule="constant", warmup=0.3

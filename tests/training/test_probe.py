@@ -11,7 +11,7 @@ from sklearn import datasets, linear_model
 
 from subtune_jax import data, methods
 from subtune_jax.models import heads
-from subtune_jax.training import ledger, loop, probe, probe_objective, probe_solver
+from subtune_jax.training import ledger, loop, probe, probe_checks, probe_objective, probe_solver
 from tests import tiny
 
 
@@ -149,7 +149,7 @@ def test_a_longer_grid_is_the_same_program_and_begins_alike():
   assert _fit(x, y, [1.0, 1e-4], max_iterations=3).iterations.max() == 3
 
 
-@pytest.mark.parametrize("standardize", probe.STANDARDIZE)
+@pytest.mark.parametrize("standardize", probe_checks.STANDARDIZE)
 @pytest.mark.parametrize("tol", [1e-3, 1e-9])
 def test_gradient_of_the_result(standardize, tol):
   x, y, _, _ = PROBLEMS["digits"]
@@ -188,7 +188,8 @@ def test_cross_entropy_of_wrong_and_right_answers():
   margins = (logits - logits[np.arange(6), y][:, None]).T
   expected = -_log_softmax(logits.astype(np.float64))[np.arange(6), y]
   for i in range(6):
-    _, loss = probe_objective.others(y[None, i : i + 1], margins[:, i : i + 1])
+    data = probe_objective.Data(np.zeros((1, 1)), y[None, i : i + 1])
+    _, loss = probe_objective.others(data, margins[:, i : i + 1])
     np.testing.assert_allclose(loss, expected[i], rtol=1e-6, atol=1e-15)
 
 

@@ -11,7 +11,7 @@ from subtune_jax import files, weights
 from subtune_jax.calibration import scaling
 from subtune_jax.data import choices
 from subtune_jax.runner import model_folder
-from subtune_jax.statistics import intervals
+from subtune_jax.statistics import criteria, intervals
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.training import engine as engine_lib
 
@@ -24,20 +24,21 @@ def choose(record: Mapping[str, Any], method: str | None = None, seed: int | Non
 
   Args:
     record: as in results.json.
-    method: its name; None is that of the best mean validation accuracy over seeds (then the least
-      mean loss of its last epoch, then the first).
-    seed: None is the one of the best validation accuracy.
+    method: its name; None is that of the best mean over seeds of what the run's choices went by,
+      validation accuracy by default (then the least mean loss of its last epoch, then the first).
+    seed: None is the best one by the same.
 
   Raises:
     ValueError: the run has no such method or seed.
   """
   names = [row["name"] for row in record["methods"]]
+  criterion = criteria.of(record["config"])
   if method is None:
-    method = max(names, key=lambda name: _score(_of(record, name)))
+    method = max(names, key=lambda name: _score(_of(record, name), criterion))
   choices.check("method of this run", method, names)
   rows = _of(record, method)
   if seed is None:
-    return max(rows, key=lambda row: _score([row]))
+    return max(rows, key=lambda row: _score([row], criterion))
   own = [row for row in rows if row["seed"] == seed]
   if not own:
     seeds = ", ".join(str(row["seed"]) for row in rows)
@@ -49,13 +50,15 @@ def _of(record: Mapping[str, Any], method: str) -> list[Row]:
   return [row for row in record["trainings"] if row["method"] == method and row["chosen"]]
 
 
-def _score(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-  """Mean validation accuracy, and minus the mean loss; -inf for what is not known."""
-  accuracies = [row["validation_accuracy"] for row in rows]
+def _score(rows: Sequence[Mapping[str, Any]], criterion: criteria.Criterion) -> tuple[float, float]:
+  """Mean of the criterion, larger being better, and minus the mean loss; -inf for the unknown."""
   losses = [row["history"][-1].get("validation_loss") if row["history"] else None for row in rows]
+  values = losses
+  if criterion.field != "validation_loss":
+    values = [row[criterion.field] for row in rows]
   return tuple(
-    -np.inf if any(value is None for value in values) else sign * float(np.mean(values))
-    for sign, values in ((1, accuracies), (-1, losses))
+    -np.inf if any(value is None for value in own) else sign * float(np.mean(own))
+    for sign, own in ((criterion.sign, values), (-1, losses))
   )
 
 
@@ -97,7 +100,8 @@ def _trained(record: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
     "weights": backbone["weights"], "weights_sha256": backbone["sha256"],
     "data": data["train"], "num_train": data["num_train"],
     "num_validation": data["num_validation"], "run": record["name"], "key": row["key"],
-    "chosen_by": "validation accuracy", "validation_accuracy": row["validation_accuracy"],
+    "chosen_by": f"validation {criteria.of(record['config']).title}",
+    "validation_accuracy": row["validation_accuracy"],
   }  # fmt: skip
 
 

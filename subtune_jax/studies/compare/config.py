@@ -18,8 +18,14 @@ def default() -> ml_collections.ConfigDict:
   config.title = "Linear probing, full fine-tuning, LP-FT and SubTuning"  # heads the report
   config.methods = ("lp", "ft", "lp_ft", "subtuning")  # which, in the order of the table
   config.seeds = (0, 1, 2)  # heads, orders and views
+  # What learning rates, strengths of probes and epochs are chosen by on the validation split:
+  # "accuracy", "balanced_accuracy" (the mean over classes), "auroc" or "nll".
+  config.select_by = "accuracy"
   config.grid_seeds = "first"  # learning rates are tried on the "first" seed, or on "all"
   config.batch_size = 64  # examples per step, over all devices
+  # "uniform", or "balanced": every class equally often in an epoch, which is as long as before; a
+  # probe has no batches.
+  config.sampling = "uniform"
   config.resume = "latest"  # "latest", or "last_good": skip a damaged newest checkpoint
   config.checkpoint_seconds = 30.0  # least time between two checkpoints of one training
   config.save_model = True  # write WORKDIR/best, the model folder that predict and export read
@@ -49,6 +55,9 @@ def default() -> ml_collections.ConfigDict:
   augment.kind = "none"  # "none", "shift" or "resized_crop"
   augment.pad = 4  # of "shift": largest shift in pixels
   augment.flip = False  # mirror left and right half of the time
+  augment.flip_vertical = False  # mirror top and bottom half of the time
+  augment.rotate = 0.0  # by up to so many degrees either way; the rim is repeated outwards
+  augment.quarter_turns = False  # by 0, 90, 180 or 270 degrees
   augment.color = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
   augment.mixup = 0.0  # alpha of mixup; 0 is off
   augment.num_views = 1 << 20  # views repeat after so many epochs
@@ -61,6 +70,11 @@ def default() -> ml_collections.ConfigDict:
   optimizer.clip_norm = 0.0  # of the gradient of what is trained; 0 is off
   optimizer.schedule = "cosine"  # "cosine" or "constant"
   optimizer.warmup = 0.0  # share of the steps
+
+  config.loss = loss = ml_collections.ConfigDict()
+  # Of steps and probes: "none"; "balanced": n / (classes * images of the class); "cat=2.0,dog=0.5":
+  # 1 for the others. The loss is the mean over the training set with these weights.
+  loss.class_weights = "none"
 
   for name in recipes.offered():
     config[name] = recipes.section(methods.DECLARED[name])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subtune_jax.report import block_strip, charts, estimate, style, words
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import fields
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
@@ -191,10 +192,11 @@ def _mark_stages(run: compare_record.Run, method: str, *panels) -> None:
 
 
 def setting_grids(run: compare_record.Run) -> "Figure | None":
-  """Validation accuracy at every learning rate (or strength) tried, per method."""
-  methods = [m for m in run.methods if run.method(m)["grid"]]
+  """What choices went by at every learning rate (or strength) tried, per method."""
+  methods = [m for m in run.methods if len(run.method(m)["grid"]) > 1]
   if not methods:
     return None
+  criterion = criteria.of(run.record["config"])
   per_row = min(len(methods), 4)
   rows = math.ceil(len(methods) / per_row)
   figure = charts.new_figure(max(2.9 * per_row, 5.5), 3.3 * rows)
@@ -204,18 +206,20 @@ def setting_grids(run: compare_record.Run) -> "Figure | None":
     if index >= len(methods):
       axes.remove()
       continue
-    _draw_grid(run, methods[index], axes, upright=most <= 4)
+    _draw_grid(run, methods[index], axes, criterion, upright=most <= 4)
     if index % per_row == 0:
-      axes.set_ylabel("validation accuracy, %", fontsize=charts.SIZE)
+      axes.set_ylabel(criterion.label, fontsize=charts.SIZE)
   return figure
 
 
-def _draw_grid(run: compare_record.Run, method: str, axes, *, upright: bool) -> None:
+def _draw_grid(
+  run: compare_record.Run, method: str, axes, criterion: criteria.Criterion, *, upright: bool
+) -> None:
   color, marker = style.colors(run.methods)[method], style.markers(run.methods)[method]
   entry = run.method(method)
   points = sorted(entry["grid"], key=lambda point: point["learning_rate"])
   values = [point["learning_rate"] for point in points]
-  ys = [100 * fields.number(point["validation_accuracy"]) for point in points]
+  ys = [fields.number(criterion.shown(point)) for point in points]
   axes.plot(range(len(ys)), ys, color=color, marker=marker, markersize=5, linewidth=1.6)
   for place in (i for i, y in enumerate(ys) if math.isnan(y)):
     axes.text(place, 0.03, "diverged", transform=axes.get_xaxis_transform(), rotation=90,

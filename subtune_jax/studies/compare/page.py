@@ -6,20 +6,30 @@ import pathlib
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import html, style, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import sections
 from subtune_jax.studies.compare import figures as compare_figures
 from subtune_jax.studies.compare import record as record_lib
 from subtune_jax.studies.compare import summary as summary_lib
+from subtune_jax.studies.compare import verdict
 
 Summary = summary_lib.Summary
 _BOLD = (
-  "Bold: above every other method by a difference whose interval excludes 0. Undecided: the "
-  "methods named cannot be told apart by these data. Small: 95 % intervals; ±: half of one."
+  "Bold: above every other method by a difference whose interval excludes 0. Small: 95 % "
+  "intervals; ±: half of one."
 )
 _COLUMNS = (
   "Parameters trained: of the largest stage. Seconds: of one training. Setting: chosen on the "
-  "validation split. Weights moved: |theta - theta0| / |theta0| over the backbone."
+  "validation split. Weights moved: how far the backbone's weights went from the pretrained ones, "
+  "as a share of their length."
 )
+_MEASURES = (
+  "Balanced accuracy: the mean over classes of the share of their images that is answered rightly. "
+  "Macro F1: the mean over classes. AUROC: the mean over classes of the area under the ROC curve, "
+  "the class against the rest. All three by scikit-learn's definitions. ECE: how far a stated "
+  "probability is from the share of right answers, on average; lower is better."
+)
+_MOST_CLASSES = 60
 _EDGE = "! setting at the edge of its grid: a better one may lie past it."
 
 
@@ -59,26 +69,17 @@ def results(summary: Summary, title: str = "Results") -> Section:
     notes.append(Text(_EDGE, tone="quiet"))
   notes += [Text(line, tone="edge") for line in summary.unstable]
   if several:
-    rows.append(["Highest", *(_leaders(summary, c.key) for c in summary.columns), *[""] * 4])
     notes.insert(0, Text(_BOLD))
+  if summary.constant is not None:
+    name, accuracy = summary.constant
+    rows.append(
+      [
+        Cell(f"Always {name!r}", ("the largest class",), plain=f"Always {name!r}"),
+        *(document_lib.accuracy(accuracy[c.key]) for c in summary.columns),
+        *[""] * 4,
+      ]
+    )
   return Section(title, [Table(header, rows), *notes])
-
-
-def _leaders(summary: Summary, column: str) -> Cell:
-  names = [summary.titles[name] for name in summary.leaders[column]]
-  if len(names) == 1:
-    return Cell(names[0], tone="best")
-  return Cell("undecided", tuple(names), tone="undecided", plain="undecided")
-
-
-def leaders(summary: Summary) -> document_lib.Bullets:
-  """Per column a sentence: the method above all others, or those that cannot be told apart."""
-  lines = []
-  for column in summary.columns:
-    names = [summary.titles[name] for name in summary.leaders[column.key]]
-    text = f"undecided between {', '.join(names)}" if len(names) > 1 else names[0]
-    lines.append(f"{column.title}: {text}")
-  return document_lib.Bullets(lines)
 
 
 def differences(summary: Summary) -> list[Section]:
@@ -96,6 +97,47 @@ def differences(summary: Summary) -> list[Section]:
     "the interval includes 0."
   )
   return [Section(f"Against {reference}", [Table(header, rows), Text(note)])]
+
+
+def measures(run: record_lib.Run, summary: Summary) -> Section:
+  """What else practitioners read, a table for each test set; folded where classes are balanced."""
+  names, short = document_lib.methods(summary.titles), record_lib.short_names(list(run.tests))
+  parts: list[document_lib.Part] = []
+  for name in run.tests:
+    found = summary_lib.measured(run, name)
+    if not found:
+      continue
+    rows = [
+      [names[m], *(document_lib.accuracy(found[measure][m]) for measure in found)]
+      for m in run.methods
+    ]
+    parts.append(Table([f"{short[name]}, %", *found], rows))
+  if parts:
+    parts.append(Text(_MEASURES))
+  balanced = _balanced(run)
+  return Section("More measures", parts, folded=balanced, page_only=balanced)
+
+
+def recalls(run: record_lib.Run) -> Section:
+  """The share of each class' test images that is answered rightly, the hardest classes first."""
+  name = run.record["data"]["id"]
+  found = summary_lib.recalls(run, name)
+  names = document_lib.methods(run.titles)
+  rows = [
+    [run.record["data"]["class_names"][c], f"{count:,}", *map(document_lib.accuracy, own)]
+    for c, count, own in found[:_MOST_CLASSES]
+  ]
+  header = ["Class", "Images", *(names[m].text for m in run.methods)]
+  more = len(found) - len(rows)
+  notes = [Text(f"{more} classes of higher recall are left out.", tone="quiet")] if more else []
+  parts = [Table(header, rows), *notes] if rows else []
+  return Section("Recall by class, in distribution, %", parts, folded=True, page_only=True)
+
+
+def _balanced(run: record_lib.Run) -> bool:
+  """Whether no class has more than twice its share of the training images."""
+  counts = run.record["data"].get("train_counts")
+  return not counts or max(counts) <= 2 * sum(counts) / len(counts)
 
 
 def run_facts(run: record_lib.Run) -> Section:
@@ -126,7 +168,7 @@ def _stage_rows(run: record_lib.Run) -> list[tuple[str, str]]:
 
 def figures(run: record_lib.Run, summary: Summary) -> dict[str, document_lib.Figure]:
   """All figures of a run by name; those that its record has nothing for are left out."""
-  titles = ", ".join(run.titles.values())
+  titles, chosen_by = ", ".join(run.titles.values()), criteria.of(run.record["config"]).title
   drawn = [
     (
       "accuracy", "Accuracy by domain", compare_figures.accuracy_bars(run, summary),
@@ -142,9 +184,10 @@ def figures(run: record_lib.Run, summary: Summary) -> dict[str, document_lib.Fig
     ),
     (
       "settings", "Choice of the setting", compare_figures.setting_grids(run),
-      "Validation accuracy against the settings tried, a panel per method, the chosen one ringed.",
-      "Ringed: the setting chosen on the validation split. At the edge of a grid, a better one "
-      "may lie outside of it.",
+      f"Validation {chosen_by} against the settings tried, a panel per method, the chosen one "
+      "ringed.",
+      f"Ringed: the setting chosen on the validation split, by {chosen_by}. At the edge of a grid, "
+      "a better one may lie outside of it.",
     ),
     (
       "curves", "Learning curves", compare_figures.learning_curves(run),
@@ -182,21 +225,30 @@ def subtitle(run: record_lib.Run, summary: Summary) -> str:
   return f"{run.record['name']}, {run.record['created']}. {sizes}"
 
 
+def answer(summary: Summary) -> Section:
+  """Which method to take, what it costs and what is not known."""
+  return Section("Answer", [Text(line) for line in verdict.sentences(summary)])
+
+
 def numbers(summary: Summary) -> list[document_lib.Part]:
   """The tables of a comparison and what they mean: what a terminal shows of it."""
   sizes = f"{summary_lib.seeds_text(summary)}; {summary_lib.sizes_text(summary)}."
-  parts = [results(summary), *differences(summary)]
-  if len(summary.rows) > 1:
-    parts.append(Section("Highest accuracy", [leaders(summary)], terminal_only=True))
-  return [*parts, sections.what_intervals_mean(f"{sizes} {summary_lib.interval_text(summary)}")]
+  return [
+    results(summary),
+    *differences(summary),
+    sections.what_intervals_mean(f"{sizes} {summary_lib.interval_text(summary)}"),
+  ]
 
 
 def report(run: record_lib.Run, summary: Summary) -> document_lib.Document:
   """The whole report."""
   record = run.record
   parts = [
+    answer(summary),
     *numbers(summary),
+    measures(run, summary),
     *figures(run, summary).values(),
+    recalls(run),
     run_facts(run),
     sections.settings(record["config"]),
     sections.attribution(record["data"].get("attribution")),

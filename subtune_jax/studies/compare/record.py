@@ -15,6 +15,7 @@ import numpy as np
 
 from subtune_jax import files
 from subtune_jax.report import block_strip
+from subtune_jax.statistics import criteria, measures
 from subtune_jax.studies import fields
 
 RESULTS = "results.json"
@@ -98,6 +99,8 @@ class TestSet:
     predicted: per method the predicted classes, int [num_seeds, num_examples], by ascending seed;
       one row for a method that was trained once.
     seeds: the seeds, ascending.
+    measures: per method and measure (`statistics.measures`), float [num_seeds, num_examples]:
+      numbers whose mean is the measure.
   """
 
   __test__ = False  # Not a test case, whatever pytest thinks of the name.
@@ -108,6 +111,7 @@ class TestSet:
   ids: np.ndarray
   predicted: Mapping[str, np.ndarray]
   seeds: tuple[int, ...]
+  measures: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
   def correct(self, method: str) -> np.ndarray:
     """Whether each prediction of `method` is right, bool [num_seeds, num_examples]."""
@@ -182,9 +186,10 @@ def _check_record(record: Any, where: str) -> None:
       f"{where}: backbone.block_params names {sorted(backbone['block_params'])}, "
       f"backbone.block_names {sorted(backbone['block_names'])}; they have to be the same."
     )
+  chosen_by = {criteria.of(record["config"]).field: fields.MAYBE_NUMBER}
   for i, method in enumerate(record["methods"]):
     fields.check_fields(method, _METHOD, f"{where}: methods[{i}]")
-    _check_method(method, backbone, f"{where}: method {method['name']!r}")
+    _check_method(method, backbone, chosen_by, f"{where}: method {method['name']!r}")
   names = [method["name"] for method in record["methods"]]
   if not names or len(set(names)) != len(names):
     raise ValueError(f"{where}: methods are {names}; at least one is needed, each named once.")
@@ -199,14 +204,16 @@ def _check_record(record: Any, where: str) -> None:
     )
 
 
-def _check_method(method: Mapping[str, Any], backbone: Mapping[str, Any], where: str) -> None:
+def _check_method(
+  method: Mapping[str, Any], backbone: Mapping[str, Any], chosen_by: Mapping[str, Any], where: str
+) -> None:
   blocks = [*backbone["block_names"], block_strip.HEAD]
   for i, stage in enumerate(method["stages"]):
     fields.check_fields(stage, _STAGE, f"{where}: stages[{i}]")
     for block in stage["blocks"]:
       fields.check_one_of(block, blocks, f"{where}: a block of stages[{i}]")
   for i, point in enumerate(method["grid"]):
-    fields.check_fields(point, _GRID, f"{where}: grid[{i}]")
+    fields.check_fields(point, {**_GRID, **chosen_by}, f"{where}: grid[{i}]")
 
 
 def _read_logits(workdir: pathlib.Path, entry: Mapping[str, Any], num_classes: int, where: str):
@@ -242,9 +249,9 @@ def _test_set(
 ) -> TestSet:
   """Reads what every method and seed predicted on the test set `name`."""
   num_classes = len(record["data"]["class_names"])
-  first, first_where, predicted = None, "", {}
+  first, first_where, predicted, measured = None, "", {}, {}
   for method in (m["name"] for m in record["methods"]):
-    rows = []
+    rows, scores = [], []
     for training in _chosen(record, method):
       where = f"method {method!r}, seed {training['seed']}, on {name!r}"
       entry = training.get("test", {}).get(name)
@@ -261,7 +268,9 @@ def _test_set(
             "same order, methods cannot be compared image by image. Run again in an empty workdir."
           )
       rows.append(arrays["logits"].argmax(-1))
+      scores.append(_measures(arrays["logits"], arrays["labels"]))
     predicted[method] = np.stack(rows)
+    measured[method] = {name: np.stack([own[name] for own in scores]) for name in scores[0]}
   count = record["data"]["num_test"][name]
   if len(first["labels"]) != count:
     raise ValueError(
@@ -269,8 +278,16 @@ def _test_set(
       f"{len(first['labels'])}."
     )
   return TestSet(
-    name, first["labels"], first["groups"].astype(str), first["ids"].astype(str), predicted, seeds
-  )
+    name, first["labels"], first["groups"].astype(str), first["ids"].astype(str), predicted, seeds,
+    measured,
+  )  # fmt: skip
+
+
+def _measures(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+  """Each measure's [n] scores of one training."""
+  shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+  probabilities = shifted / shifted.sum(-1, keepdims=True)
+  return {own.name: own.scores(probabilities, labels) for own in measures.MEASURES}
 
 
 def _chosen(record: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:

@@ -11,12 +11,15 @@ import shutil
 import sys
 from typing import Any, TextIO
 
+import numpy as np
+
 from subtune_jax import data, files, methods
 from subtune_jax.data import choices, preprocess, shifts
 from subtune_jax.report import document, terminal
 from subtune_jax.runner import choice, examples, network, provenance, recipes, trainings, writers
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import data_table, publish
 from subtune_jax.studies.compare import best
 from subtune_jax.studies.compare import page as compare_page
@@ -55,9 +58,14 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   grids = grids_of(config)
   _check(config)
   train, validation, trainval, train_indices = examples.load_data(config)
+  if criteria.of(config).name == "auroc" and len(set(validation.labels.tolist())) < 2:
+    raise ValueError(
+      f"select_by is 'auroc', and all {len(validation)} validation images of {validation.name} are "
+      "of one class; choose by another metric"
+    )
   tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
-  _check_methods(config, grids, engine, pretrained)
+  _check_methods(config, grids, engine, pretrained, train.class_names)
   workdir, entered = workdir_lib.enter(workdir, config)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
   rows = ledger.rows()
@@ -106,10 +114,13 @@ def finish(
   """
   run.progress.line("reading the test splits")
   record = _record(run, chosen, command) | dict(more())
+  row = best.choose(record)
+  if run.config.save_model:
+    record["best"] = {"method": row["method"], "seed": row["seed"], "folder": best.FOLDER}
   run.writer.close()
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
   written = compare_record.load(run.workdir)
-  saved = _save_best(run, written) if run.config.save_model else None
+  saved = _save_best(run, written, row) if run.config.save_model else None
   made = report(written, summary_lib.summarize(written))
   run.progress.close()
   publish.publish(made, run.workdir, run.progress.stream)
@@ -118,13 +129,13 @@ def finish(
   return record
 
 
-def _save_best(run: trainings.Run, written: compare_record.Run) -> str:
+def _save_best(run: trainings.Run, written: compare_record.Run, row: Row) -> str:
   """Writes WORKDIR/best, and says what is in it."""
-  row = best.choose(written.record)
   path = run.workdir / best.FOLDER
   best.write(written, row, run.config, run.engine, run.pretrained, path)
   title = methods.DECLARED[row["method"]].title
-  return f"{path} ({title}, seed {row['seed']}, chosen by validation accuracy)"
+  chosen_by = f"validation {criteria.of(run.config).title}"
+  return f"{path} ({title}, seed {row['seed']}, chosen by {chosen_by})"
 
 
 def grids_of(config: Any) -> dict[str, tuple[float, ...]]:
@@ -136,11 +147,12 @@ def check(config: Any, num_classes: int = 2) -> None:
   """Raises what `run` would raise for the config, weights and methods, without reading data."""
   grids = grids_of(config)
   _check(config)
-  _check_methods(config, grids, *network.load_network(config, num_classes))
+  _check_methods(config, grids, *network.load_network(config, num_classes), None)
 
 
 def _check(config: Any) -> None:
   recipes.check_run(config)
+  recipes.check_sampling(config)
   if not config.methods or len(set(config.methods)) != len(config.methods):
     raise ValueError(f"methods is {tuple(config.methods)}; give at least one, each once")
   if config.backbone.weights == "random" and not config.backbone.preprocessing:
@@ -174,11 +186,17 @@ def _check(config: Any) -> None:
       )
 
 
-def _check_methods(config, grids, engine, pretrained) -> None:
-  """Every stage is applied to the network once, so that a bad block fails before anything runs."""
+def _check_methods(config, grids, engine, pretrained, class_names) -> None:
+  """Every stage is applied to the network once, so that a bad block fails before anything runs.
+
+  Without class names their weights are not looked at.
+  """
   for name, rates in grids.items():
     own, start = network.prepared(name, engine, pretrained)
-    for stage in recipes.make_method(config, name, rates[0], own.model.block_names):
+    method = recipes.make_method(config, name, rates[0], own.model.block_names)
+    if class_names is not None:
+      method = recipes.balanced(config, method, class_names)
+    for stage in method:
       trainable_split.make_plan(own.model, start.variables, stage)
 
 
@@ -211,8 +229,9 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   for name, result in chosen.items():
     tests = trainings.test(run, name, result["chosen"])
     keep |= set(tests)
-    rows += [_training_row(row, True, tests[row["key"]]) for row in result["chosen"]]
-    rows += [_training_row(row, False) for row in result["tried"] if row["key"] not in tests]
+    own = criteria.fields(criteria.of(config))
+    rows += [_training_row(row, own, tests[row["key"]]) for row in result["chosen"]]
+    rows += [_training_row(row, own) for row in result["tried"] if row["key"] not in tests]
   for folder in (run.workdir / "tasks").iterdir():
     if folder.name not in keep:  # learning rates that were not chosen
       shutil.rmtree(folder)
@@ -229,6 +248,9 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
     "data": {
       "train": run.train.name, "id": run.train.name, "ood": [t.name for t in tests_read[1:]],
       "class_names": list(run.train.class_names), "num_train": len(run.train),
+      "train_counts": np.bincount(
+        run.train.labels, minlength=len(run.train.class_names)
+      ).tolist(),
       "train_indices": run.train_indices if run.train_indices is None
       else run.train_indices.tolist(),
       "num_validation": len(run.validation), "num_test": {t.name: len(t) for t in tests_read},
@@ -241,11 +263,12 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   }  # fmt: skip
 
 
-def _training_row(row: Row, chosen: bool, test: Row | None = None) -> Row:
-  names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "validation_accuracy",
-           "moved", "history", "key")  # fmt: skip
-  out = {name: row[name] for name in names} | {"chosen": chosen}
-  return out | ({"test": test} if chosen else {})
+def _training_row(row: Row, scores: Sequence[str], test: Row | None = None) -> Row:
+  """A training in the record; one that was chosen has been tested."""
+  names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "moved", "history",
+           "key", *(name for name in scores if name != "validation_loss"))  # fmt: skip
+  out = {name: row[name] for name in names} | {"chosen": test is not None}
+  return out | ({} if test is None else {"test": test})
 
 
 def _method_row(name: str, result: Row, block_names: Sequence[str]) -> Row:

@@ -5,11 +5,12 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from subtune_jax.report import estimate, explosion
-from subtune_jax.statistics import intervals
+from subtune_jax.statistics import intervals, measures, power
 from subtune_jax.studies import fields
 from subtune_jax.studies.compare import record as record_lib
 
@@ -72,6 +73,13 @@ class Summary:
     sizes: per test set (images, concepts).
     num_resamples: of the bootstrap.
     unstable: sentences on trainings that diverged or exploded.
+    constant: (class name, per column key accuracy) of always answering the training images' largest
+      class; None where the record does not know it.
+    above_constant: per column key and method, its accuracy minus that.
+    cost: per method seconds of all its trainings, compiling included.
+    undecided: per column key (the cheapest of the leaders, the leader of another cost that is most
+      different from it, `power.Power` of their comparison); none where a method leads alone.
+    chosen: (method, seed) in the model folder; None in older records.
   """
 
   columns: tuple[Column, ...]
@@ -84,10 +92,22 @@ class Summary:
   sizes: Mapping[str, tuple[int, int]]
   num_resamples: int
   unstable: tuple[str, ...] = ()
+  constant: tuple[str, Mapping[str, estimate.Estimate]] | None = None
+  above_constant: Mapping[str, Mapping[str, estimate.Estimate]] = dataclasses.field(
+    default_factory=dict
+  )
+  cost: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  undecided: Mapping[str, tuple[str, str, power.Power]] = dataclasses.field(default_factory=dict)
+  chosen: tuple[str, int] | None = None
 
   @property
   def titles(self) -> dict[str, str]:
     return {row.name: row.title for row in self.rows}
+
+  def recommended(self, column: str) -> str:
+    """The method to take: the winner, or the cheapest of those that cannot be told apart."""
+    leaders = self.leaders[column]
+    return min(leaders, key=lambda name: self.cost.get(name, 0.0))
 
   def winner(self, column: str) -> str | None:
     """The method that is above all others in `column`, None while that is undecided."""
@@ -203,6 +223,9 @@ def summarize(run: record_lib.Run, *, reference: str = "lp", num_resamples: int 
     for method in differences:
       differences[method][column.key] = against[method]
   sizes = {name: (len(t.labels), len(np.unique(t.groups))) for name, t in run.tests.items()}
+  constant, above = _constant(run, num_resamples)
+  cost = _cost(run)
+  best = run.record.get("best")
   return Summary(
     columns=columns(run),
     rows=tuple(_row(run, method, accuracy[method]) for method in run.methods),
@@ -214,37 +237,124 @@ def summarize(run: record_lib.Run, *, reference: str = "lp", num_resamples: int 
     sizes=sizes,
     num_resamples=num_resamples,
     unstable=tuple(explosion.lines(run.record)),
-  )
+    constant=constant,
+    above_constant=above,
+    cost=cost,
+    undecided={
+      column.key: found for column in columns(run)
+      if (found := _power(run, column, leaders[column.key], cost)) is not None
+    },
+    chosen=(best["method"], best["seed"]) if best else None,
+  )  # fmt: skip
+
+
+CONSTANT = "always the largest class"
+
+
+def _constant(
+  run: record_lib.Run, num_resamples: int
+) -> tuple[Any, dict[str, dict[str, estimate.Estimate]]]:
+  """What always answering the training images' largest class scores, and methods above that."""
+  counts = run.record["data"].get("train_counts")
+  if not counts:
+    return None, {}
+  largest = int(np.argmax(counts))
+  accuracy, above = {}, {}
+  for column in columns(run):
+    tests = [run.tests[name] for name in column.tests]
+    correct = [
+      {m: test.correct(m) for m in run.methods} | {CONSTANT: (test.labels == largest)[None]}
+      for test in tests
+    ]
+    scores, groups = equal_weights(correct, [test.groups for test in tests])
+    found = intervals.paired_bootstrap(
+      scores, groups, reference=CONSTANT, num_resamples=num_resamples
+    )
+    accuracy[column.key] = estimate.Estimate(found.means[CONSTANT], *found.intervals[CONSTANT])
+    above[column.key] = {m: estimate.Estimate(*d) for m, d in found.differences.items()}
+  return (run.record["data"]["class_names"][largest], accuracy), above
+
+
+def _cost(run: record_lib.Run) -> dict[str, float]:
+  """Seconds of all trainings of each method, learning rates that were not chosen too."""
+  seconds: dict[str, dict[Any, float]] = {name: {} for name in run.methods}
+  for number, row in enumerate(run.record["trainings"]):
+    key = row.get("key", number)
+    seconds[row["method"]][key] = fields.number(row["seconds"]) + fields.number(
+      row["compile_seconds"]
+    )
+  return {name: float(sum(own.values())) for name, own in seconds.items()}
+
+
+def _power(
+  run: record_lib.Run, column: Column, leaders: Sequence[str], cost: Mapping[str, float]
+) -> tuple[str, str, power.Power] | None:
+  if len(leaders) < 2:
+    return None
+  cheapest = min(leaders, key=lambda name: cost[name])
+  scores, groups = _scores(run, column)
+  others = {
+    name: power.paired(scores[name], scores[cheapest], groups)
+    for name in leaders if name != cheapest
+  }  # fmt: skip
+  most = max(others, key=lambda name: abs(others[name].difference))
+  return cheapest, most, others[most]
+
+
+def measured(
+  run: record_lib.Run, name: str, num_resamples: int = 1000
+) -> dict[str, dict[str, estimate.Estimate]]:
+  """Measure -> method -> its value on a test set, the mean over seeds, with its interval.
+
+  A measure that the set's labels do not allow is left out.
+  """
+  test = run.tests[name]
+  found = {}
+  for measure in measures.MEASURES:
+    scores = {m: own[measure.name] for m, own in test.measures.items()}
+    if scores and all(np.isfinite(own).all() for own in scores.values()):
+      made = intervals.paired_bootstrap(scores, test.groups, num_resamples=num_resamples)
+      found[measure.name] = {
+        m: estimate.Estimate(made.means[m], *made.intervals[m]) for m in scores
+      }
+  return found
 
 
 def sizes_text(summary: Summary) -> str:
-  """How many images and concepts the test sets have, in one phrase."""
+  """How many images the test sets have, and groups where several images make one, in a phrase."""
+
+  def text(images: int, groups: int, what: str) -> str:
+    return f"{images:,} {what}" + (f" in {groups:,} groups" if groups < images else "")
+
   if len(set(summary.sizes.values())) == 1:
-    images, concepts = next(iter(summary.sizes.values()))
-    where = " in each domain" if len(summary.sizes) > 1 else ""
-    return f"{images} test images of {concepts} concepts{where}"
+    where = " in each set" if len(summary.sizes) > 1 else ""
+    return text(*next(iter(summary.sizes.values())), "test images") + where
   short = record_lib.short_names(list(summary.sizes))
-  parts = [f"{short[n]} {i} images of {g} concepts" for n, (i, g) in summary.sizes.items()]
-  return "test sets: " + ", ".join(parts)
+  return "test sets: " + ", ".join(
+    f"{short[n]} {text(i, g, 'images')}" for n, (i, g) in summary.sizes.items()
+  )
 
 
 def interval_text(summary: Summary) -> str:
   """What the 95 % intervals carry and what they leave out."""
+  grouped = any(groups < images for images, groups in summary.sizes.values())
+  unit = "groups of test images" if grouped else "test images"
   if summary.num_seeds > 1:
-    drawn = f"test concepts and over the {summary.num_seeds} seeds"
+    drawn = f"{unit} and over the {summary.num_seeds} seeds"
     carries = (
-      "They carry the chance in which concepts were tested and in the seeds of the trainings "
+      f"They carry the chance in which {unit} were drawn and in the seeds of the trainings "
       f"({summary.num_seeds} seeds show that second part only roughly)"
     )
   else:
-    drawn = "test concepts"
+    drawn = unit
     carries = (
-      "They carry the chance in which concepts were tested; with one seed they say nothing "
+      f"They carry the chance in which {unit} were drawn; with one seed they say nothing "
       "about another training of the same method"
     )
+  whole = "; a group is drawn with all its images" if grouped else ""
   return (
-    f"95 % intervals by a paired bootstrap over {drawn} ({summary.num_resamples:,} resamples; a "
-    f"concept is drawn with all its images, the same draw for every method). {carries}. They leave "
+    f"95 % intervals by a paired bootstrap over {drawn} ({summary.num_resamples:,} resamples"
+    f"{whole}; the same draw for every method). {carries}. They leave "
     "out another training set, another choice of the setting and another backbone, and each "
     "stands for itself: many comparisons at once need wider ones."
   )
@@ -256,3 +366,24 @@ def seeds_text(summary: Summary) -> str:
   if summary.trained_once:
     text += f" (one: {', '.join(summary.titles[m] for m in summary.trained_once)})"
   return text
+
+
+def recalls(
+  run: record_lib.Run, name: str, num_resamples: int = 1000
+) -> list[tuple[int, int, list[estimate.Estimate]]]:
+  """(class, test images, recall of each method) of a test set, the lowest best recall first.
+
+  A class whose images are one group has no interval.
+  """
+  test = run.tests[name]
+  found = []
+  for own in np.unique(test.labels):
+    here = test.labels == own
+    scores = {m: test.correct(m)[:, here] for m in run.methods}
+    if len(np.unique(test.groups[here])) < 2:
+      values = [estimate.Estimate(float(s.mean()), np.nan, np.nan) for s in scores.values()]
+    else:
+      made = intervals.paired_bootstrap(scores, test.groups[here], num_resamples=num_resamples)
+      values = [estimate.Estimate(made.means[m], *made.intervals[m]) for m in run.methods]
+    found.append((int(own), int(here.sum()), values))
+  return sorted(found, key=lambda row: max(value.mean for value in row[2]))

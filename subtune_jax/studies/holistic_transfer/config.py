@@ -56,6 +56,7 @@ def default() -> ml_collections.ConfigDict:
   config = compare_config.default()
   for name in recipes.offered():
     del config[name]
+  del config.sampling, config.loss, config.select_by
   del config.data["ood"], config.data["label_map"], config.data["retrain"], config.data["shift"]
   del config.data["num_train"], config.data["subset_seed"], config.data["flip_labels"]
   config.experiment = "holistic_transfer"

@@ -8,6 +8,7 @@ import numpy as np
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
 from subtune_jax.report.document import Bullets, Cell, Section, Table, Text
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import fields, sections
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
@@ -23,9 +24,9 @@ NOT_A_RESULT = (
   "This is not a result that a user could get."
 )
 _EXPLAINED = {
-  "last": "Every training runs to its last epoch; the learning rate is that of the highest mean "
-  "validation accuracy.",
-  "early_stopping": "Every training is taken at its epoch of the highest validation accuracy; then "
+  "last": "Every training runs to its last epoch; the learning rate is that of the {best} mean "
+  "validation {title}.",
+  "early_stopping": "Every training is taken at its epoch of the {best} validation {title}; then "
   "the learning rate likewise.",
   study_lib.ORACLE: NOT_A_RESULT,
 }
@@ -154,7 +155,8 @@ def rules(study: Study) -> Section:
     table = _rule_table(study, rule)
     if rule != study_lib.ORACLE:
       shown = " (the rule of the figures)" if rule == study.rule else ""
-      explained = Text(_EXPLAINED[rule])
+      chosen_by = criteria.of(study.record["config"])
+      explained = Text(_EXPLAINED[rule].format(best=chosen_by.best, title=chosen_by.title))
       parts.append(Section(f"{study_lib.RULES[rule]}{shown}", [explained, table], level=3))
       continue
     answers = [Text(line) for line in _oracle_answer(study)]

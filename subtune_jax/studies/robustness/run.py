@@ -25,7 +25,7 @@ from subtune_jax.robustness import (
   selection,
 )
 from subtune_jax.runner import examples, trainings
-from subtune_jax.statistics import intervals
+from subtune_jax.statistics import criteria, intervals
 from subtune_jax.studies import epoch_files
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -151,7 +151,8 @@ class _Epoch:
 
 def _epochs(state: trainings.Run, seen: _Seen, row: Row) -> list[_Epoch]:
   """Every epoch of a training, in order."""
-  found = []
+  found, own = [], criteria.of(state.config)
+  chosen_by = [name for name in criteria.fields(own) if name != "validation_accuracy"]
   for past in row["history"]:
     path = epoch_files.path(state.workdir, row["key"], past)
     arrays = epoch_files.read(path)
@@ -159,7 +160,7 @@ def _epochs(state: trainings.Run, seen: _Seen, row: Row) -> list[_Epoch]:
     right = seen.right(arrays)
     found.append(_Epoch(path, {
       "stage": past["stage"], "epoch": past["epoch"], "accuracy": _accuracies(right),
-      "distortion": moved, "validation_loss": past["validation_loss"],
+      "distortion": moved, **{k: past[k] for k in chosen_by},
     }, right))  # fmt: skip
   return found
 
@@ -181,7 +182,8 @@ def _study(state: trainings.Run, seen: _Seen, chosen: Mapping[str, Row]) -> Row:
   }
   ood = [own.name for own in seen.sets[2:]]
   choices = {
-    name: _choices(_whole_rates(rows, chosen[name]), ood) for name, rows in trained.items()
+    name: _choices(_whole_rates(rows, chosen[name]), ood, criteria.of(state.config))
+    for name, rows in trained.items()
   }
   rule = state.config.robustness.selection
   final = {name: _chosen_epochs(trained[name], choices[name][rule]) for name in trained}
@@ -223,12 +225,18 @@ def _last_stage(epochs: Sequence[_Epoch]) -> list[_Epoch]:
   return [epoch for epoch in epochs if epoch.row["stage"] == last]
 
 
-def _choices(rows: Mapping[str, Any], ood: Sequence[str]) -> dict[str, selection.Choice]:
+def _choices(
+  rows: Mapping[str, Any], ood: Sequence[str], criterion: criteria.Criterion
+) -> dict[str, selection.Choice]:
   """Rule -> choice for one method."""
   trainings = []
   for row, epochs in rows.values():
     own = [
-      selection.Epoch(e.row["accuracy"][VALIDATION], e.row["accuracy"], e.row["validation_loss"])
+      selection.Epoch(
+        criterion.score({"validation_accuracy": e.row["accuracy"][VALIDATION]} | e.row),
+        e.row["accuracy"],
+        e.row["validation_loss"],
+      )
       for e in _last_stage(epochs)
     ]
     trainings.append(selection.Training(row["learning_rate"], row["seed"], tuple(own)))

@@ -5,6 +5,7 @@
 those of the final comparison, in which SubTuning trains the blocks that the search chose.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -13,6 +14,7 @@ from subtune_jax import methods
 from subtune_jax.data import choices
 from subtune_jax.runner import recipes
 from subtune_jax.search import evaluator, rules
+from subtune_jax.statistics import criteria
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
@@ -66,6 +68,12 @@ def default() -> ml_collections.ConfigDict:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for values that make no sense."""
   recipes.check_image_size(config)
+  choices.check("sampling", config.sampling, methods.SAMPLING)
+  if criteria.of(config).name != criteria.ACCURACY:
+    raise ValueError(
+      f"select_by is {config.select_by!r}; a search compares sets of blocks by their accuracy: "
+      "leave it at 'accuracy', or compare methods without a search"
+    )
   search = config.search
   kinds = tuple(search.kinds)
   if not kinds or len(set(kinds)) != len(kinds):
@@ -113,15 +121,20 @@ def make_budget(config: ml_collections.ConfigDict) -> rules.Budget:
   )
 
 
-def make_recipe(config: ml_collections.ConfigDict) -> evaluator.Recipe:
-  """How a set is trained."""
+def make_recipe(
+  config: ml_collections.ConfigDict, class_names: Sequence[str] | None = None
+) -> evaluator.Recipe:
+  """How a set is trained; without class names, as if there were no class weights."""
   search = config.search
   stage = recipes.stage_options(config, search, search.learning_rate)
 
   def method(blocks: tuple[str, ...]) -> methods.Method:
-    return methods.sub_tuning(blocks, search.learning_rate, **stage)
+    return balanced(methods.sub_tuning(blocks, search.learning_rate, **stage))
 
-  probe = methods.linear_probing(l2=(search.probe_l2,), standardize=config.lp.standardize)
+  def balanced(made: methods.Method) -> methods.Method:
+    return made if class_names is None else recipes.balanced(config, made, class_names)
+
+  probe = balanced(methods.linear_probing(l2=(search.probe_l2,), standardize=config.lp.standardize))
   head = "pretrained" if config.backbone.keep_head else search.head
   return evaluator.Recipe(method, probe, head)
 

@@ -73,6 +73,7 @@ def run(
   stream = stream or sys.stdout
   search_config.check(config)
   train = _load_train(config)
+  search_config.make_recipe(config, train.class_names).method(("block",))  # raises early
   tests, notes = examples.load_tests(config, train.class_names) if config.search.final else ((), [])
   engine, pretrained = network_lib.load_network(config, len(train.class_names))
   engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
@@ -135,7 +136,7 @@ def make_problem(
 def _make_search(config, problem, engine, store, stream) -> _Search:
   progress = progress_lib.SearchProgress(len(problem.folds) * len(problem.seeds), stream)
   trainer = evaluator.Evaluator(
-    problem, search_config.make_recipe(config), engine, store,
+    problem, search_config.make_recipe(config, problem.train.class_names), engine, store,
     prefix_bytes=config.search.prefix_bytes, prefix_disk_bytes=config.search.prefix_disk_bytes,
     on_done=progress.done, on_plan=progress.plan,
   )  # fmt: skip
