@@ -39,6 +39,7 @@ OVERRIDES = {
   "dataset_size": SEARCH | {"sizes": (60, 90), "data.num_train": 0},
   "fashion_mnist": COMPARE | {"data.interpolation": "bicubic"},
   "finetune": COMPARE,
+  "glyphs": COMPARE | {"data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",)},
   "greedy": SEARCH,
   "my_data": {k: v for k, v in SEARCH.items() if k != "search.units"},
   "pretrain_cifar10": FULL,

@@ -61,11 +61,12 @@ def use_full_grids(config: ml_collections.ConfigDict, names: Iterable[str]) -> N
 
 
 def use_dataset(config: ml_collections.ConfigDict, name: str) -> None:
-  """Trains on `name`; the other Emoji Domains are out of distribution for one of them."""
-  family = "emoji_domains/"
+  """Trains on `name`; of a set that is shipped, its other domains are out of distribution."""
+  family = name.partition("/")[0] + "/"
+  shipped = family in ("emoji_domains/", "glyph_domains/")
   config.data.train = name
   config.data.ood = tuple(
-    x for x in data.names() if name.startswith(family) and x.startswith(family) and x != name
+    other for other in data.names() if shipped and other.startswith(family) and other != name
   )
 
 

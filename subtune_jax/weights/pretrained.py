@@ -127,6 +127,8 @@ def _load(
   """The scheme of a file, its variables, the paths that it lacks, and what was not checked."""
   where, shapes = str(path), _shapes(model)
   tensors = files.read_folder(path) if content is None else files.parse(content, where)
+  if entry and entry.part:
+    tensors = {name: value for name, value in tensors.items() if name.startswith(entry.part)}
   match = matching.recognise(tensors, model, matching.paths(shapes), where)
   loaded, not_loaded = matching.convert(tensors, shapes, match, where)
   if entry:  # the folder of known files is shared
