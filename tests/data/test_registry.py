@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from subtune_jax import data
-from subtune_jax.data import choices, emoji_domains, registry
+from subtune_jax import data, nearest
+from subtune_jax.data import choices, emoji_domains, glyph_domains, registry
 
 EMOJI = tuple(f"emoji_domains/{name}" for name in ("fluent", "noto", "openmoji", "twemoji"))
 
@@ -18,7 +18,16 @@ def test_names():
 @pytest.mark.parametrize("name", EMOJI)
 def test_emoji_domains_have_all_splits_and_name_their_makers(name):
   assert registry.splits_of(name) == ("train", "validation", "trainval", "test")
-  assert data.attribution(name) == emoji_domains.ATTRIBUTION[name.split("/")[1]]
+  assert data.attribution(name) == emoji_domains.SET.attribution[name.split("/")[1]]
+
+
+def test_glyph_domains_are_listed_with_all_splits():
+  glyphs = {name for name in data.names() if name.startswith("glyph_domains/")}
+  assert glyphs == {f"glyph_domains/{domain}" for domain in glyph_domains.SET.attribution}
+  for name in glyphs:
+    assert registry.splits_of(name) == ("train", "validation", "trainval", "test")
+    assert data.attribution(name) == glyph_domains.SET.attribution[name.split("/")[1]]
+  assert len(data.load("glyph_domains/sans", "trainval", 16)) == 1152
 
 
 def test_every_entry_has_known_splits():
@@ -40,7 +49,7 @@ def test_trainval_is_train_then_validation():
 
 def test_load_is_the_reader():
   loaded = data.load("emoji_domains/noto", "validation", 32, interpolation="bilinear")
-  read = emoji_domains.load("noto", "validation", 32, interpolation="bilinear")
+  read = emoji_domains.SET.load("noto", "validation", 32, interpolation="bilinear")
   assert (loaded.name, loaded.split) == ("emoji_domains/noto", "validation")
   assert loaded.images.shape == (174, 32, 32, 3)
   assert loaded.fingerprint() == read.fingerprint()
@@ -99,3 +108,11 @@ def test_choices_without_a_near_name_offer_none():
   with pytest.raises(ValueError) as error:
     choices.check("fruit", "zzz", ("apple", "pear"))
   assert str(error.value) == "Unknown fruit 'zzz'. Allowed: 'apple', 'pear'."
+
+
+def test_the_nearest_names_and_how_many():
+  known = ("block1", "block14", "block15", "head")
+  assert nearest.names("block", known) == ["block1", "block15", "block14"]
+  assert nearest.names("block", known, most=1) == ["block1"]
+  assert nearest.names("xyz", known) == []
+  assert len(nearest.names("xyz", known, most=1, cutoff=0.0)) == 1

@@ -32,7 +32,7 @@ def test_every_example_is_held_out_once_and_groups_stay_whole(num_folds, stratif
 
 @pytest.mark.parametrize("num_folds", [2, 5])
 def test_emoji_folds_are_balanced_by_class(num_folds):
-  data = emoji_domains.load("noto", "train", 8)
+  data = emoji_domains.SET.load("noto", "train", 8)
   folds = splits.fold_indices(data.labels, data.groups, num_folds, seed=0)
   counts = np.stack([np.bincount(data.labels[held], minlength=45) for _, held in folds])
   largest = max(np.unique(data.groups, return_counts=True)[1])
