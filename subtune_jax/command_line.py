@@ -3,7 +3,6 @@
 import ast
 from collections.abc import Iterator
 import contextlib
-import difflib
 import importlib.util
 import pathlib
 import signal
@@ -12,10 +11,11 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from subtune_jax import console, files
+from subtune_jax import console, files, nearest
 from subtune_jax.runner import workdir
 
 CONFIGS = pathlib.Path("configs")
+SHIPPED = pathlib.Path(__file__).parent / "configs"  # the same files, installed
 _AGAIN = 1.0  # seconds
 
 
@@ -45,7 +45,7 @@ def interruptible(command: str) -> Iterator[None]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-  near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+  near = nearest.names(name, known, most=1, cutoff=0.0)
   return f"; the nearest is {near[0]}" if near else ""
 
 
@@ -56,17 +56,36 @@ def help_text(usage: str) -> str:
     usage: the first lines; the docstring of the program.
   """
   lines = [usage.strip(), "", "configs:"]
-  for path in sorted(CONFIGS.glob("*.py")):
+  here = sorted(CONFIGS.glob("*.py"))
+  for path in here or sorted(SHIPPED.glob("*.py")):
     doc = ast.get_docstring(ast.parse(path.read_text())) or ""
     first, _, _ = doc.partition("\n")
-    lines.append(f"  {path!s:34}{first}")
-  if len(lines) == 3:
-    lines.append(f"  none below {CONFIGS.absolute()}: start in the project's folder")
+    lines.append(f"  {str(path) if here else path.stem:34}{first}")
   lines += ["", "options:"]
-  for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
+  for flag in flags.FLAGS.flags_by_module_dict()[_program()]:
     lines.append(f"  --{flag.name:32}{flag.help}")
   lines += [f"  {'--config.FIELD=VALUE':34}Any field of the config.", ""]
   return "\n".join(lines)
+
+
+def _program() -> str:
+  """The module that defines the options, as absl calls it."""
+  return flags.FLAGS.find_module_defining_flag("config")
+
+
+def find_config(argument: str) -> str:
+  """The "file.py:argument" of "name:argument", where no such file is here but a config of the name
+  is: in configs/, or installed with the library."""
+  given, colon, rest = argument.partition(":")
+  path = pathlib.Path(given)
+  if path.is_file():
+    return argument
+  if path.parent in (pathlib.Path(), CONFIGS):
+    for folder in (CONFIGS, SHIPPED):
+      file = folder / f"{path.stem}.py"
+      if file.is_file() and path.suffix in ("", ".py"):
+        return f"{file}{colon}{rest}"
+  return argument
 
 
 def _load_config(argument: str) -> Any:
@@ -74,7 +93,10 @@ def _load_config(argument: str) -> Any:
   file, _, given = argument.partition(":")
   path = pathlib.Path(file)
   if not path.is_file():
-    known = [str(p) for folder in (path.parent, CONFIGS) for p in sorted(folder.glob("*.py"))]
+    if str(path) == path.stem:  # a name alone
+      known = [p.stem for folder in (CONFIGS, SHIPPED) for p in sorted(folder.glob("*.py"))]
+    else:
+      known = [str(p) for folder in (path.parent, CONFIGS) for p in sorted(folder.glob("*.py"))]
     console.fail(f"no config file {path}{_nearest(str(path), known)}")
   spec = importlib.util.spec_from_file_location("_config", path)
   module = importlib.util.module_from_spec(spec)
@@ -84,9 +106,15 @@ def _load_config(argument: str) -> Any:
 
 def parse(argv: list[str]) -> list[str]:
   """Parses absl flags; for `app.run(..., flags_parser=parse)`."""
+  argv = [
+    a[: -len(value)] + find_config(value)
+    if value and a.lstrip("-") == f"config={value}" else a
+    for a in argv for value in [a.partition("=")[2]]
+  ]  # fmt: skip
   given = [a.lstrip("-") for a in argv[1:] if a.startswith("-")]
   if {"help", "h", "?"} & set(given):
-    sys.stdout.write(help_text(sys.modules["__main__"].__doc__ or ""))
+    program = sys.modules.get(_program(), sys.modules["__main__"])
+    sys.stdout.write(help_text(program.__doc__ or ""))
     sys.exit(0)
   given_configs = [a.removeprefix("config=") for a in given if a.startswith("config=")]
   try:

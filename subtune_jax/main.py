@@ -3,6 +3,7 @@
 Exit code 0 when the run is done, 2 when something in the input is wrong, 130 after Ctrl-C.
 """
 
+from collections.abc import Sequence
 import importlib
 import os
 import shlex
@@ -21,9 +22,13 @@ except ImportError:
   console.fail("the command line needs ml_collections: pip install ml_collections")
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A file of configs/, e.g. configs/quickstart.py; override as --config.seeds=(0,1)"
+  "config",
+  None,
+  "A file of configs/, e.g. configs/quickstart.py, or quickstart; override as --config.seeds=(0,1)",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/NAME_OF_CONFIG.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what the run would take, and train nothing.")
+_SUBTUNE = ["subtune", "train"]
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
 
 
@@ -40,7 +45,13 @@ def main(argv: list[str]) -> None:
     host_memory = importlib.import_module("subtune_jax.models.host_memory")
     host_memory.keep_freed()  # before the first computation
     experiment = importlib.import_module(f"subtune_jax.studies.{config.experiment}.run")
-    experiment.run(config, _WORKDIR.value or f"runs/{config.name}", command=_command())
+    workdir = _WORKDIR.value or f"runs/{config.name}"
+    if not _DRY_RUN.value:
+      experiment.run(config, workdir, command=_command())
+    elif hasattr(experiment, "dry_run"):
+      experiment.dry_run(config, workdir)
+    else:
+      console.fail(f"--dry_run is of the studies compare and search, not of {config.experiment}")
   except (ValueError, OSError) as e:
     if _TRACEBACK.value:
       raise
@@ -55,9 +66,19 @@ def main(argv: list[str]) -> None:
 
 
 def _command() -> str:
-  return shlex.join(["python", "-m", "subtune_jax.main", *sys.argv[1:]])
+  program = (
+    _SUBTUNE if sys.argv[0] == shlex.join(_SUBTUNE) else ["python", "-m", "subtune_jax.main"]
+  )
+  return shlex.join([*program, *sys.argv[1:]])
+
+
+def start(argv: Sequence[str] | None = None) -> None:
+  """Parses the command line and runs; `argv` are the arguments of `subtune train`."""
+  if argv is not None:
+    sys.argv = [shlex.join(_SUBTUNE), *argv]
+  with command_line.interruptible(_command()):
+    app.run(main, flags_parser=command_line.parse)
 
 
 if __name__ == "__main__":
-  with command_line.interruptible(_command()):
-    app.run(main, flags_parser=command_line.parse)
+  start()

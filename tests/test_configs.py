@@ -41,6 +41,7 @@ OVERRIDES = {
   "finetune": COMPARE,
   "glyphs": COMPARE | {"data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",)},
   "greedy": SEARCH,
+  "my_data": {k: v for k, v in SEARCH.items() if k != "search.units"},
   "pretrain_cifar10": FULL,
   "pretrain_fashion_mnist": FULL,
   "profile": SEARCH,
@@ -112,12 +113,14 @@ def test_a_documented_command_runs(documented_command, tmp_path):
   """With the settings of its config's test where it has none of its own."""
   config, argument, fields = documented_command[1:]
   small = OVERRIDES[pathlib.PurePath(config).stem]
-  if "dataset=" in argument:
+  if "dataset=" in argument or "train=" in argument:
     small = {k: v for k, v in small.items() if k not in SETS}
   fields = small | fields
   for text, further in FURTHER.items():
     fields |= further if text in argument else {}
-  argument = argument.replace("/path/to/images", str(images(tmp_path / "images")))
+  for name in ("images", "photos", "sketches"):
+    if f"/path/to/{name}" in argument:
+      argument = argument.replace(f"/path/to/{name}", str(images(tmp_path / name)))
   arguments = arguments_of(config, argument, fields)
   done = command.run(*arguments, f"--workdir={tmp_path / 'run'}", timeout=None)
   check_report(done, tmp_path / "run")

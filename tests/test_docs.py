@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from subtune_jax import export
 from subtune_jax.deploy import folder
 from tests import config_files, deploy_network, documented
 
@@ -33,8 +34,12 @@ def test_there_are_commands_to_test():
 
 def without_downloads():
   for line in documented.others():
-    if line[:2] != (PREPARE, "cifar10") and line[0] != SAVE:  # needs a run: tests/test_main.py
-      yield pytest.param(line, id=" ".join(line), marks=[pytest.mark.slow] * (line in LONG))
+    if line[:2] == (PREPARE, "cifar10") or line[0] == SAVE:  # needs a run: tests/test_main.py
+      continue
+    if "--layout=timm" in line:  # a network that timm has: tests/deploy/test_export_command.py
+      continue
+    slow = line in LONG or "--format=saved_model" in line
+    yield pytest.param(line, id=" ".join(line), marks=[pytest.mark.slow] * slow)
 
 
 def network_and_photos(path):
@@ -58,7 +63,8 @@ def test_another_command_runs(line, tmp_path):
   command = [sys.executable, "-m", *line]
   done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
-  assert len(done.stdout.splitlines()) > 3 or line[0] == "subtune_jax.predict"
+  short = ("subtune_jax.predict", "subtune_jax.export")
+  assert len(done.stdout.splitlines()) > 3 or line[0] in short
   if "FOLDER" in " ".join(line):
     assert {path.name for path in (tmp_path / "FOLDER").iterdir()} == {"curve.png", "results.json"}
 
@@ -66,7 +72,8 @@ def test_another_command_runs(line, tmp_path):
 def test_one_command_of_each_module_is_on_the_pages():
   modules = {line[0].removeprefix("subtune_jax.") for line in documented.others()}
   assert modules == {
-    "calibrate", "data.prepare", "models", "predict", "robustness.theory_table", "save_model",
+    "calibrate", "data.prepare", "export", "models", "predict",
+    "robustness.theory_table", "save_model",
   }  # fmt: skip
 
 
@@ -128,7 +135,21 @@ def test_calibration_in_python():
 def test_a_model_folder_in_python(tmp_path, monkeypatch):
   network_and_photos(tmp_path)
   monkeypatch.chdir(tmp_path)
-  (block,) = python_blocks("deploy.md")
+  block, *_ = python_blocks("deploy.md")
   space = {}
   exec(block, space)
   assert space["answers"].probabilities.shape == (2, 3)
+
+
+@pytest.mark.parametrize("form", ["onnx", "stablehlo"])
+def test_an_exported_network_in_python(form, tmp_path, monkeypatch, capsys):
+  """What a client runs; that nothing of this library is needed: tests/deploy."""
+  pytest.importorskip({"onnx": "jax2onnx", "stablehlo": "jax"}[form])
+  network_and_photos(tmp_path)
+  monkeypatch.chdir(tmp_path)
+  out = {"onnx": "network.onnx", "stablehlo": "stablehlo"}[form]
+  export.main(["runs/quickstart/best", f"--format={form}", f"--out={out}"])
+  (block,) = (each for each in python_blocks("deploy.md") if f'"{out}' in each)
+  capsys.readouterr()
+  exec(block, {})
+  assert capsys.readouterr().out.strip("[]\n'\"") in deploy_network.CLASSES

@@ -8,7 +8,7 @@ import pytest
 from subtune_jax import masks, methods, models
 from subtune_jax.data import preprocess
 from subtune_jax.models import side
-from subtune_jax.training import ledger, lolsgd, loop, stage_runner, trainable_split
+from subtune_jax.training import ledger, lolsgd, loop, stage_steps, trainable_split
 from tests import tiny
 
 BLOCKS = ("block0", "block1", "block2")
@@ -245,7 +245,7 @@ def test_head_only_and_without_head_train_disjoint_parts():
 
 
 def test_an_epoch_of_so_many_steps_draws_every_example_before_any_comes_again():
-  orders = [stage_runner.epoch_order(3, 0, epoch, 10, 4, steps=3) for epoch in range(5)]
+  orders = [stage_steps.epoch_order(3, 0, epoch, 10, 4, steps=3) for epoch in range(5)]
   assert {order.shape for order in orders} == {(3, 4)}
   rows = np.concatenate([order.reshape(-1) for order in orders])
   for begin in range(0, 60, 10):
@@ -283,7 +283,7 @@ def test_lolsgd_is_the_mean_of_its_local_runs():
   rate = {"epochs": 1, "schedule": "constant", "optimizer": "sgd", "momentum": 0.0}
   method = methods.lolsgd(1e-2, leave_out=leave_out, **rate)
   found = loop.fit(tiny.engine(model), variables, method, train, None).variables
-  order = stage_runner.epoch_order(0, 0, 0, 24, 8)
+  order = stage_steps.epoch_order(0, 0, 0, 24, 8)
   ends = []
   for own in lolsgd.orders(leave_out, train.labels, order, [0, 0, 0]):
     now = variables

@@ -1,7 +1,8 @@
 """One wording for a name that is not among those allowed."""
 
 from collections.abc import Iterable
-import difflib
+
+from subtune_jax import nearest
 
 
 def check(kind: str, value: object, allowed: Iterable[str]) -> None:
@@ -15,6 +16,6 @@ def check(kind: str, value: object, allowed: Iterable[str]) -> None:
   allowed = tuple(allowed)
   if isinstance(value, str) and value in allowed:
     return
-  near = difflib.get_close_matches(str(value), allowed, n=3, cutoff=0.5)
+  near = nearest.names(str(value), allowed)
   hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
   raise ValueError(f"Unknown {kind} {value!r}.{hint} Allowed: {', '.join(map(repr, allowed))}.")

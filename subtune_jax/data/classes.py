@@ -5,10 +5,10 @@ their class "OK" and our "ok", "blurred=" leaves the class out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import difflib
 
 import numpy as np
 
+from subtune_jax import nearest
 from subtune_jax.data import dataset
 from subtune_jax.data.shifts import maps
 
@@ -125,6 +125,6 @@ def _near(name: str, ours: Sequence[str]) -> str:
   def plain(text: str) -> str:
     return text.casefold().replace("_", " ").replace("-", " ").strip()
 
-  near = difflib.get_close_matches(plain(name), [plain(label) for label in ours], 3, 0.5)
+  near = nearest.names(plain(name), map(plain, ours))
   shown = [label for label in ours if plain(label) in near][:3] or list(ours[:3])
   return f" (nearest: {', '.join(map(repr, shown))})" if shown else ""

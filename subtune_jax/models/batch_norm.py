@@ -11,11 +11,12 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from subtune_jax.models import inference
+
 # The upper end of what each activation lets through; all but "none" cut at 0 from below.
 LIMITS = {"none": None, "relu": jnp.inf, "relu6": 6.0}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def activate(x: jax.Array, act: str) -> jax.Array:
   """ReLU or ReLU6; the gradient is 0 at and outside the ends, as in torch.
 
@@ -23,11 +24,15 @@ def activate(x: jax.Array, act: str) -> jax.Array:
     x: of any shape.
     act: a key of `LIMITS`.
   """
+  return (_activate if inference.is_active() else _trainable_activate)(x, act)
+
+
+def _activate(x, act):
   return x if act == "none" else jnp.clip(x, 0, LIMITS[act])
 
 
 def _activate_forward(x, act):
-  y = activate(x, act)
+  y = _activate(x, act)
   return y, y
 
 
@@ -35,7 +40,8 @@ def _activate_backward(act, y, gradient):
   return (_masked(gradient, y, act),)
 
 
-activate.defvjp(_activate_forward, _activate_backward)
+_trainable_activate = jax.custom_vjp(_activate, nondiff_argnums=(1,))
+_trainable_activate.defvjp(_activate_forward, _activate_backward)
 
 
 def _masked(gradient: jax.Array, y: jax.Array, act: str) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from subtune_jax.models import backbone, convolution, resnet
+from subtune_jax.models import backbone, convolution, inference, resnet
 
 _GROUPS = 32
 
@@ -38,11 +38,12 @@ class StdConv(nn.Module):
     init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
     w = self.param("kernel", init, shape, jnp.float32)
-    w = w - jnp.mean(w, axis=(0, 1, 2), keepdims=True)
-    w = w * lax.rsqrt(jnp.mean(jnp.square(w), axis=(0, 1, 2), keepdims=True) + 1e-10)
+    with inference.constants():
+      w = w - jnp.mean(w, axis=(0, 1, 2), keepdims=True)
+      w = w * lax.rsqrt(jnp.mean(jnp.square(w), axis=(0, 1, 2), keepdims=True) + 1e-10)
     x, w = x.astype(self.dtype), w.astype(self.dtype)
     if self.kernel == 1:
-      return convolution.pointwise(x[:, :: self.stride, :: self.stride], w)
+      return convolution.pointwise(resnet.strided(x, self.stride), w)
     return convolution.full(x, w, self.stride, "SYMMETRIC")
 
 

@@ -21,8 +21,8 @@ _STRIDE = 32  # of the whole network up to the attention pool
 def _average_pool(x: jax.Array) -> jax.Array:
   """Means over 2x2 squares; an odd last row or column is not read."""
   h, w = (size // 2 * 2 for size in x.shape[1:3])
-  rows = x[:, 0:h:2] + x[:, 1:h:2]
-  return (rows[:, :, 0:w:2] + rows[:, :, 1:w:2]) / 4
+  squares = [resnet.strided(x, 2, (i, j), (h, w)) for j in (0, 1) for i in (0, 1)]
+  return ((squares[0] + squares[1]) + (squares[2] + squares[3])) / 4
 
 
 class Stem(nn.Module):

@@ -9,7 +9,7 @@ there, and only there, these forms run instead (`jax.lax.platform_dependent`):
 - few input channels (a stem): the patches of the image times a matrix.
 - 1x1: a matrix product on every platform, with a backward pass that transposes nothing large.
 
-All differentiate in reverse mode only.
+All differentiate in reverse mode only, and inside `inference.form` as XLA does.
 """
 
 import functools
@@ -19,6 +19,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+
+from subtune_jax.models import inference
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _MAX_PATCH_CHANNELS = 4  # above, patches cost more memory than they save time
@@ -97,7 +99,6 @@ def _xla(
 # ------------------------------------------------------------------ depthwise
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """Convolves every channel by itself, with TensorFlow's "SAME" padding.
 
@@ -109,7 +110,11 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   Returns:
     [n, ceil(h / stride), ceil(w / stride), c].
   """
-  return lax.platform_dependent(
+  return (_depthwise if inference.is_active() else _trainable_depthwise)(x, kernel, stride)
+
+
+def _depthwise(x, kernel, stride):
+  return inference.by_platform(
     x,
     kernel,
     cpu=functools.partial(_depthwise_sum, stride=stride),
@@ -118,7 +123,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _depthwise_forward(x, kernel, stride):
-  return depthwise(x, kernel, stride), (x, kernel)
+  return _depthwise(x, kernel, stride), (x, kernel)
 
 
 def _depthwise_backward(stride, residuals, gradient):
@@ -136,7 +141,8 @@ def _depthwise_backward(stride, residuals, gradient):
   return lax.platform_dependent(x, kernel, gradient, cpu=cpu, default=default)
 
 
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_trainable_depthwise = jax.custom_vjp(_depthwise, nondiff_argnums=(2,))
+_trainable_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array, axes: tuple[_Axis, _Axis]) -> jax.Array:
@@ -232,7 +238,6 @@ def _tap_of_pairs(axes: tuple[_Axis, _Axis]) -> np.ndarray:
 # ------------------------------------------------------------------ 1x1
 
 
-@jax.custom_vjp
 def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """A 1x1 convolution as a matrix product.
 
@@ -243,6 +248,12 @@ def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     [n, h, w, features].
   """
+  return (_pointwise if inference.is_active() else _trainable_pointwise)(x, kernel)
+
+
+def _pointwise(x, kernel):
+  if inference.target() == "onnx":  # ONNX's runtimes are faster at it than at Einsum
+    return _xla(x, kernel, 1, 1)
   return jnp.dot(x, kernel[0, 0])
 
 
@@ -258,13 +269,15 @@ def _pointwise_backward(residuals, gradient):
   return dx, dw.reshape(kernel.shape)
 
 
-pointwise.defvjp(lambda x, kernel: (pointwise(x, kernel), (x, kernel)), _pointwise_backward)
+_trainable_pointwise = jax.custom_vjp(_pointwise)
+_trainable_pointwise.defvjp(
+  lambda x, kernel: (_pointwise(x, kernel), (x, kernel)), _pointwise_backward
+)
 
 
 # ------------------------------------------------------------------ full
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def full(x: jax.Array, kernel: jax.Array, stride: int, padding: str = "SAME") -> jax.Array:
   """A dense convolution.
 
@@ -278,7 +291,11 @@ def full(x: jax.Array, kernel: jax.Array, stride: int, padding: str = "SAME") ->
     [n, h', w', features]; h' is ceil(h / stride) with "SAME", and so it is with "SYMMETRIC" where k
     is odd.
   """
-  return lax.platform_dependent(
+  return (_full if inference.is_active() else _trainable_full)(x, kernel, stride, padding)
+
+
+def _full(x, kernel, stride, padding):
+  return inference.by_platform(
     x,
     kernel,
     cpu=functools.partial(_full_cpu, stride=stride, padding=padding),
@@ -287,7 +304,7 @@ def full(x: jax.Array, kernel: jax.Array, stride: int, padding: str = "SAME") ->
 
 
 def _full_forward(x, kernel, stride, padding):
-  return full(x, kernel, stride, padding), (x, kernel)
+  return _full(x, kernel, stride, padding), (x, kernel)
 
 
 def _full_backward(stride, padding, residuals, gradient):
@@ -304,7 +321,8 @@ def _full_backward(stride, padding, residuals, gradient):
   )
 
 
-full.defvjp(_full_forward, _full_backward)
+_trainable_full = jax.custom_vjp(_full, nondiff_argnums=(2, 3))
+_trainable_full.defvjp(_full_forward, _full_backward)
 
 
 def _full_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from subtune_jax.models import batch_norm, convolution
+from subtune_jax.models import batch_norm, convolution, inference
 
 MOMENTUM = 0.9  # of the running statistics; see Backbone.norm_momentum
 
@@ -52,8 +52,10 @@ class ConvBN(nn.Module):
     bn = BatchNorm(self.features, self.momentum, self.epsilon, name="bn")
     if self.use_batch_statistics:
       return bn.normalize(self._convolve(x, w), self.act)
-    gain, shift = bn.fold()
-    y = self._convolve(x, w * batch_norm.per_channel(gain, 4))
+    with inference.constants():
+      gain, shift = bn.fold()
+      w = w * batch_norm.per_channel(gain, 4)
+    y = self._convolve(x, w)
     y = y + batch_norm.per_channel(shift, x.ndim).astype(self.dtype)
     return batch_norm.activate(y, self.act)
 

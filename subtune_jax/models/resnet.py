@@ -15,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from subtune_jax.data import choices
-from subtune_jax.models import backbone, batch_norm, layers
+from subtune_jax.models import backbone, batch_norm, inference, layers
 
 EXPANSION = 4  # channels out of a bottleneck for each inside
 STEMS = ("cifar", "imagenet")
@@ -59,21 +59,32 @@ def mean_over_map(x: jax.Array) -> jax.Array:
 def _taps(x: jax.Array) -> list[jax.Array]:
   """What each of the 9 taps of a 3x3 window of stride 2 reads: [n, h', w', c]."""
   h, w = ((size - 3) // 2 * 2 + 1 for size in x.shape[1:3])  # from the first to the last window
-  return [x[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)]
+  return [strided(x, 2, (i, j), (i + h, j + w)) for i in range(3) for j in range(3)]
 
 
-@jax.custom_vjp
+def strided(
+  x: jax.Array, stride: int, start: tuple[int, int] = (0, 0), stop: tuple[int, int] | None = None
+) -> jax.Array:
+  """Every `stride`-th row and column of maps [n, h, w, c], from `start` to before `stop`."""
+  (h, w), (n, c) = stop or x.shape[1:3], (x.shape[0], x.shape[3])
+  return lax.slice(x, (0, *start, 0), (n, h, w, c), (1, stride, stride, 1))
+
+
 def max_pool(x: jax.Array) -> jax.Array:
   """3x3 max pool of stride 2 without padding: [n, h, w, c] to [n, (h - 1) // 2, (w - 1) // 2, c].
 
   As maxima of slices: on CPU several times faster than XLA's window, backwards above all. The
   gradient goes to the first of equal maxima, as in torch.
   """
+  return (_max_pool if inference.is_active() else _trainable_max_pool)(x)
+
+
+def _max_pool(x):
   return functools.reduce(jnp.maximum, _taps(x))
 
 
 def _max_pool_forward(x):
-  y = max_pool(x)
+  y = _max_pool(x)
   return y, (x, y)
 
 
@@ -92,7 +103,8 @@ def _max_pool_backward(residuals, gradient):
   return (total,)
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_trainable_max_pool = jax.custom_vjp(_max_pool)
+_trainable_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def pad_map(x: jax.Array, value: float) -> jax.Array:
@@ -153,7 +165,7 @@ class Unit(nn.Module):
       y = self.layer("full", features, **three, name="conv1")(x)
       y = self.layer("full", features, kernel=3, name="conv2")(y)
     if self.stride > 1 or x.shape[-1] != features:
-      x = self.layer("pointwise", features, name="downsample")(x[:, :: self.stride, :: self.stride])
+      x = self.layer("pointwise", features, name="downsample")(strided(x, self.stride))
     y = batch_norm.activate(y + x, "relu")
     return mean_over_map(y) if self.pool else y
 

@@ -34,6 +34,13 @@ def seconds(value: float) -> str:
   return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
+def duration(value: float) -> str:
+  """40.2 -> "40 s", 754 -> "13 min", 9000 -> "2.5 h"."""
+  if value < 99.5:
+    return f"{value:.0f} s"
+  return f"{value / 60:.0f} min" if value < 99.5 * 60 else f"{value / 3600:.1f} h"
+
+
 def setting_value(value: float) -> str:
   """A learning rate or a strength, short: 0.0003 -> "3e-4", 0.03 -> "0.03"."""
   if value == 0 or 0.01 <= abs(value) < 1000:

@@ -1,28 +1,10 @@
 """SubTuning's bound on the generalisation error, as a number.
 
 "Less is More: Selective Layer Finetuning with SubTuning" (Kaplun et al., arXiv 2302.06354),
-Theorem 1 and the bound for training all parameters that stands before it. Both are of the order of
-what is written, so only ratios of them mean anything.
+Theorem 1. It is of the order of what is written, so only ratios of it mean anything.
 """
 
 import math
-
-
-def full_bound(r: float, delta: float, m: float, constant: float = 1.0) -> float:
-  """O(sqrt(r) Delta / sqrt(m)): all parameters are trained, in the linear regime around theirs.
-
-  Args:
-    r: parameters of the network.
-    delta: Delta, with |theta - theta~|_2 <= Delta between pretrained and trained parameters.
-    m: training examples.
-    constant: what the O(.) hides; see `subtuning_bound`.
-
-  Raises:
-    ValueError: a value that is not allowed.
-  """
-  _check(r=r, m=m)
-  _check_real(delta=delta, constant=constant)
-  return constant * math.sqrt(r) * delta / math.sqrt(m)
 
 
 def subtuning_bound(

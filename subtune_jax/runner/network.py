@@ -97,6 +97,7 @@ def backbone_row(config: Any, model: Any, pretrained: weights.Pretrained) -> Row
   head = counts.pop(trainable_split.HEAD)
   return {
     "name": config.backbone.name, "weights": config.backbone.weights,
+    **({"revision": pretrained.revision} if pretrained.revision else {}),
     "sha256": pretrained.sha256, "image_size": config.data.image_size,
     "block_names": list(model.block_names), "block_params": counts, "head_params": head,
     "num_params": sum(counts.values()) + head,

@@ -3,7 +3,10 @@
 import time
 from typing import Any, TextIO
 
+from subtune_jax.report import words
 from subtune_jax.search import certificate
+
+_PRIOR = 0.2  # of a forecast's seconds, that it counts for beside the pace so far
 
 
 class Shown:
@@ -36,28 +39,64 @@ class Shown:
 
 
 class Progress(Shown):
-  """Counts epochs over all trainings of a run.
+  """What is done of all trainings of a run, and the time that is left.
 
   Args:
-    total: epochs of the run.
+    epochs: of the run; each counts the same until `expect` says what they take.
     stream: a terminal gets a bar, anything else a line per training.
   """
 
-  def __init__(self, total: int, stream: TextIO):
-    super().__init__(total, stream, "epoch")
-
-  def epoch(self, what: str, row: dict[str, Any]) -> None:
-    """One epoch is done."""
+  def __init__(self, epochs: int, stream: TextIO):
+    super().__init__(epochs, stream, "epoch")
+    self._total, self._prior, self._measured = float(epochs), 0.0, False
+    self._before = self._done = 0.0  # by earlier starts, now
+    self._begin: float | None = None
     if self.bar is not None:
-      self.bar.set_description(what, refresh=False)
+      self.bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+
+  def expect(self, seconds: float) -> None:
+    """From here on what is done counts in seconds, and `seconds` are left of the whole run."""
+    self._total, self._prior, self._measured = seconds, _PRIOR * seconds, True
+    self._begin = time.monotonic()
+    if self.bar is not None:
+      self.bar.total = seconds
+
+  def epoch(self, what: str, row: dict[str, Any], cost: float = 1.0) -> None:
+    """One epoch is done, which was to take `cost`."""
+    if self._begin is None:
+      self._begin = time.monotonic()
+    self._done += cost
+    if self.bar is not None:
+      shown = [self.left(), f"epoch {row['epoch']}"]
       if row["validation_accuracy"] is not None:
-        self.bar.set_postfix(val=f"{row['validation_accuracy']:.3f}", refresh=False)
-      self.bar.update(1)
+        shown.append(f"val={row['validation_accuracy']:.3f}")
+      self.bar.set_description(what, refresh=False)
+      self.bar.set_postfix_str(", ".join(filter(None, shown)), refresh=False)
+      self.bar.update(min(cost, max(self.bar.total - self.bar.n, 0.0)))
 
   def skip(self, epochs: int) -> None:
-    """Epochs that an earlier start has done."""
+    """Epochs that an earlier start has done; `expect` was told of what is left."""
+    if self._measured:
+      return
+    self._before += epochs
     if self.bar is not None:
       self.bar.update(epochs)
+
+  def left(self) -> str:
+    """ "about 3 min left" of the whole run, at the pace so far; "" before anything is done."""
+    if self._begin is None or not self._done:
+      return ""
+    pace = (time.monotonic() - self._begin + self._prior) / (self._done + self._prior)
+    return f"about {words.duration(max(self._total - self._before - self._done, 0.0) * pace)} left"
+
+  def compare(self) -> None:
+    """Says how long it took beside what was forecast."""
+    if self._measured and self._done:
+      took = time.monotonic() - self._begin
+      self.stream.write(
+        f"took {words.duration(took)}, forecast {words.duration(self._total)} "
+        f"({took / self._total:.2f} times)\n"
+      )
 
 
 REFERENCES = "references"  # what a search shows of sets that are no candidates

@@ -25,6 +25,9 @@ Watch = Callable[[str], loop.OnVariables]
 # make(config, method, learning rate, block names) -> stages.
 Make = Callable[[Any, str, float, Any], methods.Method]
 
+# epoch_cost(method, stage) -> what an epoch takes beside those of the others.
+EpochCost = Callable[[str, int], float]
+
 
 @dataclasses.dataclass
 class Run:
@@ -41,10 +44,11 @@ class Run:
   pretrained: weights.Pretrained
   ledger: ledger_lib.Ledger
   rows: dict[str, Row]
-  writer: writers.MetricWriter
-  progress: progress_lib.Progress
+  writer: writers.MetricWriter | None  # None until the workdir is entered
+  progress: progress_lib.Progress | None
   watch: Watch | None = None
   make: Make = recipes.make_method
+  epoch_cost: EpochCost = lambda name, stage: 1.0
 
   def network_of(self, name: str) -> tuple[loop.Engine, weights.Pretrained]:
     """The network that a method trains: the run's, or what the method makes of it."""
@@ -185,9 +189,8 @@ def _train_method_on(
   outcome += f" (exploded: {exploded})" if exploded else ""
   waits = [epoch["data_wait"] for epoch in row["history"] if "data_wait" in epoch]
   waited = f", {100 * np.mean(waits):.0f} % of the steps' time waiting for data" if waits else ""
-  run.progress.line(
-    f"{what}: {outcome}, {row['seconds']:.1f} s + {row['compile_seconds']:.1f} s compiling{waited}"
-  )
+  took = f"{row['seconds']:.1f} s + {row['compile_seconds']:.1f} s compiling{waited}"
+  run.progress.line(", ".join(filter(None, [f"{what}: {outcome}", took, run.progress.left()])))
   return row
 
 
@@ -205,7 +208,8 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
     if logits is not None:
       files.write_npz(path, {"logits": np.asarray(logits, np.float32)})
     run.writer.write(next(steps), what.replace(" ", "/"), row)
-    run.progress.epoch(what, row)
+    cost = run.epoch_cost(name, row["stage"]) * len(train.labels) / len(run.train)
+    run.progress.epoch(what, row, cost)
 
   try:
     result = loop.fit(

@@ -17,6 +17,7 @@ OPTIONAL_FIELDS = {
   "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
   "loss.class_weights": "none",
   "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
+  "search.final_grid": False,
 }  # fmt: skip
 
 

@@ -170,7 +170,7 @@ class Evaluator:
     `export.backbone_digest` (without the head where it is replaced), the folds by their rows.
     """
     rest, held = self.problem.folds[fold]
-    engine, method = self.engines[0], self._method(units)
+    engine, method = self.engines[0], self.method(units)
     head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head
     return ledger_lib.key_of(
       {
@@ -189,7 +189,12 @@ class Evaluator:
       }
     )
 
-  def _method(self, units: scores.Units) -> methods.Method:
+  def stored(self, units: scores.Units, fold: int, seed: int) -> bool:
+    """Whether a training is finished already."""
+    return self.store.get(self.key(units, fold, seed)) is not None
+
+  def method(self, units: scores.Units) -> methods.Method:
+    """The stages that train a set; of () the probe."""
     return self.recipe.method(self.problem.network.blocks(units)) if units else self.recipe.probe
 
   def _jobs(self, units: scores.Units, fold: int) -> Iterator[_Job]:
@@ -290,7 +295,7 @@ class Evaluator:
     last: list[np.ndarray] = []
     try:
       result = loop.fit(
-        engine, self._start(job, device), self._method(job.units), rest, held, seed=job.seed,
+        engine, self._start(job, device), self.method(job.units), rest, held, seed=job.seed,
         on_epoch=lambda _, logits: last.append(logits), validate="end",
       )  # fmt: skip
     except stage_runner.NonFiniteLossError as e:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 from subtune_jax.data import choices
@@ -131,12 +132,14 @@ def parse(spec: str, block_names: Sequence[str]) -> list[Unit]:
 
   Args:
     spec: "blocks" (each block is one), "stages" (blocks whose names share the first component, as
-      "block2" of a ResNet; what surgical fine-tuning chooses from), or groups of blocks, as in
-      "early: stem block0; late: block14 block15". A group without a name is named after its blocks.
+      "block2" of a ResNet; what surgical fine-tuning chooses from), a number of runs of neighbours,
+      as equal as can be ("6"), or groups of blocks, as in "early: stem block0; late: block14
+      block15". A group without a name is named after its blocks.
     block_names: of the network.
 
   Raises:
-    ValueError: another word, a group without blocks, or "stages" of a network without any.
+    ValueError: another word, a group without blocks, "stages" of a network without any, or more
+      runs than blocks.
   """
   if spec == "blocks":
     return [Unit(name, (name,)) for name in block_names]
@@ -151,14 +154,28 @@ def parse(spec: str, block_names: Sequence[str]) -> list[Unit]:
         f"'early: {' '.join(block_names[:2])}; late: {block_names[-1]}'"
       )
     return [Unit(stage, tuple(blocks)) for stage, blocks in stages.items()]
+  if spec.isdecimal():
+    return _runs(int(spec), block_names)
   if not any(mark in spec for mark in ":; "):
-    choices.check("units", spec, (*KINDS, "groups such as 'early: stem block0; late: block15'"))
+    choices.check(
+      "units", spec, (*KINDS, "6", "groups such as 'early: stem block0; late: block15'")
+    )
   units = []
   for group in spec.split(";"):
     name, colon, blocks = group.rpartition(":")
     members = tuple(blocks.split())
     units.append(Unit(name.strip() if colon else "+".join(members), members))
   return units
+
+
+def _runs(number: int, block_names: Sequence[str]) -> list[Unit]:
+  """So many runs of neighbouring blocks, whose lengths differ by one at most."""
+  count = len(block_names)
+  if not 1 <= number <= count:
+    raise ValueError(f"units is '{number}': this network has {count} blocks; give 1 to {count}")
+  ends = [round(count * i / number) for i in range(number + 1)]
+  runs = [tuple(block_names[a:b]) for a, b in itertools.pairwise(ends)]
+  return [Unit("..".join(dict.fromkeys((run[0], run[-1]))), run) for run in runs]
 
 
 def network(model: Any, spec: str) -> Network:

@@ -1,6 +1,7 @@
 """What stands behind the colon of --config=file.py:..., and what it sets."""
 
 from collections.abc import Iterable, Mapping
+import re
 
 import ml_collections
 
@@ -19,7 +20,10 @@ def parse_argument(argument: str, allowed: tuple[str, ...]) -> dict[str, str]:
   for part in filter(None, argument.split(",")):
     key, equals, value = part.partition("=")
     if not equals or not value:
-      raise ValueError(f"config argument {part!r} is not of the form key=value")
+      raise ValueError(
+        f"config argument {part!r} is not of the form key=value; a value that holds a comma goes "
+        "into its field, such as --config.data.train=..."
+      )
     if key not in allowed or key in given:
       problem = "is given twice" if key in given else "is unknown"
       raise ValueError(
@@ -27,6 +31,12 @@ def parse_argument(argument: str, allowed: tuple[str, ...]) -> dict[str, str]:
       )
     given[key] = value
   return given
+
+
+def joined(text: str, beginnings: Iterable[str]) -> tuple[str, ...]:
+  """The names in "a+b"; a plus sign before anything but one of `beginnings` belongs to a name."""
+  ends = "|".join(map(re.escape, beginnings))
+  return tuple(filter(None, re.split(rf"\+(?={ends})", text)))
 
 
 def integer(name: str, text: str) -> int:

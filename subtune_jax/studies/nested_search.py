@@ -58,7 +58,7 @@ def run_search(folder: pathlib.Path, config: Any, command: str, stream: TextIO) 
   record = finished(folder, config)
   if record is None:
     try:
-      record = search.run(config, folder, command=command, stream=stream)
+      record = search.run(config, folder, command=command, stream=stream, forecasted=False)
     except ValueError as e:
       raise ValueError(f"{folder.name}: {e}") from e
     jax.clear_caches()  # the next one has other shapes
@@ -81,7 +81,7 @@ def own_config(config: Any, fields: tuple[str, ...], name: str, title: str) -> A
 
 def final_run(folder: pathlib.Path) -> tuple[compare_record.Run, summary_lib.Summary]:
   """The final comparison of a search, and its statistics."""
-  run = compare_record.load(folder / search.FINAL)
+  run = compare_record.load(folder / search_config.FINAL)
   return run, summary_lib.summarize(run)
 
 

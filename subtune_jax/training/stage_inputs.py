@@ -27,28 +27,60 @@ class Inputs(NamedTuple):
   start: str | None
 
 
+def start_of(training: under_way.Training, plan: trainable_split.Plan) -> str | None:
+  """The first unit that the stage runs in every step, where what it reads is kept; else None."""
+  engine = training.engine
+  first = engine.model.block_names[0]
+  if not engine.prefix_cache or engine.augmentation is not None or plan.start == first:
+    return None
+  present = _present(training)
+  if all(training.shares(x, plan.start) for x in present):
+    return plan.start
+  needed = sum(_activation_bytes(training, x, plan.start) for x in present)
+  if needed <= engine.resident_bytes:
+    return plan.start
+  logging.info(
+    "what comes before %s is run in every step: its cache would take %.1f GB of the %.1f allowed",
+    plan.start, needed / 1e9, engine.resident_bytes / 1e9,
+  )  # fmt: skip
+  return None
+
+
 def of_stage(
   training: under_way.Training, plan: trainable_split.Plan
 ) -> tuple[Inputs, Inputs | None]:
   """(training, validation) inputs: cached activations where the prefix is constant."""
-  engine = training.engine
-  present = [x for x in (training.train, training.validation) if x is not None]
-  first = engine.model.block_names[0]
-  cached = engine.prefix_cache and engine.augmentation is None and plan.start != first
+  start, present = start_of(training, plan), _present(training)
   shared = [training.shares(x, plan.start) for x in present]
-  if cached and not all(shared):
-    needed = sum(_activation_bytes(training, x.images, plan.start) for x in present)
-    cached = needed <= engine.resident_bytes
-    if not cached:
-      logging.info(
-        "what comes before %s is run in every step: its cache would take %.1f GB of the %.1f "
-        "allowed", plan.start, needed / 1e9, engine.resident_bytes / 1e9,
-      )  # fmt: skip
-  start = plan.start if cached else None
   train, *validation = (
     _inputs(training, x, start, own) for x, own in zip(present, shared, strict=True)
   )
   return train, validation[0] if validation else None
+
+
+def like(training: under_way.Training, start: str | None) -> Inputs:
+  """Training inputs of the shapes that `of_stage` gives: zeros in place of activations."""
+  examples = training.train
+  shared = isinstance(examples, prefix_lib.Rows)
+  labels, rows = (examples.all_labels, examples.rows) if shared else (examples.labels, None)
+  if start is None:
+    x = examples.prefix.images_on_device() if shared else examples.images
+    return Inputs(x, labels, rows, None)
+  row = activation(training, examples, start)
+  x = jnp.zeros((len(labels), *row.shape[1:]), row.dtype)
+  return Inputs(x, labels, rows, start)
+
+
+def activation(training: under_way.Training, examples: Any, unit: str) -> jax.ShapeDtypeStruct:
+  """What `unit` reads of one image, [1, ...]."""
+  shared = isinstance(examples, prefix_lib.Rows)
+  shape = (examples.prefix if shared else examples).images.shape[1:]
+  model, image = training.engine.model, jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  return jax.eval_shape(lambda v, i: model.apply(v, i, stop=unit), training.variables, image)
+
+
+def _present(training: under_way.Training) -> list[Any]:
+  return [x for x in (training.train, training.validation) if x is not None]
 
 
 def _inputs(training: under_way.Training, examples: Any, start: str | None, shared: bool) -> Inputs:
@@ -72,12 +104,10 @@ def _inputs(training: under_way.Training, examples: Any, start: str | None, shar
   return Inputs(x, examples.labels, None, start)
 
 
-def _activation_bytes(training: under_way.Training, x: Any, stop: str) -> int:
-  """What `stop` reads of every row of `x` takes."""
-  model = training.engine.model
-  image = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
-  out = jax.eval_shape(lambda v, i: model.apply(v, i, stop=stop), training.variables, image)
-  return len(x) * out.size * out.dtype.itemsize
+def _activation_bytes(training: under_way.Training, examples: Any, unit: str) -> int:
+  """What `unit` reads of all examples takes."""
+  row = activation(training, examples, unit)
+  return len(examples.labels) * row.size * row.dtype.itemsize
 
 
 def features(training: under_way.Training, examples: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from subtune_jax.data import preprocess
 from subtune_jax.models import heads
-from subtune_jax.weights import errors, files, known, matching, sidecar, stated
+from subtune_jax.weights import errors, files, hub, known, matching, sidecar, stated
 
 
 class Pretrained(NamedTuple):
@@ -30,6 +30,7 @@ class Pretrained(NamedTuple):
       none or one of another number of classes.
     not_checked: hyper-parameters that shapes do not tell and that no `config.json` beside the
       weights states, and its fields that are not known; one text for each reason.
+    revision: commit of the repository on the hub that they are of; "" of any other weights.
   """
 
   variables: Mapping[str, Any]
@@ -38,6 +39,7 @@ class Pretrained(NamedTuple):
   sha256: str
   not_loaded: tuple[str, ...]
   not_checked: tuple[str, ...] = ()
+  revision: str = ""
 
 
 def load_pretrained(
@@ -58,7 +60,8 @@ def load_pretrained(
   what cannot be checked is in `not_checked` and logged. Files of known names have no such file.
 
   Args:
-    name_or_path: one of `names()`, or the path of a file or of an Orbax checkpoint.
+    name_or_path: one of `names()`, the path of a file or of an Orbax checkpoint, or
+      "hf_hub:OWNER/NAME" or "hf_hub:OWNER/NAME@REVISION" (`weights.hub`; may download).
     model: from `models.create`.
     preprocessing: what the weights were trained to see: a `Preprocessing` or a key of
       `preprocess.PRESETS`. None takes what is known of the name, of a hub's JSON file beside the
@@ -70,7 +73,11 @@ def load_pretrained(
       or has an unexpected hash, tensors or a `config.json` that do not fit the model (one message
       with both sides), or a file that does not say its preprocessing.
   """
-  path, entry = known.find(str(name_or_path))
+  revision = ""
+  if hub.is_name(str(name_or_path)):
+    (path, revision), entry = hub.fetch(str(name_or_path)), None
+  else:
+    path, entry = known.find(str(name_or_path))
   content = None if path.is_dir() else files.map_file(path)
   with futures.ThreadPoolExecutor(1) as pool:  # hashing needs no interpreter
     hashing = pool.submit(_sha256, path, content)
@@ -87,7 +94,7 @@ def load_pretrained(
   if not_loaded:
     loaded["params"]["head"] = _shapes(model)["params"]["head"]
     loaded = heads.init_head(model, loaded, seed, sha256)
-  return Pretrained(loaded, seen, str(name_or_path), sha256, not_loaded, not_checked)
+  return Pretrained(loaded, seen, str(name_or_path), sha256, not_loaded, not_checked, revision)
 
 
 def random_weights(

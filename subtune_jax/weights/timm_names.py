@@ -6,11 +6,11 @@ from typing import Any
 
 from flax import linen as nn
 
-from subtune_jax.models import convnext, resnet, vit
+from subtune_jax.models import convnext, efficientnet, resnet, vit
 from subtune_jax.weights import errors
 
 # timm/models/vision_transformer.py and deit.py: width, depth, heads; LayerNorm's epsilon is 1e-6.
-_VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),
+VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12),
               "large": (1024, 24, 16)}  # fmt: skip
 _VIT = re.compile(r"(?:vit|deit|deit3)_(tiny|small|base|large)_patch(\d+)_(.+)")
 _CLIP, _QUICK, _DINOV2, _PLAIN = (
@@ -22,21 +22,28 @@ _CLIP, _QUICK, _DINOV2, _PLAIN = (
 
 # timm/models/resnet.py: names of the plain network; layers and whether it has bottlenecks.
 _RESNET = re.compile(r"(?:tv_|gluon_)?resnet(18|34|50|101)(?:_v1b)?")
-_RESNETS = {"18": ([2, 2, 2, 2], False), "34": ([3, 4, 6, 3], False),
+RESNETS = {"18": ([2, 2, 2, 2], False), "34": ([3, 4, 6, 3], False),
             "50": ([3, 4, 6, 3], True), "101": ([3, 4, 23, 3], True)}  # fmt: skip
 
 # timm/models/convnext.py: depths, and channels of the first stage.
 _CONVNEXT = re.compile(r"convnext_(tiny|small|base|large)(?:_in22k|_in22ft1k|_384_in22ft1k)?")
-_CONVNEXTS = {"tiny": ([3, 3, 9, 3], 96), "small": ([3, 3, 27, 3], 96),
+CONVNEXTS = {"tiny": ([3, 3, 9, 3], 96), "small": ([3, 3, 27, 3], 96),
               "base": ([3, 3, 27, 3], 128), "large": ([3, 3, 27, 3], 192)}  # fmt: skip
 
-# model_args -> our options; the rest could change the function in ways that are not known.
+# timm/models/efficientnet.py: multiples of the width and of the depth.
+_LITE = re.compile(r"tf_efficientnet_(lite[0-4])")
+LITES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2), "lite3": (1.2, 1.4),
+         "lite4": (1.4, 1.8)}  # fmt: skip
+
+# model_args -> our options; the rest could change the function in ways that are not known, but for
+# those that change nothing or that the tensors or another field tell.
 _ARGUMENTS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads",
               "patch_size": "patch_size", "qkv_bias": "qkv_bias", "class_token": "class_token",
               "reg_tokens": "registers", "pre_norm": "pre_norm", "depths": "depths",
               "dims": "widths", "layers": "stage_sizes"}  # fmt: skip
 _INERT_ARGUMENTS = {"num_classes", "img_size", "drop_rate", "drop_path_rate", "proj_drop_rate",
-                    "attn_drop_rate", "pos_drop_rate", "dynamic_img_size"}  # fmt: skip
+                    "attn_drop_rate", "pos_drop_rate", "dynamic_img_size", "mlp_ratio", "fc_norm",
+                    "no_embed_class", "init_values", "global_pool"}  # fmt: skip
 _INERT = {"architecture", "num_classes", "num_features", "global_pool", "model_args",
           "pretrained_cfg", "label_names", "label_descriptions"}  # fmt: skip
 _POOLS = {"token": "token", "avg": "mean", "map": "map"}
@@ -67,6 +74,8 @@ def compare(
     for key in sorted(set(arguments) - set(_ARGUMENTS) - _INERT_ARGUMENTS)
   ] + [f"{k}: a field that is not known" for k in sorted(set(config) - _INERT)]
   stated |= {_ARGUMENTS[key]: arguments[key] for key in arguments if key in _ARGUMENTS}
+  if "init_values" in arguments and "layer_scale" in stated:
+    stated["layer_scale"] = arguments["init_values"] is not None
   rows = []
   for option, theirs in stated.items():
     ours = getattr(model, option, None)
@@ -95,19 +104,22 @@ def _options(name: str) -> dict[str, Any] | None:
   if found := _VIT.fullmatch(name):
     return _vit(found[1], int(found[2]), found[3])
   if found := _RESNET.fullmatch(name):
-    sizes, bottleneck = _RESNETS[found[1]]
+    sizes, bottleneck = RESNETS[found[1]]
     fields = {"stage_sizes": sizes, "bottleneck": bottleneck, "stem": "imagenet", "width": 64}
     return {"family": resnet.ResNet, **fields}
   if found := _CONVNEXT.fullmatch(name):
-    depths, first = _CONVNEXTS[found[1]]
+    depths, first = CONVNEXTS[found[1]]
     widths = [first * 2**stage for stage in range(len(depths))]
     fields = {"depths": depths, "widths": widths, "top_epsilon": 1e-6}
     return {"family": convnext.ConvNeXt, **fields}
+  if found := _LITE.fullmatch(name):
+    blocks = list(efficientnet.lite_blocks(*LITES[found[1]]))
+    return {"family": efficientnet.EfficientNet, "blocks": blocks}
   return None
 
 
 def _vit(size: str, patch_size: int, variant: str) -> dict[str, Any] | None:
-  width, depth, heads = _VIT_SIZES[size]
+  width, depth, heads = VIT_SIZES[size]
   fields = {"width": width, "depth": depth, "heads": heads, "patch_size": patch_size}
   fields |= {"activation": "gelu", "norm_epsilon": 1e-6, "pre_norm": False, "layer_scale": False}
   if re.fullmatch(rf"{_CLIP}|{_QUICK}", variant):
@@ -127,5 +139,7 @@ def _features(model: nn.Module) -> int:
     return model.width
   if isinstance(model, convnext.ConvNeXt):
     return model.widths[-1]
+  if isinstance(model, efficientnet.EfficientNet):
+    return model.features
   expansion = resnet.EXPANSION if model.bottleneck else 1
   return model.width * 2 ** (len(model.stage_sizes) - 1) * expansion

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from subtune_jax import data
+from subtune_jax import data, nearest
 from subtune_jax.data import choices, emoji_domains, glyph_domains, registry
 
 EMOJI = tuple(f"emoji_domains/{name}" for name in ("fluent", "noto", "openmoji", "twemoji"))
@@ -108,3 +108,11 @@ def test_choices_without_a_near_name_offer_none():
   with pytest.raises(ValueError) as error:
     choices.check("fruit", "zzz", ("apple", "pear"))
   assert str(error.value) == "Unknown fruit 'zzz'. Allowed: 'apple', 'pear'."
+
+
+def test_the_nearest_names_and_how_many():
+  known = ("block1", "block14", "block15", "head")
+  assert nearest.names("block", known) == ["block1", "block15", "block14"]
+  assert nearest.names("block", known, most=1) == ["block1"]
+  assert nearest.names("xyz", known) == []
+  assert len(nearest.names("xyz", known, most=1, cutoff=0.0)) == 1

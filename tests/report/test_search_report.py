@@ -24,8 +24,7 @@ from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.dataset_size import figures as size_plots
 from subtune_jax.studies.dataset_size import page as size_page
 from subtune_jax.studies.dataset_size import record as size_record
-from subtune_jax.studies.search import checks, greedy_figure
-from subtune_jax.studies.search import figures as search_plots
+from subtune_jax.studies.search import checks, figures, greedy_figure
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.studies.search import record as search_records
 from tests.report import fake_run, fake_search
@@ -201,7 +200,7 @@ def test_figures_are_images(hostile, search):
   """The other figures are those of the hostile pages."""
   found = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]*)", hostile)]
   assert len(found) == 4 + 3 + 4
-  for draw in (search_plots.windows, search_plots.pairs):
+  for draw in (figures.windows, figures.pairs):
     found.append(charts.png(draw(search)))
   for data in found:
     with Image.open(io.BytesIO(data)) as image:
@@ -287,14 +286,14 @@ def test_sets_dropped_by_a_race_are_not_ranked_and_marked():
   assert f"{len(dropped)} sets were dropped by a race" in text
   singles = [s for s in dropped if len(s["units"]) == 1]
   assert text.count("dropped by the race") == len(singles)
-  axes = search_plots.profile(record).axes[0]
+  axes = figures.profile(record).axes[0]
   crosses = [line for line in axes.lines if line.get_marker() == "x"]
   assert len(crosses) == len(singles)
 
 
 def test_profile_draws_the_means_and_intervals(search):
   sets = search_records.by_units(search)
-  axes, below = search_plots.profile(search).axes
+  axes, below = figures.profile(search).axes
   points = {int(line.get_xdata()[0]): line for line in axes.lines if line.get_marker() == "^"}
   for place, unit in enumerate(search["units"]):
     tried = sets[unit["name"],]
@@ -315,7 +314,7 @@ def test_profile_draws_the_means_and_intervals(search):
 
 def test_pair_map_has_the_accuracies_of_the_record(search):
   names, sets = search_records.unit_names(search), search_records.by_units(search)
-  axes = search_plots.pairs(search).axes[0]
+  axes = figures.pairs(search).axes[0]
   values = axes.images[0].get_array()
   for i, row in enumerate(names):
     assert values[i, i] == pytest.approx(100 * sets[row,]["mean"])
@@ -332,7 +331,7 @@ def test_pair_map_has_the_accuracies_of_the_record(search):
 
 def test_pairs_of_one_split_are_neither_told_apart_nor_marked():
   record = fake_search.search("resnet26", num_folds=1, kinds=("pairs",))
-  axes, beside = search_plots.pairs(record).axes[:2]
+  axes, beside = figures.pairs(record).axes[:2]
   assert not any(text.get_text() == chart_elements.DOT for text in axes.texts)
   assert chart_elements.QUIET not in {line.get_color() for line in beside.lines}
 

@@ -389,7 +389,6 @@ def test_subtuning_bound_by_hand():
   assert subtuning_bound.subtuning_bound(900, 0.5, 3, 16, 25, constant=2) == pytest.approx(
     23.2272060, abs=1e-6
   )
-  assert subtuning_bound.full_bound(10_000, 0.5, 25) == pytest.approx(10)
 
 
 def test_subtuning_bound_in_its_symbols():
@@ -432,7 +431,7 @@ GOOD = linear_theory.make_problem(0, epsilon=0.1)
     (lambda: linear_toy.toy(pretrained_angle=90), "pretrained_angle is 90"),
     (lambda: subtuning_bound.subtuning_bound(10, 1, 3, 2, 5), "k is 3 of L=2"),
     (lambda: subtuning_bound.subtuning_bound(0, 1, 1, 2, 5), "r_prime is 0"),
-    (lambda: subtuning_bound.full_bound(10, -1, 5), "delta is -1"),
+    (lambda: subtuning_bound.subtuning_bound(10, -1, 1, 2, 5), "delta is -1"),
   ],
 )
 def test_mistakes(call, message):

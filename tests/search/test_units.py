@@ -24,9 +24,18 @@ def test_named_groups():
   ]  # fmt: skip
 
 
+def test_runs_of_neighbours():
+  assert [(u.name, u.blocks) for u in units.parse("3", BLOCKS)] == [
+    ("stem", BLOCKS[:1]), ("block1/unit1..block1/unit2", BLOCKS[1:3]), ("block2/unit1", BLOCKS[3:])
+  ]  # fmt: skip
+  assert [len(u.blocks) for u in units.parse("5", [f"b{i}" for i in range(14)])] == [3, 3, 2, 3, 3]
+  assert [u.name for u in units.parse("4", BLOCKS)] == list(BLOCKS)
+
+
 @pytest.mark.parametrize(
   ("spec", "message"),
-  [("layers", "blocks"), ("a: block7", "block7"), ("a:", "no block"),
+  [("layers", "blocks"), ("5", "'5': this network has 4 blocks; give 1 to 4"),
+   ("0", "'0'"), ("a: block7", "block7"), ("a:", "no block"),
    ("a: stem; b: stem", "'a' and 'b'"), ("a: stem; a: block1/unit1", "each name once")],
 )  # fmt: skip
 def test_bad_units(spec, message):

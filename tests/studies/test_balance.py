@@ -17,6 +17,7 @@ from subtune_jax.studies.compare import figures as compare_figures
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.holistic_transfer import config as holistic_config
+from subtune_jax.studies.robustness import run as robustness
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.training import evaluate, probe
 from tests.studies import small_search
@@ -184,6 +185,23 @@ def test_the_learning_rate_is_the_best_by_the_criterion():
   first = {name: choice.best_first(rows, own)[0] for name, own in criteria.CRITERIA.items()}
   assert first == {"accuracy": 1.0, "balanced_accuracy": 2.0, "auroc": 3.0, "nll": 2.0}
   assert choice.best_first(rows) == [1.0, 2.0, 3.0]
+
+
+def test_early_stopping_takes_the_best_epoch_by_the_criterion():
+  scores = [(0.5, 0.9, 0.4), (0.8, 0.7, 0.3), (0.6, 0.2, 0.5)]  # accuracy, loss, AUROC
+  epochs = [
+    robustness._Epoch(None, {
+      "stage": 0, "epoch": i + 1, "accuracy": {robustness.VALIDATION: accuracy},
+      "validation_loss": loss, "validation_auroc": auroc,
+    }, {})
+    for i, (accuracy, loss, auroc) in enumerate(scores)
+  ]  # fmt: skip
+  rows = {"key": ({"learning_rate": 1.0, "seed": 0}, epochs)}
+  taken = {
+    name: robustness._choices(rows, (), criteria.CRITERIA[name])["early_stopping"].epochs[0]
+    for name in ("accuracy", "nll", "auroc")
+  }
+  assert taken == {"accuracy": 1, "nll": 2, "auroc": 2}
 
 
 @pytest.mark.parametrize(

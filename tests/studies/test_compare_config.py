@@ -139,6 +139,24 @@ def test_finetune_arguments():
       module.get_config(argument)
 
 
+def test_my_data_arguments():
+  module = config_files.module("configs/my_data.py")
+  config = module.get_config(
+    "train=folder:/my photos: a+b,ood=folder:/c+fog/3+folder:/d e+emoji_domains/noto,seeds=2,"
+    "epochs=3"
+  )
+  assert config.data.train == "folder:/my photos: a+b"
+  assert config.data.ood == ("folder:/c+fog/3", "folder:/d e", "emoji_domains/noto")
+  assert (config.seeds, config.name) == ((0, 1), "my_data-my-photos-a-b")
+  assert {config[name].epochs for name in ("ft", "lp_ft", "subtuning", "search")} == {3}
+  final = search_config.final_config(config, ("top",))
+  assert final.subtuning.learning_rates == (1e-4, 1e-3, 1e-2)  # as the other methods
+  config.search.final_grid = False
+  assert search_config.final_config(config, ("top",)).subtuning.learning_rates == (1e-3,)
+  with pytest.raises(ValueError, match=r"'b' is not of the form key=value.*--config\.data\.train="):
+    module.get_config("train=folder:/a,b")
+
+
 @pytest.mark.parametrize("rates", [(), (1e-3, 1e-4), (1e-3, 1e-3)])
 def test_a_grid_rises(rates):
   config = compare_config.default()

@@ -43,6 +43,7 @@ def config(optimizer, dtype, rates, names=METHODS):
   made.lp.l2, made.subtuning.blocks = (1e-2, 1.0), ("block1",)
   for name in names:
     made[name].epochs, made[name].learning_rates = 2, tuple(rates)
+  made.save_model = False  # the network is not one of the registry
   return made
 
 

@@ -18,7 +18,7 @@ from subtune_jax.training import (
   loop,
   optimizer,
   resume,
-  stage_runner,
+  stage_steps,
   trainable_split,
 )
 from subtune_jax.training import mesh as mesh_lib
@@ -171,7 +171,7 @@ def test_the_first_batches_of_the_epoch_are_read(monkeypatch):
   rows = spy(monkeypatch)
   for num_batches in (2, None):
     fit(methods.auto_rgn(1e-2, num_batches=num_batches, epochs=1, norm_mode="running"))
-  order = stage_runner.epoch_order(0, 0, 0, 24, 8)
+  order = stage_steps.epoch_order(0, 0, 0, 24, 8)
   for found, read in zip(rows, (order[:2], order), strict=True):
     assert found == pytest.approx(by_hand("rgn", read, False), rel=1e-4, abs=1e-5)
 
@@ -265,7 +265,7 @@ def torch_training(torch, network, kind, rate, epochs):
 
   used = []
   for epoch in range(epochs):
-    order = stage_runner.epoch_order(0, 0, epoch, 24, 8)
+    order = stage_steps.epoch_order(0, 0, epoch, 24, 8)
     found = []
     for rows in order[:5]:
       gradient = torch.autograd.grad(loss_of(rows), list(named.values()))

@@ -46,7 +46,9 @@ def default() -> ml_collections.ConfigDict:
   config.backbone = backbone = ml_collections.ConfigDict()
   backbone.name = "efficientnet_lite0"  # subtune_jax.models
   backbone.options = ""  # of models.create, e.g. "norm_epsilon=1e-12,activation='gelu_tanh'"
-  backbone.weights = "efficientnet_lite0/imagenet"  # a known name, a file, or "random"
+  backbone.weights = (
+    "efficientnet_lite0/imagenet"  # a known name, a file, "hf_hub:OWNER/NAME", "random"
+  )
   backbone.preprocessing = ""  # key of preprocess.PRESETS; "" is what the weights tell
   backbone.keep_head = False  # start from the head of the weights, which has to have these classes
   backbone.dtype = "float32"  # of the computation: "float32" or "bfloat16"

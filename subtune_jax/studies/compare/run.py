@@ -6,7 +6,9 @@ accuracy, a training per further seed at that rate; then the networks see the te
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import io
 import os
+import pathlib
 import shutil
 import sys
 from typing import Any, TextIO
@@ -16,7 +18,16 @@ import numpy as np
 from subtune_jax import data, files, methods
 from subtune_jax.data import choices, preprocess, shifts
 from subtune_jax.report import document, terminal
-from subtune_jax.runner import choice, examples, network, provenance, recipes, trainings, writers
+from subtune_jax.runner import (
+  choice,
+  examples,
+  forecast,
+  network,
+  provenance,
+  recipes,
+  trainings,
+  writers,
+)
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import criteria
@@ -53,8 +64,46 @@ def run(
   return finish(state, chosen, command)
 
 
+def dry_run(
+  config: Any, workdir: str | os.PathLike, *, stream: TextIO | None = None
+) -> forecast.Forecast | None:
+  """Says what `run` would take; trains and writes nothing. Arguments and errors: see `run`."""
+  state, notes = _look(config, pathlib.Path(workdir), stream or sys.stdout)
+  _say_what_is_there(state, notes)
+  found = forecast.measure(state)
+  done = "nothing: all trainings are in the ledger"
+  state.progress.line(f"dry run, nothing was trained; {found.text() if found else done}")
+  state.progress.close()
+  return found
+
+
+def forecast_of(config: Any, workdir: str | os.PathLike) -> forecast.Forecast | None:
+  """What `run` would take, None where nothing is left. Errors: see `run`."""
+  state, _ = _look(config, pathlib.Path(workdir), io.StringIO())
+  return forecast.measure(state)
+
+
 def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.Run:
   """Checks everything and enters the workdir; nothing is trained yet. Errors: see `run`."""
+  state, notes = _look(config, pathlib.Path(workdir), stream)
+  state.workdir, entered = workdir_lib.enter(workdir, config)
+  state.writer = writers.MetricWriter(state.workdir, tensorboard=config.tensorboard)
+  _say_what_is_there(state, notes)
+  if entered:
+    state.progress.line(state.resuming())
+  validation = state.validation
+  read = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
+  files.write_npz(state.workdir / "logits/validation/examples.npz", read)
+  expected = forecast.measure(state)
+  if expected:
+    state.progress.line(expected.text())
+    state.progress.expect(expected.whole)
+    state.epoch_cost = expected.epoch
+  return state
+
+
+def _look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings.Run, list[str]]:
+  """The run before it writes anything, and what to say of its data."""
   grids = grids_of(config)
   _check(config)
   train, validation, trainval, train_indices = examples.load_data(config)
@@ -66,24 +115,20 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
   _check_methods(config, grids, engine, pretrained, train.class_names)
-  workdir, entered = workdir_lib.enter(workdir, config)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
-  rows = ledger.rows()
-  blocks = engine.model.block_names
-  progress = progress_lib.Progress(_total_epochs(config, grids, blocks), stream)
-  progress.line(_first_line(config, grids, engine, workdir))
-  training = (trainval,) if trainval else ()
-  progress.line(terminal.render(data_table.report((train, validation, *training), tests, notes)))
-  writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   state = trainings.Run(
     config, workdir, train, validation, trainval, tests, train_indices, engine, pretrained, ledger,
-    rows, writer, progress,
+    ledger.rows(), None, None,
   )  # fmt: skip
-  if entered:
-    progress.line(state.resuming())
-  read = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
-  files.write_npz(workdir / "logits/validation/examples.npz", read)
-  return state
+  state.progress = progress_lib.Progress(forecast.num_epochs(state), stream)
+  return state, notes
+
+
+def _say_what_is_there(run: trainings.Run, notes: Sequence[str]) -> None:
+  run.progress.line(_first_line(run.config, grids_of(run.config), run.engine, run.workdir))
+  training = (run.trainval,) if run.trainval else ()
+  sets = data_table.report((run.train, run.validation, *training), run.tests, notes)
+  run.progress.line(terminal.render(sets))
 
 
 def train_all(run: trainings.Run) -> dict[str, Row]:
@@ -120,12 +165,12 @@ def finish(
   run.writer.close()
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
   written = compare_record.load(run.workdir)
-  saved = _save_best(run, written, row) if run.config.save_model else None
   made = report(written, summary_lib.summarize(written))
   run.progress.close()
+  run.progress.compare()
   publish.publish(made, run.workdir, run.progress.stream)
-  if saved:
-    run.progress.stream.write(f"model folder: {saved}\n")
+  if run.config.save_model:
+    run.progress.stream.write(f"model folder: {_save_best(run, written, row)}\n")
   return record
 
 
@@ -198,17 +243,6 @@ def _check_methods(config, grids, engine, pretrained, class_names) -> None:
       method = recipes.balanced(config, method, class_names)
     for stage in method:
       trainable_split.make_plan(own.model, start.variables, stage)
-
-
-def _total_epochs(config: Any, grids: Mapping[str, tuple[float, ...]], blocks: Any) -> int:
-  total = 0
-  for name, rates in grids.items():
-    method = recipes.make_method(config, name, rates[0], blocks)
-    seeds = 1 if choice.is_deterministic(method) else len(config.seeds)
-    tried = len(choice.seeds_tried(config, method))
-    more = seeds if config.data.retrain else seeds - tried
-    total += trainings.num_epochs(method) * (len(rates) * tried + more)
-  return total
 
 
 def _first_line(config, grids, engine, workdir) -> str:

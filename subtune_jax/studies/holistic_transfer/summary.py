@@ -48,14 +48,14 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   }  # fmt: skip
   workdir_lib.write_json(study.workdir / compare_record.RESULTS, record)
   _clean(study, body)
-  saved = ""
-  if config.save_model:
-    path, row = best.write(study, record)
-    saved = f"model folder: {path} ({row['title']}, seed {row['seed']}, with its gamma)\n"
   report = holistic_page.report(holistic_records.of(record, study.workdir))
   study.run.progress.close()
   publish.publish(report, study.workdir, study.run.progress.stream)
-  study.run.progress.stream.write(saved)
+  if config.save_model:
+    path, row = best.write(study, record)
+    study.run.progress.stream.write(
+      f"model folder: {path} ({row['title']}, seed {row['seed']}, with its gamma)\n"
+    )
   return record
 
 

@@ -22,6 +22,7 @@ KINDS = ("profile", "windows2", "windows3", "pairs", "greedy")
 STARTS = ("none", "all", "both")
 HEADS = ("random", "probe")
 SPLITS = ("train", "trainval")
+FINAL = "final"  # folder of the final comparison
 
 
 def default() -> ml_collections.ConfigDict:
@@ -32,7 +33,7 @@ def default() -> ml_collections.ConfigDict:
   config.title = "Which layers?"
   config.search = search = ml_collections.ConfigDict()
   search.kinds = ("profile",)  # of "profile", "windows2", "windows3", "pairs", "greedy"; in order
-  search.units = "blocks"  # "blocks", "stages", or groups: "early: stem block0; late: block15"
+  search.units = "blocks"  # "blocks", "stages", "6" (runs), or "early: stem block0; late: block15"
   search.split = "train"  # labelled images that the search sees: "train" or "trainval"
   search.folds = 5  # of cross-validation; 1 trains on train and scores on validation
   search.fold_seed = 0  # which of the possible foldings
@@ -62,6 +63,7 @@ def default() -> ml_collections.ConfigDict:
   search.prefix_bytes = 2 << 30  # memory for shared activations, per device; 0 shares none
   search.prefix_disk_bytes = 0  # scratch files for what does not fit
   search.final = True  # retrain the chosen set on all training images, beside the other methods
+  search.final_grid = False  # there with subtuning.learning_rates, not search.learning_rate alone
   return config
 
 
@@ -155,7 +157,9 @@ def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> 
     own.methods = tuple(name for name in own.methods if name != "subtuning")
     return own
   search, tuned = config.search, own.subtuning
-  tuned.blocks, tuned.learning_rates = blocks, (search.learning_rate,)
+  tuned.blocks = blocks
+  if not search.final_grid:
+    tuned.learning_rates = (search.learning_rate,)
   for field in ("epochs", "head_factor", "norm_mode"):
     tuned[field] = search[field]
   tuned.probe_first = search.head == "probe" and not config.backbone.keep_head

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import tempfile
 from typing import Any, TextIO
 
 import numpy as np
@@ -28,11 +29,11 @@ from subtune_jax.studies import data_table, publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
+from subtune_jax.studies.search import forecast
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.training import loop
 
 Row = dict[str, Any]
-FINAL = "final"  # folder of the final comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,9 @@ class _Search:
 
 
 def run(
-  config: Any, workdir: str | os.PathLike, *, command: str = "", stream: TextIO | None = None
-) -> Row:
+  config: Any, workdir: str | os.PathLike, *, command: str = "", stream: TextIO | None = None,
+  forecasted: bool = True,
+) -> Row:  # fmt: skip
   """Runs the searches, or goes on with those that were killed.
 
   Args:
@@ -63,6 +65,7 @@ def run(
     workdir: where everything is written.
     command: how the run was started, for the report.
     stream: where progress and the tables go; standard output by default.
+    forecasted: say first what it will take.
 
   Returns:
     The record, as written to WORKDIR/results.json.
@@ -71,26 +74,19 @@ def run(
     ValueError: a config that makes no sense, a workdir of another config, bad weights or data.
   """
   stream = stream or sys.stdout
-  search_config.check(config)
-  train = _load_train(config)
-  search_config.make_recipe(config, train.class_names).method(("block",))  # raises early
-  tests, notes = examples.load_tests(config, train.class_names) if config.search.final else ((), [])
-  engine, pretrained = network_lib.load_network(config, len(train.class_names))
-  engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
-  problem = make_problem(config, train, engine, pretrained)
-  if config.search.final:
-    names = problem.network.blocks(problem.network.names[:1])
-    compare.check(search_config.final_config(config, names), len(train.class_names))
+  problem, engine, pretrained, tables = _look(config)
   workdir, entered = workdir_lib.enter(workdir, config)
   store = store_lib.Store(config.search.store or workdir / "search")
   search = _make_search(config, problem, engine, store, stream)
   search.progress.line(_first_line(config, problem, engine, workdir))
-  search.progress.line(terminal.render(data_table.report((train,), tests, notes)))
+  search.progress.line(tables)
   if entered or len(store):
     held = words.count(len(store), "training")
     search.progress.line(
       f"the ledger holds {held}; those of these images, weights and settings will not be repeated"
     )
+  if forecasted:
+    forecast.say(config, search.evaluator, workdir, search.progress.line)
   found = _run_kinds(search)
   record = _record(search, found, pretrained, command)
   search.progress.line(record["certificate"]["text"])
@@ -101,6 +97,37 @@ def run(
   workdir_lib.write_json(workdir / compare_record.RESULTS, record)
   publish.publish(search_page.report(record, workdir), workdir, stream)
   return record
+
+
+def dry_run(config: Any, workdir: str | os.PathLike, *, stream: TextIO | None = None) -> None:
+  """Says what `run` would take; trains and writes nothing. Arguments and errors: see `run`."""
+  workdir = pathlib.Path(workdir)
+  problem, engine, _, tables = _look(config)
+  with tempfile.TemporaryDirectory() as scratch:
+    own = pathlib.Path(config.search.store or workdir / "search")
+    store = store_lib.Store(own if own.is_dir() else scratch)
+    search = _make_search(config, problem, engine, store, stream or sys.stdout)
+    search.progress.line(_first_line(config, problem, engine, workdir))
+    search.progress.line(tables)
+    forecast.say(config, search.evaluator, workdir, search.progress.line)
+    search.progress.line("dry run, nothing was trained")
+    search.evaluator.close()
+    search.progress.close()
+
+
+def _look(config: Any) -> tuple[evaluator.Problem, loop.Engine, weights.Pretrained, str]:
+  """What is searched, and the table of its sets; everything is checked, nothing is written."""
+  search_config.check(config)
+  train = _load_train(config)
+  search_config.make_recipe(config, train.class_names).method(("block",))  # raises early
+  tests, notes = examples.load_tests(config, train.class_names) if config.search.final else ((), [])
+  engine, pretrained = network_lib.load_network(config, len(train.class_names))
+  engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
+  problem = make_problem(config, train, engine, pretrained)
+  if config.search.final:
+    blocks = problem.network.blocks(problem.network.names[:1])
+    compare.check(search_config.final_config(config, blocks), len(train.class_names))
+  return problem, engine, pretrained, terminal.render(data_table.report((train,), tests, notes))
 
 
 def _load_train(config: Any) -> dataset.Dataset:
@@ -365,5 +392,5 @@ def _run_final(config, workdir: pathlib.Path, problem, chosen, command, stream) 
   final = search_config.final_config(config, blocks)
   if not blocks:
     stream.write("no unit was chosen, so SubTuning is linear probing in the final comparison\n")
-  compare.run(final, workdir / FINAL, command=command, stream=stream)
-  return {"folder": FINAL}
+  compare.run(final, workdir / search_config.FINAL, command=command, stream=stream)
+  return {"folder": search_config.FINAL}

@@ -22,7 +22,7 @@ from subtune_jax.studies import publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.compare import summary as summary_lib
-from subtune_jax.studies.search import run as search
+from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
 
@@ -149,7 +149,7 @@ def _old_rows(workdir: pathlib.Path) -> dict[str, Row]:
 def _row(folder: pathlib.Path, task: str) -> Row:
   """What the suite says of a task, from the records of its run."""
   own = studies.read(folder / compare_record.RESULTS)
-  run_ = compare_record.load(folder / search.FINAL if own.get("final") else folder)
+  run_ = compare_record.load(folder / search_config.FINAL if own.get("final") else folder)
   record, summary = run_.record, summary_lib.summarize(run_)
   data, (column,) = record["data"], summary.columns
   row = {
