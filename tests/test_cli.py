@@ -48,8 +48,6 @@ def test_a_misspelt_word_gets_the_nearest(word, nearest, capsys):
 @pytest.mark.parametrize("word", cli.COMMANDS)
 def test_every_word_is_a_program(word):
   module, _ = cli.COMMANDS[word]
-  if word == "export" and importlib.util.find_spec("subtune_jax.export") is None:
-    pytest.skip("subtune_jax.export is not there yet")
   program = importlib.import_module(f"subtune_jax.{module}")
   assert callable(program.start if word == "train" else program.main)
 
