@@ -1,0 +1,103 @@
+"""Errors worth looking at: the worst on test sets, the pairs of classes confused, likely wrong labels.
+
+All of one network, the one that validation chose.
+"""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from subtune_jax.studies.compare import chosen
+from subtune_jax.studies.compare import record as record_lib
+
+FILE = "errors.npz"
+VALIDATION = ":validation"  # beside names of test sets, none of which begins so
+SHOWN = 18  # images of a set
+_MOST_SETS = 8  # test sets whose errors are kept, in the record's order
+_MOST_PIXELS = 160  # height and width at which an image is kept
+
+
+def worst(answers: chosen.Answers, number: int = SHOWN) -> np.ndarray:
+  """Positions of the errors of highest loss, the classes taking turns, by falling loss.
+
+  Every true class gives its worst error before any gives its second.
+  """
+  loss, found = answers.loss, []
+  wrong = np.flatnonzero(answers.predicted != answers.labels)
+  for label in np.unique(answers.labels[wrong]):
+    own = wrong[answers.labels[wrong] == label]
+    own = own[np.argsort(-loss[own], kind="stable")][:number]
+    found += [(turn, -loss[place], place) for turn, place in enumerate(own)]
+  picked = np.array([place for _, _, place in sorted(found)[:number]], np.int64)
+  return picked[np.argsort(-loss[picked], kind="stable")]
+
+
+def suspects(answers: chosen.Answers) -> np.ndarray:
+  """Positions of the images whose label is likely wrong, by falling loss.
+
+  Those off the diagonal of the confident joint of Northcutt et al., "Confident learning" (JAIR
+  2021), section 3.1: of the classes whose probability reaches the mean that their own images give
+  them, the most probable is not the label.
+  """
+  probabilities = np.exp(answers.log_probabilities)
+  counts = np.bincount(answers.labels, minlength=probabilities.shape[1])
+  own = probabilities[np.arange(len(answers.labels)), answers.labels]
+  sums = np.bincount(answers.labels, own, minlength=len(counts))
+  least = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+  reached = np.where(probabilities >= least, probabilities, -1.0)
+  found = np.flatnonzero((reached.max(-1) >= 0) & (reached.argmax(-1) != answers.labels))
+  return found[np.argsort(-answers.loss[found], kind="stable")]
+
+
+def pairs(matrix: np.ndarray, number: int = 10, least: int = 2) -> list[tuple[int, int, int]]:
+  """(class, answer, images) most often confused, of a [class, answer] matrix of counts.
+
+  Pairs of fewer than `least` images are left out. Ties: the larger share of the class first.
+  """
+  wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+  share = wrong / np.maximum(matrix.sum(1, keepdims=True), 1)
+  order = np.lexsort([-share.ravel(), -wrong.ravel()])[:number]
+  found = [(int(i // len(matrix)), int(i % len(matrix)), int(wrong.flat[i])) for i in order]
+  return [row for row in found if row[2] >= least]
+
+
+def save(run: record_lib.Run, sets: Mapping[str, Any]) -> pathlib.Path:
+  """Writes the images that the page shows to WORKDIR/errors.npz: at most 18 a set, 8 sets.
+
+  Args:
+    run: the record that was read.
+    sets: the test sets by name and the validation images as `VALIDATION`; each with `images` [n]
+      uint8 and `ids` [n], in the order of the files of logits.
+  """
+  row = chosen.training(run.record)
+  places = {name: worst(chosen.answers_on(run, row, name)) for name in _kept(run)}
+  labelled = chosen.answers_on_validation(run, row)
+  if labelled is not None:
+    places[VALIDATION] = suspects(labelled)[:SHOWN]
+  images, ids = {}, {}
+  for name, picked in places.items():
+    stack = np.asarray(sets[name].images[picked])
+    images[name] = np.stack([_shrunk(image) for image in stack]) if len(stack) else stack
+    ids[name] = np.asarray(sets[name].ids)[picked]
+  return record_lib.save_images(run.workdir, images, ids, max_images=SHOWN, file=FILE)
+
+
+def load(workdir: str | os.PathLike) -> dict[str, record_lib.TestImages]:
+  """What `save` wrote; an empty dict for a run that saved none."""
+  return record_lib.load_images(workdir, FILE)
+
+
+def _kept(run: record_lib.Run) -> list[str]:
+  return list(run.tests)[:_MOST_SETS]
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+  """An image of at most 160 pixels a side."""
+  from PIL import Image
+
+  made = Image.fromarray(image)
+  made.thumbnail((_MOST_PIXELS, _MOST_PIXELS), Image.Resampling.LANCZOS)
+  return np.asarray(made)
