@@ -13,6 +13,7 @@ from subtune_jax.studies.compare import record as record_lib
 
 Row = Mapping[str, Any]
 VALIDATION = "logits/validation"
+CROSS_VALIDATION = "logits/cross_validation.npz"  # see label_check.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def answers_on(run: record_lib.Run, row: Row, name: str) -> Answers:
 
 
 def validation_arrays(workdir: pathlib.Path, row: Row) -> dict[str, np.ndarray] | None:
-  """"logits" after the last epoch, "labels" and "ids" of the validation images; None without any.
+  """ "logits" after the last epoch, "labels" and "ids" of the validation images; None without any.
 
   Raises:
     ValueError: a file is damaged.
@@ -101,11 +102,17 @@ def validation_arrays(workdir: pathlib.Path, row: Row) -> dict[str, np.ndarray] 
   return examples | files.read_npz(path, wanted, ["logits"])
 
 
-def answers_on_validation(run: record_lib.Run, row: Row) -> Answers | None:
-  """What a network that did not train on them answers for the validation images.
+def answers_on_labelled(run: record_lib.Run, row: Row) -> tuple[Answers, bool] | None:
+  """What networks that did not train on them answer for labelled images of the run.
 
-  Of a training on all labels it is one of the same setting on the training split alone.
+  Of a linear probe under cross-validation for the training and validation images (True), where the
+  run wrote that; else of the method of `row` for the validation images (False). None: neither.
   """
+  path = run.workdir / CROSS_VALIDATION
+  if path.is_file():
+    arrays = files.read_npz(path, "what labels are checked by", ["logits", "labels", "ids"])
+    return _answers(arrays), True
+  # After a training on all labels, one of the same setting on the training split alone.
   same = [
     other for other in run.record["trainings"]
     if (other["method"], other["learning_rate"]) == (row["method"], row["learning_rate"])
@@ -113,9 +120,12 @@ def answers_on_validation(run: record_lib.Run, row: Row) -> Answers | None:
   for candidate in (row, *same):
     arrays = validation_arrays(run.workdir, candidate)
     if arrays is not None and np.isfinite(arrays["logits"]).all():
-      ids = arrays["ids"].astype(str)
-      return Answers(arrays["labels"], ids, _log_softmax(arrays["logits"]))
+      return _answers(arrays), False
   return None
+
+
+def _answers(arrays: Mapping[str, np.ndarray]) -> Answers:
+  return Answers(arrays["labels"], arrays["ids"].astype(str), _log_softmax(arrays["logits"]))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,20 +1,20 @@
-"""Errors worth looking at: the worst on test sets, the pairs of classes confused, likely wrong labels.
+"""Errors worth looking at: the worst ones, the classes confused, the labels that are likely wrong.
 
 All of one network, the one that validation chose.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from subtune_jax.studies.compare import chosen
 from subtune_jax.studies.compare import record as record_lib
 
+Take = Callable[[np.ndarray], np.ndarray]
 FILE = "errors.npz"
-VALIDATION = ":validation"  # beside names of test sets, none of which begins so
+LABELS = ":labels"  # beside names of test sets, none of which begins so
 SHOWN = 18  # images of a set
 _MOST_SETS = 8  # test sets whose errors are kept, in the record's order
 _MOST_PIXELS = 160  # height and width at which an image is kept
@@ -64,34 +64,32 @@ def pairs(matrix: np.ndarray, number: int = 10, least: int = 2) -> list[tuple[in
   return [row for row in found if row[2] >= least]
 
 
-def save(run: record_lib.Run, sets: Mapping[str, Any]) -> pathlib.Path:
-  """Writes the images that the page shows to WORKDIR/errors.npz: at most 18 a set, 8 sets.
+def save(run: record_lib.Run, take: Mapping[str, Take]) -> pathlib.Path:
+  """Writes the images that the page shows to WORKDIR/errors.npz: at most 18 a set, 8 test sets.
 
   Args:
     run: the record that was read.
-    sets: the test sets by name and the validation images as `VALIDATION`; each with `images` [n]
-      uint8 and `ids` [n], in the order of the files of logits.
+    take: positions [m] -> images uint8 [m, height, width, 3], for each test set by its name, and as
+      `LABELS` for the images of `chosen.answers_on_labelled`.
   """
   row = chosen.training(run.record)
-  places = {name: worst(chosen.answers_on(run, row, name)) for name in _kept(run)}
-  labelled = chosen.answers_on_validation(run, row)
+  answers = {name: chosen.answers_on(run, row, name) for name in list(run.tests)[:_MOST_SETS]}
+  picked = {name: (own.ids, worst(own)) for name, own in answers.items()}
+  labelled = chosen.answers_on_labelled(run, row)
   if labelled is not None:
-    places[VALIDATION] = suspects(labelled)[:SHOWN]
-  images, ids = {}, {}
-  for name, picked in places.items():
-    stack = np.asarray(sets[name].images[picked])
-    images[name] = np.stack([_shrunk(image) for image in stack]) if len(stack) else stack
-    ids[name] = np.asarray(sets[name].ids)[picked]
+    picked[LABELS] = (labelled[0].ids, suspects(labelled[0])[:SHOWN])
+  picked = {name: (own, places) for name, (own, places) in picked.items() if len(places)}
+  images = {
+    name: np.stack([_shrunk(image) for image in take[name](places)])
+    for name, (_, places) in picked.items()
+  }
+  ids = {name: own[places] for name, (own, places) in picked.items()}
   return record_lib.save_images(run.workdir, images, ids, max_images=SHOWN, file=FILE)
 
 
 def load(workdir: str | os.PathLike) -> dict[str, record_lib.TestImages]:
   """What `save` wrote; an empty dict for a run that saved none."""
   return record_lib.load_images(workdir, FILE)
-
-
-def _kept(run: record_lib.Run) -> list[str]:
-  return list(run.tests)[:_MOST_SETS]
 
 
 def _shrunk(image: np.ndarray) -> np.ndarray:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-_MOST_CLASSES = 40  # rows of a matrix; of more classes the most confused ones are drawn
-_NUMBERED = 16  # classes up to which the counts are written into the cells
+_MOST_CLASSES = 48  # rows of a matrix; of more classes the most confused ones are drawn
+NUMBERED = 16  # classes up to which the counts are written into the cells
 _ROOM = 11.5  # inches across
 
 
@@ -56,20 +56,17 @@ def confusions(drawn: Sequence[Confusion]) -> "Figure":
   """A matrix a panel: the true class a row, the answer a column."""
   drawn = [condensed(own) for own in drawn]
   size = len(drawn[0].names)
-  cell = 0.75 if size <= 3 else 0.5 if size <= 8 else 0.38 if size <= _NUMBERED else 0.21
+  cell = 0.75 if size <= 3 else 0.5 if size <= 8 else 0.38 if size <= NUMBERED else 0.2
   longest = max(len(_short(name)) for own in drawn for name in own.names)
-  margin = 0.085 * longest + 0.7
-  side = size * cell
+  side, margin, above = size * cell, 0.07 * longest + 0.75, 0.058 * longest + 0.5
   per_row = max(1, min(len(drawn), int(_ROOM // (side + margin))))
-  rows = math.ceil(len(drawn) / per_row)
-  height = side + margin + 0.35
-  width = max(_ROOM, side + margin + 0.2)
+  rows, width = math.ceil(len(drawn) / per_row), max(_ROOM, side + margin + 0.2)
+  height = side + above + 0.25
   figure = charts.new_figure(width, height * rows, layout="none")
-  start = (width - per_row * (side + margin)) / 2 if per_row == 1 else 0.0
   for index, own in enumerate(drawn):
     row, column = divmod(index, per_row)
-    left = start + column * (width / per_row if per_row > 1 else 0) + margin
-    bottom = (rows - 1 - row) * height + 0.1
+    left, bottom = (column + 0.5) * width / per_row - side / 2, (rows - 1 - row) * height + 0.1
+    left += (margin - 0.2) / 2
     box = (left / width, bottom / (height * rows), side / width, side / (height * rows))
     _draw_confusion(figure.add_axes(box), own)
   return figure
@@ -93,7 +90,7 @@ def _draw_confusion(axes: "Axes", own: Confusion) -> None:
   axes.imshow(paint, interpolation="nearest", aspect="equal")
   names = [charts.plain(_short(name)) for name in own.names]
   axes.xaxis.tick_top()
-  small = charts.SMALL if size <= _NUMBERED else charts.SMALL - 1
+  small = charts.SMALL if size <= NUMBERED else charts.SMALL - 1
   axes.set_xticks(range(size), names, rotation=0 if size == 1 else 90, fontsize=small)
   axes.set_yticks(
     range(size), [f"{n} ({c:,})" for n, c in zip(names, totals, strict=True)], fontsize=small
@@ -104,7 +101,7 @@ def _draw_confusion(axes: "Axes", own: Confusion) -> None:
   axes.tick_params(which="both", length=0, colors=style.INK)
   axes.spines[:].set_color(style.GRID)
   axes.set_title(charts.plain(own.title), fontsize=charts.SIZE, fontweight="bold", loc="left")
-  if size > _NUMBERED:
+  if size > NUMBERED:
     return
   for i, j in np.ndindex(size, size):
     if own.counts[i, j] or size <= 6:

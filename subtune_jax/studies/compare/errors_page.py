@@ -23,7 +23,7 @@ def parts(run: record_lib.Run) -> list[Part]:
   row = chosen.training(run.record)
   answers = {name: chosen.answers_on(run, row, name) for name in run.tests}
   images = errors.load(run.workdir)
-  found: list[Part] = [_confusion(run, row, answers)]
+  found: list[Part] = _confusion(run, row, answers)
   first = run.record["data"]["id"]
   galleries = {
     name: figure for name, own in answers.items()
@@ -33,7 +33,7 @@ def parts(run: record_lib.Run) -> list[Part]:
     found.append(galleries.pop(first))
   if galleries:
     found.append(Section("Worst errors on the other test sets", [*galleries.values()], folded=True))
-  labels = _labels(run, row, images.get(errors.VALIDATION))
+  labels = _labels(run, row, images.get(errors.LABELS))
   return found if labels is None else [*found, labels]
 
 
@@ -44,7 +44,8 @@ def network(run: record_lib.Run, row: chosen.Row) -> str:
 
 def _confusion(
   run: record_lib.Run, row: chosen.Row, answers: Mapping[str, chosen.Answers]
-) -> Figure:
+) -> list[Part]:
+  """The matrices; where they are large, that of the other test sets is folded."""
   names = run.record["data"]["class_names"]
   short = record_lib.short_names(list(answers))
   counts = {name: _counts(own, len(names)) for name, own in answers.items()}
@@ -65,10 +66,17 @@ def _confusion(
   if many:
     caption += " Drawn are the classes with the most errors; all others are one row and one column."
   alt = f"Confusion matrix of {network(run, row)}: true classes against answers."
-  figure, title = errors_figures.confusions(drawn), "What is taken for what"
+  title, large = "What is taken for what", len(names) > errors_figures.NUMBERED
   tables = [_pairs(own) for own in drawn] if len(names) > _OBVIOUS else []
-  (made,) = document_lib.rendered([("confusion", title, figure, alt, caption)])
-  return dataclasses.replace(made, parts=tables)
+  shown = [
+    ("confusion", title, errors_figures.confusions(drawn[:1] if large else drawn), alt, caption)
+  ]
+  if large and len(drawn) > 1:
+    figure, title = errors_figures.confusions(drawn[1:]), f"{title}: {drawn[1].title}"
+    shown.append(("confusion_ood", title, figure, alt, "As above."))
+  first, *more = document_lib.rendered(shown)
+  folded = [Section(own.title, [own], folded=True, page_only=True) for own in more]
+  return [dataclasses.replace(first, parts=tables), *folded]
 
 
 def _counts(answers: chosen.Answers, num_classes: int) -> np.ndarray:
@@ -111,17 +119,21 @@ def _worst(
 def _labels(
   run: record_lib.Run, row: chosen.Row, stored: record_lib.TestImages | None
 ) -> Figure | None:
-  """Validation images whose label may be wrong."""
-  answers = chosen.answers_on_validation(run, row)
-  if answers is None:
+  """Labelled images whose label may be wrong."""
+  labelled = chosen.answers_on_labelled(run, row)
+  if labelled is None:
     return None
-  found = errors.suspects(answers)
+  answers, crossed = labelled
+  found, count = errors.suspects(answers), f"{len(answers.labels):,}"
+  which = f"{count} training and validation images" if crossed else f"{count} validation images"
+  who = run.titles[row["method"]]
+  how = "a linear probe by least squares, cross-validated in five folds," if crossed else who
   caption = (
-    f"{words.count(len(found), 'image')} of the {len(answers.labels):,} validation images, highest "
-    f"loss first, whose label {run.titles[row['method']]} doubts: it gives another class at least "
-    "the probability that the images of that class get on average (confident learning, Northcutt "
-    "et al. 2021). It was not trained on these images. Some are hard, some have a wrong label: "
-    "look at these first. Above: the label. Below: the answer, then the label with its probability."
+    f"{words.count(len(found), 'image')} of the {which}, highest loss first, whose label is "
+    f"doubted by {how} which did not train on the image: it gives another class at least the "
+    "probability that the images of that class get on average (confident learning, Northcutt et "
+    "al. 2021). Some are hard, some have a wrong label: look at these first. Above: the label. "
+    "Below: the answer and its probability, then that of the label."
   )
   return _gallery(run, "labels", "Labels to look at", caption, answers, found, stored)
 
@@ -134,7 +146,7 @@ def _gallery(
   if stored is None:
     return None
   names = run.record["data"]["class_names"]
-  kept = {id_: image for id_, image in zip(stored.ids, stored.images, strict=True)}
+  kept = dict(zip(stored.ids, stored.images, strict=True))
   shown = [place for place in places if answers.ids[place] in kept][: errors.SHOWN]
   if not shown:
     return None

@@ -8,11 +8,10 @@ from subtune_jax.report import html, style, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import sections
-from subtune_jax.studies.compare import errors_page
+from subtune_jax.studies.compare import errors_page, verdict
 from subtune_jax.studies.compare import figures as compare_figures
 from subtune_jax.studies.compare import record as record_lib
 from subtune_jax.studies.compare import summary as summary_lib
-from subtune_jax.studies.compare import verdict
 
 Summary = summary_lib.Summary
 _BOLD = (
