@@ -20,15 +20,20 @@ _MOST_SETS = 8  # test sets whose errors are kept, in the record's order
 _MOST_PIXELS = 160  # height and width at which an image is kept
 
 
-def worst(answers: chosen.Answers, number: int = SHOWN) -> np.ndarray:
-  """Positions of the errors of highest loss, the classes taking turns, by falling loss.
+def wrong(answers: chosen.Answers) -> np.ndarray:
+  """Positions of the errors, by falling loss."""
+  found = np.flatnonzero(answers.predicted != answers.labels)
+  return found[np.argsort(-answers.loss[found], kind="stable")]
 
-  Every true class gives its worst error before any gives its second.
+
+def in_turns(answers: chosen.Answers, places: np.ndarray, number: int = SHOWN) -> np.ndarray:
+  """`number` of the positions `places`, by falling loss.
+
+  Every true class gives its image of highest loss before any gives its second.
   """
   loss, found = answers.loss, []
-  wrong = np.flatnonzero(answers.predicted != answers.labels)
-  for label in np.unique(answers.labels[wrong]):
-    own = wrong[answers.labels[wrong] == label]
+  for label in np.unique(answers.labels[places]):
+    own = places[answers.labels[places] == label]
     own = own[np.argsort(-loss[own], kind="stable")][:number]
     found += [(turn, -loss[place], place) for turn, place in enumerate(own)]
   picked = np.array([place for _, _, place in sorted(found)[:number]], np.int64)
@@ -38,17 +43,18 @@ def worst(answers: chosen.Answers, number: int = SHOWN) -> np.ndarray:
 def suspects(answers: chosen.Answers) -> np.ndarray:
   """Positions of the images whose label is likely wrong, by falling loss.
 
-  Those off the diagonal of the confident joint of Northcutt et al., "Confident learning" (JAIR
-  2021), section 3.1: of the classes whose probability reaches the mean that their own images give
-  them, the most probable is not the label.
+  Those that are answered otherwise and lie off the diagonal of the confident joint of Northcutt et
+  al., "Confident learning" (JAIR 2021), section 3.1: of the classes whose probability reaches the
+  mean that their own images give them, the most probable is not the label.
   """
   probabilities = np.exp(answers.log_probabilities)
   counts = np.bincount(answers.labels, minlength=probabilities.shape[1])
   own = probabilities[np.arange(len(answers.labels)), answers.labels]
   sums = np.bincount(answers.labels, own, minlength=len(counts))
-  least = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-  reached = np.where(probabilities >= least, probabilities, -1.0)
-  found = np.flatnonzero((reached.max(-1) >= 0) & (reached.argmax(-1) != answers.labels))
+  means = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+  reached = np.where(probabilities >= means, probabilities, -1.0)
+  doubted = (reached.max(-1) >= 0) & (reached.argmax(-1) != answers.labels)
+  found = np.flatnonzero(doubted & (answers.predicted != answers.labels))
   return found[np.argsort(-answers.loss[found], kind="stable")]
 
 
@@ -74,10 +80,11 @@ def save(run: record_lib.Run, take: Mapping[str, Take]) -> pathlib.Path:
   """
   row = chosen.training(run.record)
   answers = {name: chosen.answers_on(run, row, name) for name in list(run.tests)[:_MOST_SETS]}
-  picked = {name: (own.ids, worst(own)) for name, own in answers.items()}
+  picked = {name: (own.ids, in_turns(own, wrong(own))) for name, own in answers.items()}
   labelled = chosen.answers_on_labelled(run, row)
   if labelled is not None:
-    picked[LABELS] = (labelled[0].ids, suspects(labelled[0])[:SHOWN])
+    own = labelled[0]
+    picked[LABELS] = (own.ids, in_turns(own, suspects(own)))
   picked = {name: (own, places) for name, (own, places) in picked.items() if len(places)}
   images = {
     name: np.stack([_shrunk(image) for image in take[name](places)])

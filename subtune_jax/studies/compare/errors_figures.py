@@ -91,7 +91,12 @@ def _draw_confusion(axes: "Axes", own: Confusion) -> None:
   names = [charts.plain(_short(name)) for name in own.names]
   axes.xaxis.tick_top()
   small = charts.SMALL if size <= NUMBERED else charts.SMALL - 1
-  axes.set_xticks(range(size), names, rotation=0 if size == 1 else 90, fontsize=small)
+  axes.set_xticks(
+    range(size),
+    names,
+    rotation=0 if size <= 3 and max(map(len, names)) <= 9 else 90,
+    fontsize=small,
+  )
   axes.set_yticks(
     range(size), [f"{n} ({c:,})" for n, c in zip(names, totals, strict=True)], fontsize=small
   )
@@ -113,7 +118,7 @@ def _draw_confusion(axes: "Axes", own: Confusion) -> None:
 def gallery(
   images: np.ndarray, answers: chosen.Answers, places: Sequence[int], class_names: Sequence[str]
 ) -> "Figure":
-  """Images with their class above, and below what the network answered and how sure it was.
+  """Wrongly answered images: their class above, the answer and how sure it was below.
 
   Args:
     images: uint8 [n, height, width, 3].
@@ -129,8 +134,6 @@ def gallery(
       (f"{style.WRONG_SYMBOL} {_said(answers, place, guess, class_names)}", style.WRONG),
       (f"    {_said(answers, place, truth, class_names)}", style.MUTED),
     ]
-    if guess == truth:
-      lines = [(f"{style.RIGHT_SYMBOL} {_said(answers, place, guess, class_names)}", style.RIGHT)]
     compare_figures.label_tile(axes, class_names[truth], lines)
   return figure
 

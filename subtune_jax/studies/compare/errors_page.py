@@ -113,7 +113,7 @@ def _worst(
     "answer and the probability given to it, then that of the true class."
   )
   title, file = f"Worst errors: {short}", f"errors_{words.file_name(short)}"
-  return _gallery(run, file, title, caption, answers, errors.worst(answers), stored)
+  return _gallery(run, file, title, caption, answers, errors.wrong(answers), stored)
 
 
 def _labels(
@@ -128,26 +128,28 @@ def _labels(
   which = f"{count} training and validation images" if crossed else f"{count} validation images"
   who = run.titles[row["method"]]
   how = "a linear probe by least squares, cross-validated in five folds," if crossed else who
+  doubted = f"{words.count(len(found), 'label')} {words.verb(len(found))} doubted"
   caption = (
-    f"{words.count(len(found), 'image')} of the {which}, highest loss first, whose label is "
-    f"doubted by {how} which did not train on the image: it gives another class at least the "
+    f"Of {which}, {doubted} by {how} which did not train on the image: it "
+    "answers otherwise, and another class gets at least the "
     "probability that the images of that class get on average (confident learning, Northcutt et "
-    "al. 2021). Some are hard, some have a wrong label: look at these first. Above: the label. "
-    "Below: the answer and its probability, then that of the label."
+    "al. 2021). Shown: the highest losses, the classes taking turns. Some are hard, some have a "
+    "wrong label: look at these first. Above: the label. Below: the answer and its probability, "
+    "then that of the label."
   )
   return _gallery(run, "labels", "Labels to look at", caption, answers, found, stored)
 
 
 def _gallery(
   run: record_lib.Run, file: str, title: str, caption: str, answers: chosen.Answers,
-  places: Sequence[int], stored: record_lib.TestImages | None,
+  places: np.ndarray, stored: record_lib.TestImages | None,
 ) -> Figure | None:  # fmt: skip
   """The images that are stored of those at `places`, and a list of all of them."""
   if stored is None:
     return None
   names = run.record["data"]["class_names"]
   kept = dict(zip(stored.ids, stored.images, strict=True))
-  shown = [place for place in places if answers.ids[place] in kept][: errors.SHOWN]
+  shown = [p for p in errors.in_turns(answers, places) if answers.ids[p] in kept]
   if not shown:
     return None
   images = np.stack([kept[answers.ids[place]] for place in shown])
