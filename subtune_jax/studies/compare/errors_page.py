@@ -130,12 +130,11 @@ def _labels(
   how = "a linear probe by least squares, cross-validated in five folds," if crossed else who
   doubted = f"{words.count(len(found), 'label')} {words.verb(len(found))} doubted"
   caption = (
-    f"Of {which}, {doubted} by {how} which did not train on the image: it "
-    "answers otherwise, and another class gets at least the "
-    "probability that the images of that class get on average (confident learning, Northcutt et "
-    "al. 2021). Shown: the highest losses, the classes taking turns. Some are hard, some have a "
-    "wrong label: look at these first. Above: the label. Below: the answer and its probability, "
-    "then that of the label."
+    f"Of {which}, {doubted} by {how} which did not train on the image: it answers "
+    "otherwise, and another class gets at least the probability that the images of that class get "
+    "on average (confident learning, Northcutt et al. 2021). Shown: the highest losses, the "
+    "classes taking turns. Some are hard, some have a wrong label: look at these first. Above: the "
+    "label. Below: the answer and its probability, then that of the label."
   )
   return _gallery(run, "labels", "Labels to look at", caption, answers, found, stored)
 
