@@ -14,6 +14,10 @@ The blocks are six runs of neighbours. Each is trained on folds of the training 
 will not win are dropped after the first fold or the second, and the winner is SubTuning's in the
 comparison. Learning rates are tried over three decades. WORKDIR/report.html is of the search,
 WORKDIR/final/report.html of the methods, WORKDIR/final/best the network that validation chose.
+
+Seen on 2026-11-28 with 1,087 emoji in 45 classes at 48 px: 15 minutes on two cores beside much
+other work, 8 minutes of processor time. The race took 8 of at most 18 trainings; the comparison
+took 1.10 times the processor time of its forecast (configs/quickstart.py with one seed: 1.09).
 """
 
 import re

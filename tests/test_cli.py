@@ -1,6 +1,6 @@
 """The command `subtune`: its words, and configs by name anywhere."""
 
-import importlib
+import importlib.util
 import os
 import pathlib
 import subprocess

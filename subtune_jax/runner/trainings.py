@@ -208,7 +208,7 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
     if logits is not None:
       files.write_npz(path, {"logits": np.asarray(logits, np.float32)})
     run.writer.write(next(steps), what.replace(" ", "/"), row)
-    cost = run.epoch_cost(name, row["stage"]) * len(train.labels) / len(run.train)
+    cost = run.epoch_cost(name, row["stage"]) * len(train.labels) / len(run.train.labels)
     run.progress.epoch(what, row, cost)
 
   try:
