@@ -100,10 +100,11 @@ def _draw_confusion(axes: "Axes", own: Confusion) -> None:
   axes.set_yticks(
     range(size), [f"{n} ({c:,})" for n, c in zip(names, totals, strict=True)], fontsize=small
   )
-  axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
-  axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
-  axes.grid(which="minor", color=style.GRID, linewidth=0.6)
-  axes.tick_params(which="both", length=0, colors=style.INK)
+  edges, grid = np.arange(size + 1) - 0.5, {"color": style.GRID, "linewidth": 0.6}
+  axes.hlines(edges, -0.5, size - 0.5, **grid)
+  axes.vlines(edges, -0.5, size - 0.5, **grid)
+  axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+  axes.tick_params(length=0, colors=style.INK)
   axes.spines[:].set_color(style.GRID)
   axes.set_title(charts.plain(own.title), fontsize=charts.SIZE, fontweight="bold", loc="left")
   if size > NUMBERED:
