@@ -84,7 +84,7 @@ def test_a_run_leaves_everything_behind(whole):
   workdir, out = whole
   names = {p.name for p in workdir.iterdir()}
   assert {"config.json", "metrics.jsonl", "ledger.jsonl", "results.json", "report.html", "logits",
-          "tasks", "images.npz", "figures"} <= names  # fmt: skip
+          "tasks", "images.npz", "errors.npz", "figures"} <= names  # fmt: skip
   assert "SubTuning" in out
   assert "95 %" in out
   assert str(workdir / "report.html") in out

@@ -101,3 +101,8 @@ def listed(names: Sequence[str]) -> str:
 def shorten(text: str, length: int) -> str:
   """`text`, or its start and an ellipsis."""
   return text if len(text) <= length else text[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def file_name(text: str) -> str:
+  """A name that every file system takes: "fog/5" -> "fog_5"."""
+  return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)

@@ -447,7 +447,7 @@ def test_every_image_decodes_and_has_an_alt_text(workdir):
   page = (workdir / html.PAGE).read_text(encoding="utf-8")
   tags = re.findall(r"<img [^>]*>", page)
   files = sorted((workdir / html.FIGURES).iterdir())
-  assert len(tags) == len(files) == 8
+  assert len(tags) == len(files) == 10
   assert {path.stem for path in files} > {"accuracy", "blocks", "settings", "curves"}
   stored = {path.read_bytes() for path in files}
   for tag in tags:

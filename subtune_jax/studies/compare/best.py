@@ -1,17 +1,16 @@
 """The model folder of a comparison: the method and the seed that validation chose, or another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import os
 import pathlib
 from typing import Any
 
-import numpy as np
-
-from subtune_jax import files, weights
+from subtune_jax import weights
 from subtune_jax.calibration import scaling
 from subtune_jax.data import choices
 from subtune_jax.runner import model_folder
 from subtune_jax.statistics import criteria, intervals
+from subtune_jax.studies.compare import chosen
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.training import engine as engine_lib
 
@@ -31,35 +30,17 @@ def choose(record: Mapping[str, Any], method: str | None = None, seed: int | Non
   Raises:
     ValueError: the run has no such method or seed.
   """
-  names = [row["name"] for row in record["methods"]]
-  criterion = criteria.of(record["config"])
-  if method is None:
-    method = max(names, key=lambda name: _score(_of(record, name), criterion))
-  choices.check("method of this run", method, names)
-  rows = _of(record, method)
+  if method is not None:
+    choices.check("method of this run", method, [row["name"] for row in record["methods"]])
+  picked = chosen.training(record, method)
   if seed is None:
-    return max(rows, key=lambda row: _score([row], criterion))
+    return dict(picked)
+  rows = chosen.of_method(record, picked["method"])
   own = [row for row in rows if row["seed"] == seed]
   if not own:
     seeds = ", ".join(str(row["seed"]) for row in rows)
-    raise ValueError(f"{method} has no training with seed {seed}; seeds: {seeds}")
-  return own[0]
-
-
-def _of(record: Mapping[str, Any], method: str) -> list[Row]:
-  return [row for row in record["trainings"] if row["method"] == method and row["chosen"]]
-
-
-def _score(rows: Sequence[Mapping[str, Any]], criterion: criteria.Criterion) -> tuple[float, float]:
-  """Mean of the criterion, larger being better, and minus the mean loss; -inf for the unknown."""
-  losses = [row["history"][-1].get("validation_loss") if row["history"] else None for row in rows]
-  values = losses
-  if criterion.field != "validation_loss":
-    values = [row[criterion.field] for row in rows]
-  return tuple(
-    -np.inf if any(value is None for value in own) else sign * float(np.mean(own))
-    for sign, own in ((criterion.sign, values), (-1, losses))
-  )
+    raise ValueError(f"{picked['method']} has no training with seed {seed}; seeds: {seeds}")
+  return dict(own[0])
 
 
 def write(
@@ -119,24 +100,10 @@ def _figures(run: compare_record.Run, row: Mapping[str, Any]) -> dict[str, Row]:
 
 def _calibration(run: compare_record.Run, row: Mapping[str, Any]) -> Row:
   """The temperature that fits the validation logits of the last epoch, or why there is none."""
-  read = _validation(run.workdir, row)
+  read = chosen.validation_arrays(run.workdir, row)
   if read is None:
     return {"temperature": None, "why": "the training had no validation images"}
   try:
-    return {"temperature": float(scaling.fit_temperature(*read))}
+    return {"temperature": float(scaling.fit_temperature(read["logits"], read["labels"]))}
   except ValueError as e:
     return {"temperature": None, "why": " ".join(str(e).split())}
-
-
-def _validation(workdir: pathlib.Path, row: Mapping[str, Any]) -> tuple[Any, Any] | None:
-  """(logits, labels) of the validation images after the last epoch; None where there are none."""
-  if not row["history"]:
-    return None
-  last = row["history"][-1]
-  where = workdir / "logits/validation"
-  path = where / row["key"] / f"{last['stage']}-{last['epoch']}.npz"
-  if not path.is_file():
-    return None
-  wanted = "to fit a temperature"
-  labels = files.read_npz(where / "examples.npz", wanted, ["labels"])["labels"]
-  return files.read_npz(path, wanted, ["logits"])["logits"], labels

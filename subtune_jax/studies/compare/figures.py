@@ -13,7 +13,10 @@ from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 
 if TYPE_CHECKING:
+  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
+
+_LINE = 0.175  # inches, of text below an image
 
 
 def accuracy_bars(run: compare_record.Run, summary: summary_lib.Summary) -> "Figure":
@@ -305,42 +308,59 @@ def example_images(
     raise ValueError(f"images of {name!r} have ids {unknown[:5]} that its predictions have not.")
   count = min(count, len(stored.ids))
   picked = np.unique(np.linspace(0, len(stored.ids) - 1, count).round().astype(int))
-  per_row, side, line = min(6, len(picked)), 1.5, 0.175
-  rows = math.ceil(len(picked) / per_row)
-  width, height = side + 0.4, 0.3 + side + line * len(run.methods) + 0.25
+  figure, tiles = image_tiles(stored.images[picked], len(run.methods))
+  for stored_index, axes in zip(picked, tiles, strict=True):
+    _label_example(run, test, places[stored.ids[stored_index]], axes)
+  return figure
+
+
+def image_tiles(images: np.ndarray, num_lines: int) -> "tuple[Figure, list[Axes]]":
+  """Images [n, height, width, 3] side by side, with room for a title and lines below each."""
+  per_row, side = min(6, len(images)), 1.5
+  rows = math.ceil(len(images) / per_row)
+  width, height = side + 0.4, 0.3 + side + _LINE * num_lines + 0.25
   figure = charts.new_figure(width * per_row, height * rows, layout="none")
-  for index, stored_index in enumerate(picked):
+  tiles = []
+  for index, image in enumerate(images):
     row, column = divmod(index, per_row)
     left, bottom = column * width + 0.08, (rows - row) * height - 0.3 - side
     box = (left / (width * per_row), bottom / (height * rows))
     axes = figure.add_axes((*box, side / (width * per_row), side / (height * rows)))
-    axes.imshow(stored.images[stored_index], interpolation="nearest")
+    axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color(style.GRID)
-    _label_example(run, test, places[stored.ids[stored_index]], axes, line)
-  return figure
+    tiles.append(axes)
+  return figure, tiles
 
 
-def _label_example(
-  run: compare_record.Run, test: compare_record.TestSet, place: int, axes, line_inches: float
-) -> None:
-  """The true class above an image; below it a line per method, right or wrong by symbol."""
-  classes = run.record["data"]["class_names"]
-  truth = int(test.labels[place])
-  title = charts.plain(words.shorten(classes[truth], 22))
+def label_tile(axes: "Axes", title: str, lines: Sequence[tuple[str, str]]) -> None:
+  """A title above an image; below it lines of (text, colour)."""
+  title = charts.plain(words.shorten(title, 22))
   axes.set_title(title, fontsize=charts.SIZE - 0.5, fontweight="bold", loc="left", pad=4)
-  for number, method in enumerate(run.methods):
-    guess = int(test.predicted[method][0, place])
-    right = guess == truth
-    symbol, short = style.RIGHT_SYMBOL if right else style.WRONG_SYMBOL, words.shorten(method, 10)
-    text = f"{symbol} {short}: {words.shorten(classes[guess], 26 - len(short))}"
+  for number, (text, color) in enumerate(lines):
     axes.annotate(
       charts.plain(text),
       (0, 0),
-      (0, -5 - 72 * line_inches * number),
+      (0, -5 - 72 * _LINE * number),
       xycoords="axes fraction",
       textcoords="offset points",
       va="top",
       fontsize=charts.SMALL - 0.5,
-      color=style.RIGHT if right else style.WRONG,
+      color=color,
     )
+
+
+def _label_example(
+  run: compare_record.Run, test: compare_record.TestSet, place: int, axes: "Axes"
+) -> None:
+  """The true class above an image; below it a line per method, right or wrong by symbol."""
+  classes = run.record["data"]["class_names"]
+  truth = int(test.labels[place])
+  lines = []
+  for method in run.methods:
+    guess = int(test.predicted[method][0, place])
+    right = guess == truth
+    symbol, short = style.RIGHT_SYMBOL if right else style.WRONG_SYMBOL, words.shorten(method, 10)
+    text = f"{symbol} {short}: {words.shorten(classes[guess], 26 - len(short))}"
+    lines.append((text, style.RIGHT if right else style.WRONG))
+  label_tile(axes, classes[truth], lines)

@@ -8,10 +8,10 @@ from subtune_jax.report import html, style, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import sections
+from subtune_jax.studies.compare import errors_page, verdict
 from subtune_jax.studies.compare import figures as compare_figures
 from subtune_jax.studies.compare import record as record_lib
 from subtune_jax.studies.compare import summary as summary_lib
-from subtune_jax.studies.compare import verdict
 
 Summary = summary_lib.Summary
 _BOLD = (
@@ -205,7 +205,7 @@ def _examples(run: record_lib.Run) -> list[document_lib.Drawn]:
   short = record_lib.short_names(list(run.tests))
   return [
     (
-      f"examples_{_file_name(short[name])}", f"Test images: {short[name]}",
+      f"examples_{words.file_name(short[name])}", f"Test images: {short[name]}",
       compare_figures.example_images(run, name, images),
       f"Test images of {short[name]} with their true class and the prediction of each method.",
       "True class above, predictions of each method's first seed below: "
@@ -214,10 +214,6 @@ def _examples(run: record_lib.Run) -> list[document_lib.Drawn]:
     for name, images in record_lib.load_images(run.workdir).items()
     if name in run.tests and len(images.ids)
   ]  # fmt: skip
-
-
-def _file_name(text: str) -> str:
-  return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)
 
 
 def subtitle(run: record_lib.Run, summary: Summary) -> str:
@@ -248,6 +244,7 @@ def report(run: record_lib.Run, summary: Summary) -> document_lib.Document:
     *numbers(summary),
     measures(run, summary),
     *figures(run, summary).values(),
+    *errors_page.parts(run),
     recalls(run),
     run_facts(run),
     sections.settings(record["config"]),

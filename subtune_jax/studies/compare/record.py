@@ -333,14 +333,16 @@ def save_images(
   ids: Mapping[str, np.ndarray],
   *,
   max_images: int = 24,
+  file: str = IMAGES,
 ) -> pathlib.Path:
-  """Writes test images for the report to WORKDIR/images.npz.
+  """Writes images for the report to WORKDIR/images.npz, or to another file there.
 
   Args:
     workdir: the run's directory.
     images: per test set uint8 [n, height, width, 3], the images as they are shown to a person.
     ids: per test set str [n], the same ids as in the files of logits.
     max_images: how many of each set are kept, from its start.
+    file: its name in the workdir.
 
   Returns:
     The path written: arrays "images/NAME" and "ids/NAME" for every test set NAME.
@@ -357,18 +359,18 @@ def save_images(
     if these.shape != stack.shape[:1]:
       raise ValueError(f"{name!r} has {len(stack)} images and ids of shape {these.shape}.")
     arrays[f"images/{name}"], arrays[f"ids/{name}"] = stack[:max_images], these[:max_images]
-  path = pathlib.Path(workdir) / IMAGES
+  path = pathlib.Path(workdir) / file
   files.write_npz(path, arrays)
   return path
 
 
-def load_images(workdir: str | os.PathLike) -> dict[str, TestImages]:
-  """Reads what `save_images` wrote; an empty dict if the run saved no images.
+def load_images(workdir: str | os.PathLike, file: str = IMAGES) -> dict[str, TestImages]:
+  """Reads what `save_images` wrote to `file`; an empty dict if the run saved no images.
 
   Raises:
     ValueError: the file is damaged, or not written by `save_images`.
   """
-  path = pathlib.Path(workdir) / IMAGES
+  path = pathlib.Path(workdir) / file
   if not path.is_file():
     return {}
   arrays = files.read_npz(path, "test images for the report")

@@ -32,7 +32,7 @@ from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import data_table, publish
-from subtune_jax.studies.compare import best
+from subtune_jax.studies.compare import best, errors, label_check
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
@@ -165,6 +165,8 @@ def finish(
   run.writer.close()
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
   written = compare_record.load(run.workdir)
+  take = {test.name: test.images.__getitem__ for test in run.tests}
+  errors.save(written, {**take, errors.LABELS: label_check.write(run, record)})
   made = report(written, summary_lib.summarize(written))
   run.progress.close()
   run.progress.compare()

@@ -10,6 +10,7 @@ from subtune_jax.report import estimate, html, words
 from subtune_jax.report.document import Bullets, Cell, Section, Table, Text
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import fields, sections
+from subtune_jax.studies.compare import errors_page
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
@@ -307,6 +308,7 @@ def report(run: compare_record.Run, summary: summary_lib.Summary) -> document_li
     *figures(study),
     recommendation(run, summary, study),
     *common.values(),
+    *errors_page.parts(run),
     compare_page.run_facts(run),
     sections.settings(run.record["config"]),
     sections.attribution(run.record["data"].get("attribution")),
