@@ -70,9 +70,10 @@ def _below_constant(summary: Summary) -> list[str]:
       continue
     lower = all(own.verdict == estimate.LOWER for own in above.values())
     how = "every method is below" if lower else "no method is shown to be above"
+    advice = "do not use these networks there" if lower else "they may be of no use there"
     found.append(
       f"On {column.title} {how} always answering {name!r} "
-      f"({words.percent(accuracy[column.key].mean)} %): do not use these networks there."
+      f"({words.percent(accuracy[column.key].mean)} %): {advice}."
     )
   return found
 
