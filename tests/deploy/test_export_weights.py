@@ -33,7 +33,7 @@ TORCHVISION = {
   "vit": ("vit_b16", {"depth": 1, "width": 48, "heads": 4, "mlp_width": 96}, 32),
   "convnext_tiny": ("convnext_tiny", {}, 32),
 }
-SLOW = ("bottlenecks", "vit_odd", "dinov2", "lite2", "resnet50", "convnext_tiny")
+SLOW = ("bottlenecks", "vit_odd", "dinov2", "lite0", "lite2", "resnet50", "convnext_tiny")
 REFUSED = {
   "cifar": ("resnet14", {}, "stem='cifar', it has 'imagenet'; width=16, it has 64"),
   "pool": ("dinov2_vit_s14", _TINY, "pool='token_mean', it has 'token' and 'mean'"),
