@@ -13,7 +13,7 @@ from subtune_jax.studies.compare import record as record_lib
 
 Row = Mapping[str, Any]
 VALIDATION = "logits/validation"
-CROSS_VALIDATION = "logits/cross_validation.npz"  # see label_check.py
+CROSS_VALIDATION = "logits/validation/cross_validation.npz"  # see label_check.py
 
 
 @dataclasses.dataclass(frozen=True)

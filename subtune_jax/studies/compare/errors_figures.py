@@ -58,7 +58,8 @@ def confusions(drawn: Sequence[Confusion]) -> "Figure":
   size = len(drawn[0].names)
   cell = 0.75 if size <= 3 else 0.5 if size <= 8 else 0.38 if size <= NUMBERED else 0.2
   longest = max(len(_short(name)) for own in drawn for name in own.names)
-  side, margin, above = size * cell, 0.07 * longest + 0.75, 0.058 * longest + 0.5
+  side, margin = size * cell, 0.07 * longest + 0.75
+  above = 0.5 if _is_flat(drawn[0]) else 0.058 * longest + 0.5
   per_row = max(1, min(len(drawn), int(_ROOM // (side + margin))))
   rows, width = math.ceil(len(drawn) / per_row), max(_ROOM, side + margin + 0.2)
   height = side + above + 0.25
@@ -70,6 +71,11 @@ def confusions(drawn: Sequence[Confusion]) -> "Figure":
     box = (left / width, bottom / (height * rows), side / width, side / (height * rows))
     _draw_confusion(figure.add_axes(box), own)
   return figure
+
+
+def _is_flat(own: Confusion) -> bool:
+  """Whether the answers' names fit above their columns without being turned."""
+  return len(own.names) <= 3 and max(map(len, own.names)) <= 9
 
 
 def _short(name: str) -> str:

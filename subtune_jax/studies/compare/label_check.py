@@ -19,7 +19,7 @@ _SHARP = 0.1  # temperature where every answer is right, so that none fits best
 
 
 def write(run: trainings.Run, record: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
-  """Writes the answers to WORKDIR/logits/cross_validation.npz if the run's probe was fast.
+  """Writes the answers to `chosen.CROSS_VALIDATION` in the workdir if the run's probe was fast.
 
   Least squares on the pretrained features of training and validation images, groups kept whole,
   with the temperature that fits its held-out answers best.
