@@ -76,9 +76,8 @@ class Summary:
     constant: (class name, per column key accuracy) of always answering the training images' largest
       class; None where the record does not know it.
     above_constant: per column key and method, its accuracy minus that.
-    cost: per method seconds of all its trainings, compiling included.
-    undecided: per column key (the cheapest of the leaders, the leader of another cost that is most
-      different from it, `power.Power` of their comparison); none where a method leads alone.
+    undecided: per column key (the recommended one of the leaders, the leader whose mean is furthest
+      from its, `power.Power` of their comparison); none where a method leads alone.
     chosen: (method, seed) in the model folder; None in older records.
   """
 
@@ -96,7 +95,6 @@ class Summary:
   above_constant: Mapping[str, Mapping[str, estimate.Estimate]] = dataclasses.field(
     default_factory=dict
   )
-  cost: Mapping[str, float] = dataclasses.field(default_factory=dict)
   undecided: Mapping[str, tuple[str, str, power.Power]] = dataclasses.field(default_factory=dict)
   chosen: tuple[str, int] | None = None
 
@@ -105,9 +103,9 @@ class Summary:
     return {row.name: row.title for row in self.rows}
 
   def recommended(self, column: str) -> str:
-    """The method to take: the winner, or the cheapest of those that cannot be told apart."""
-    leaders = self.leaders[column]
-    return min(leaders, key=lambda name: self.cost.get(name, 0.0))
+    """The winner, or that of those that cannot be told apart which trains the least."""
+    trained = {row.name: row.trained_params for row in self.rows}
+    return min(self.leaders[column], key=trained.__getitem__)
 
   def winner(self, column: str) -> str | None:
     """The method that is above all others in `column`, None while that is undecided."""
@@ -224,7 +222,6 @@ def summarize(run: record_lib.Run, *, reference: str = "lp", num_resamples: int 
       differences[method][column.key] = against[method]
   sizes = {name: (len(t.labels), len(np.unique(t.groups))) for name, t in run.tests.items()}
   constant, above = _constant(run, num_resamples)
-  cost = _cost(run)
   best = run.record.get("best")
   return Summary(
     columns=columns(run),
@@ -239,10 +236,9 @@ def summarize(run: record_lib.Run, *, reference: str = "lp", num_resamples: int 
     unstable=tuple(explosion.lines(run.record)),
     constant=constant,
     above_constant=above,
-    cost=cost,
     undecided={
       column.key: found for column in columns(run)
-      if (found := _power(run, column, leaders[column.key], cost)) is not None
+      if (found := _power(run, column, leaders[column.key])) is not None
     },
     chosen=(best["method"], best["seed"]) if best else None,
   )  # fmt: skip
@@ -275,30 +271,19 @@ def _constant(
   return (run.record["data"]["class_names"][largest], accuracy), above
 
 
-def _cost(run: record_lib.Run) -> dict[str, float]:
-  """Seconds of all trainings of each method, learning rates that were not chosen too."""
-  seconds: dict[str, dict[Any, float]] = {name: {} for name in run.methods}
-  for number, row in enumerate(run.record["trainings"]):
-    key = row.get("key", number)
-    seconds[row["method"]][key] = fields.number(row["seconds"]) + fields.number(
-      row["compile_seconds"]
-    )
-  return {name: float(sum(own.values())) for name, own in seconds.items()}
-
-
 def _power(
-  run: record_lib.Run, column: Column, leaders: Sequence[str], cost: Mapping[str, float]
+  run: record_lib.Run, column: Column, leaders: Sequence[str]
 ) -> tuple[str, str, power.Power] | None:
   if len(leaders) < 2:
     return None
-  cheapest = min(leaders, key=lambda name: cost[name])
+  least = min(leaders, key=lambda name: run.method(name)["trained_params"])
   scores, groups = _scores(run, column)
   others = {
-    name: power.paired(scores[name], scores[cheapest], groups)
-    for name in leaders if name != cheapest
+    name: power.paired(scores[name], scores[least], groups)
+    for name in leaders if name != least
   }  # fmt: skip
   most = max(others, key=lambda name: abs(others[name].difference))
-  return cheapest, most, others[most]
+  return least, most, others[most]
 
 
 def measured(

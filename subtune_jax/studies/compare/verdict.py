@@ -40,8 +40,8 @@ def _which(summary: Summary, column: summary_lib.Column, where: str) -> str:
   if len(leaders) == len(summary.rows) > 3:
     together = "all methods"
   return (
-    f"{where} {together} cannot be told apart by these images; take {titles[name]}, the "
-    f"cheapest of them: {own}; {_cost(summary, name)}."
+    f"{where} {together} cannot be told apart by these images; take {titles[name]}, which trains "
+    f"the least: {own}; {_cost(summary, name)}."
   )
 
 
@@ -86,8 +86,8 @@ def _power(
   for column in (inside, outside):
     if column is None or column.key not in summary.undecided:
       continue
-    cheapest, other, needed = summary.undecided[column.key]
-    first, second = (summary.titles[name] for name in (other, cheapest))
+    least_trained, other, needed = summary.undecided[column.key]
+    first, second = (summary.titles[name] for name in (other, least_trained))
     images = sum(summary.sizes[name][0] for name in column.tests)
     where = "in distribution" if column.in_distribution else "out of distribution"
     least = f"differences below about {100 * needed.smallest:.0f} points are not seen with "
