@@ -128,6 +128,8 @@ def test_the_model_folder_answers_as_the_run_did(whole, tmp_path):
       assert {n: f["accuracy"] for n, f in figures.items()} == {
         n: t["accuracy"] for n, t in row["test"].items()
       }
+  figures["validation"] = trained["validation"]
+  assert trained["validation"]["accuracy"] == max(scores.values())
   assert all(own["low"] < own["accuracy"] < own["high"] for own in figures.values())
   name = "emoji_domains/fluent"
   file = f"{trained['method']}-seed{trained['seed']}-emoji_domains-fluent.npz"

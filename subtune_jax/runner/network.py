@@ -49,12 +49,13 @@ def augmentation(fields: Any) -> step_lib.Augmentation | None:
   """The section `augment` of a config; None at kind "none".
 
   Raises:
-    ValueError: fields that make no sense, or a rotation, turn or vertical flip at kind "none".
+    ValueError: fields that make no sense, or a view that is asked for at kind "none".
   """
   given = fields.to_dict()
   if given["kind"] != "none":
     return step_lib.Augmentation(**given | {"color": tuple(given["color"])})
-  asked = [name for name in ("rotate", "flip_vertical", "quarter_turns") if given.get(name)]
+  views = ("flip", "flip_vertical", "rotate", "quarter_turns", "color", "mixup")
+  asked = [name for name in views if np.any(given.get(name, 0))]
   if asked:
     raise ValueError(
       f"augment.{asked[0]} is {given[asked[0]]} and augment.kind 'none', which augments nothing; "

@@ -76,6 +76,8 @@ def test_options_are_refused_before_any_training(tmp_path):
     ({"loss": {"class_weights": "zebra=2"}}, "Unknown class in loss.class_weights 'zebra'"),
     ({"sampling": "balanced", "loss": {"class_weights": "balanced"}}, "balance by one of them"),
     ({"augment": {"rotate": 10.0}}, "augment.rotate is 10.0 and augment.kind 'none'"),
+    ({"augment": {"flip": True}}, "augment.flip is True and augment.kind 'none'"),
+    ({"augment": {"color": (0.0, 0.4, 0.0, 0.0)}}, "augment.color is .* and augment.kind 'none'"),
     ({"augment": {"rotate": 200.0, "kind": "shift"}}, "rotate is 200.0; give degrees"),
   ]
   for number, (fields, message) in enumerate(bad):

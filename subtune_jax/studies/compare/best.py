@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from subtune_jax import weights
 from subtune_jax.calibration import scaling
 from subtune_jax.data import choices
@@ -61,7 +63,7 @@ def write(
   """
   said = {
     "calibration": _calibration(run, row),
-    "trained": _trained(run.record, row),
+    "trained": _trained(run.record, row) | {"validation": _validation(run, row)},
     "figures": _figures(run, row),
     "versions": dict(run.record["versions"]),
     "created": run.record["created"],
@@ -82,8 +84,18 @@ def _trained(record: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
     "data": data["train"], "num_train": data["num_train"],
     "num_validation": data["num_validation"], "run": record["name"], "key": row["key"],
     "chosen_by": f"validation {criteria.of(record['config']).title}",
-    "validation_accuracy": row["validation_accuracy"],
   }  # fmt: skip
+
+
+def _validation(run: compare_record.Run, row: Mapping[str, Any]) -> Row:
+  """The validation accuracy, which the choice made too high, with the interval of its images."""
+  found = {"images": None, "accuracy": row["validation_accuracy"], "low": None, "high": None}
+  read = chosen.validation_arrays(run.workdir, row)
+  if read is None or len(np.unique(read["groups"])) < 2:
+    return found
+  right = (read["logits"].argmax(-1) == read["labels"])[None]
+  low, high = intervals.paired_bootstrap({"own": right}, read["groups"]).intervals["own"]
+  return found | {"images": len(read["labels"]), "low": low, "high": high}
 
 
 def _figures(run: compare_record.Run, row: Mapping[str, Any]) -> dict[str, Row]:

@@ -86,7 +86,7 @@ def answers_on(run: record_lib.Run, row: Row, name: str) -> Answers:
 
 
 def validation_arrays(workdir: pathlib.Path, row: Row) -> dict[str, np.ndarray] | None:
-  """ "logits" after the last epoch, "labels" and "ids" of the validation images; None without any.
+  """ "logits" after the last epoch, "labels", "ids", "groups" of validation images, or None.
 
   Raises:
     ValueError: a file is damaged.
@@ -98,7 +98,7 @@ def validation_arrays(workdir: pathlib.Path, row: Row) -> dict[str, np.ndarray] 
   if not path.is_file():
     return None
   wanted = "what the network answers for validation images"
-  examples = files.read_npz(where / "examples.npz", wanted, ["labels", "ids"])
+  examples = files.read_npz(where / "examples.npz", wanted, ["labels", "ids", "groups"])
   return examples | files.read_npz(path, wanted, ["logits"])
 
 

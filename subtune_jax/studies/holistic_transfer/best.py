@@ -48,7 +48,9 @@ def write(study: holistic_study.Study, record: Mapping[str, Any]) -> tuple[pathl
       "data": f"{data['train']}, {len(partition['seen'])} of its classes",
       "num_train": data["num_train"], "num_validation": data["num_validation"],
       "run": record["name"], "key": row["key"], "chosen_by": "validation accuracy, seen classes",
-      "validation_accuracy": row["validation_accuracy"],
+      "validation": {
+        "images": None, "accuracy": row["validation_accuracy"], "low": None, "high": None,
+      },
     },
     "figures": {
       f"{data['train']}, {calibration}": {

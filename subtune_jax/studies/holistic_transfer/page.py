@@ -134,11 +134,13 @@ def _spread_note(study: Study) -> str:
   """What the means are over, and what stands in small."""
   if study.num_seeds == 1:
     text = "One seed: how far another training would be from it is not known."
-    return f"{text} {_INTERVAL_NOTE.format('test concepts')}" if study.has_intervals else text
+    return (
+      f"{text} {_INTERVAL_NOTE.format('groups of test images')}" if study.has_intervals else text
+    )
   text = f"Means over {study.num_seeds} seeds."
   if not study.has_intervals:
     return f"{text} Small: the lowest and highest of them."
-  drawn = "test concepts and seeds, each of which has classes of its own"
+  drawn = "groups of test images and seeds, each of which has classes of its own"
   return f"{text} {_INTERVAL_NOTE.format(drawn)} Of gamma: the lowest and highest seed."
 
 

@@ -292,7 +292,7 @@ def _drawn(study: Study) -> list[document_lib.Drawn]:
       "probe_steps", "A probe stopped early", curve_figures.probe_steps(study),
       "Accuracy of the probe and after fine-tuning against the number of the probe's steps.",
       "LP-FT at its chosen rate from probes stopped after so many steps, at its last epoch, on the "
-      "first seed. Lines: 95 % intervals over test concepts.",
+      "first seed. Lines: 95 % intervals over groups of test images.",
     ),
   ]  # fmt: skip
 

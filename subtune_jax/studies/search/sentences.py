@@ -170,5 +170,6 @@ def notes(record: Row) -> list[str]:
       lines.append(f"{name} exploded: {'; '.join(tried['exploded'])}.")
   dropped = sum(not (tried["complete"] or tried.get("diverged")) for tried in record["sets"])
   if dropped:
-    lines.append(f"{dropped:,} sets were dropped by a race before their last fold: not ranked.")
+    sets = f"{words.count(dropped, 'set')} {'was' if dropped == 1 else 'were'}"
+    lines.append(f"{sets} dropped by a race before their last fold: not ranked.")
   return lines
