@@ -30,7 +30,7 @@ from tests import blocked
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = "jax,jaxlib,flax,optax,orbax-checkpoint,numpy,pillow"
 ENDLESS = 1e12  # a deadline
-_SLOW = ("others", "parity")
+_SLOW = ("others", "parity", "subtuning", "train")
 
 
 @pytest.mark.parametrize(

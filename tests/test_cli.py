@@ -85,6 +85,7 @@ def test_a_config_by_name(tmp_path, monkeypatch):
   assert command_line.find_config("elsewhere/finetune.py") == "elsewhere/finetune.py"
 
 
+@pytest.mark.slow
 def test_train_from_another_folder(tmp_path):
   done = run("train", "--config=quikstart", cwd=tmp_path)
   assert (done.returncode, done.stdout) == (2, "")

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 # What only they cover: the notebooks' own cells; what these call has tests of its own.
-SLOW = {"calibration", "masks_in_your_code", "quickstart", "robustness"}
+SLOW = {"calibration", "masks_in_your_code", "quickstart", "robustness", "which_layers"}
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def described(config, tmp_path):
   return trainings.describe(state, "ft", method, 0, state.train, state.validation)
 
 
+@pytest.mark.slow
 def test_fields_are_in_the_key_only_where_they_are_not_the_default(tmp_path):
   plain = described(make_config(), tmp_path / "plain")
   text = json.dumps(plain)

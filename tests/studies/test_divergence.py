@@ -164,6 +164,7 @@ def test_300_small_trainings(tmp_path, monkeypatch, capsys):
   assert watched.named == watched.diverged > 20
 
 
+@pytest.mark.slow
 def test_a_search_never_chooses_what_diverged(tmp_path, monkeypatch):
   """One unit's only update diverges. Labels are mostly class 0, which is what NaN answers."""
 
