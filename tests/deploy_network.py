@@ -23,3 +23,13 @@ def make(network=NETWORK, class_names=CLASSES, image_size=16, **config):
     model, variables, preprocess.Preprocessing((127.0,), (64.0,)), image_size, "bicubic",
     class_names, 8, {"calibration": {"temperature": 2.0}, **config},
   )  # fmt: skip
+
+
+def run(main, capsys, *arguments):
+  """(exit code, standard output, standard error) of a command's `main`."""
+  code = 0
+  try:
+    main([str(each) for each in arguments])
+  except SystemExit as e:
+    code = e.code
+  return code, *capsys.readouterr()

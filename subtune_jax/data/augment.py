@@ -202,9 +202,7 @@ def quarter_turns(images: jax.typing.ArrayLike, keys: jax.Array) -> jax.Array:
 def flip_vertical(images: jax.typing.ArrayLike, keys: jax.Array) -> jax.Array:
   """Mirrors each image [height, width, 3] of a uint8 batch top and bottom, half of the time."""
   images = _checked(images, keys)
-  return jax.vmap(lambda image, key: jnp.where(jax.random.bernoulli(key), image[::-1], image))(
-    images, keys
-  )
+  return jax.vmap(functools.partial(_maybe_flip, axis=0))(images, keys)
 
 
 def _random_box(key, height, width, scale, ratio) -> tuple[jax.Array, jax.Array]:
@@ -242,9 +240,9 @@ def _resize_box(image: jax.Array, corner: jax.Array, size: jax.Array) -> jax.Arr
   return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
 
-def _maybe_flip(image: jax.Array, key: jax.Array) -> jax.Array:
-  """Returns `image`, [height, width, 3], mirrored left and right with probability one half."""
-  return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+def _maybe_flip(image: jax.Array, key: jax.Array, axis: int = 1) -> jax.Array:
+  """Mirrors an image along an axis (1: left and right) with probability one half."""
+  return jnp.where(jax.random.bernoulli(key), jnp.flip(image, axis), image)
 
 
 def _checked(images: jax.typing.ArrayLike, keys: jax.Array) -> jax.Array:

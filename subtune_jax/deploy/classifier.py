@@ -68,7 +68,9 @@ class Classifier:
     if calibrate:
       logits = self.calibrated(logits)
     return Predictions(
-      np.array(self.class_names)[evaluate.predictions(logits)], softmax(logits), logits
+      np.array(self.class_names)[evaluate.predictions(logits)],
+      evaluate.probabilities(logits).astype(np.float32),
+      logits,
     )
 
   def logits(self, images: Images) -> np.ndarray:
@@ -163,12 +165,6 @@ class Classifier:
 
   def _engine(self) -> engine.Engine:
     return engine.Engine(self.model, self.preprocessing, batch_size=self.batch_size)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-  """Probabilities [n, c] float32 of logits [n, c]; -inf is a class that is ruled out."""
-  shifted = np.exp(np.float64(logits) - logits.max(-1, keepdims=True))
-  return (shifted / shifted.sum(-1, keepdims=True)).astype(np.float32)
 
 
 def _kind(value: Any) -> str:

@@ -144,19 +144,18 @@ def _network(given: Mapping[str, Any]) -> Network:
   if method:
     changing = [name for name, own in methods.DECLARED.items() if own.prepare is not None]
     choices.check("network.method", method, changing)
-  return Network(name, _option(_field(given, "options", dict, "network.")), dtype, method)
+  options = _field(given, "options", dict, "network.")
+  _check_option(options)
+  return Network(name, options, dtype, method)
 
 
-def _option(value: Any) -> Any:
-  """A value among the options: JSON's lists become tuples; numbers are bounded."""
-  if isinstance(value, dict):
-    return {name: _option(each) for name, each in value.items()}
-  if isinstance(value, list):
-    return tuple(map(_option, value))
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  if number and not abs(value) <= _MAX_NUMBER:
+def _check_option(value: Any) -> None:
+  """Bounds the numbers among the options, at any depth."""
+  if isinstance(value, dict | list):
+    for each in value.values() if isinstance(value, dict) else value:
+      _check_option(each)
+  elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:
     raise ValueError(f"network.options holds {_shown(value)}; the most is {_MAX_NUMBER}")
-  return value
 
 
 def _preprocessing(seen: Mapping[str, Any]) -> preprocess.Preprocessing:

@@ -113,7 +113,7 @@ def create(
     dtype: of the computation (`jnp.bfloat16` on accelerators). Parameters and BatchNorm statistics
       stay float32.
     **options: fields of the family's class that differ from the named model's, such as
-      `image_size=160` or, for a ViT, `pool="mean"`.
+      `image_size=160` or, for a ViT, `pool="mean"`; lists, as JSON has them, become tuples.
 
   Returns:
     A module with `block_names` and `apply(variables, x, start=, stop=, train_blocks=)`.
@@ -130,4 +130,10 @@ def create(
   entry = _ENTRIES[name]
   for option in options:
     choices.check(f"option of {name}", option, entry.options())
-  return entry.family(num_classes=num_classes, dtype=dtype, **{**entry.fields, **options})
+  given = {name: _as_tuples(value) for name, value in options.items()}
+  return entry.family(num_classes=num_classes, dtype=dtype, **{**entry.fields, **given})
+
+
+def _as_tuples(value: Any) -> Any:
+  """The value with tuples for lists, at any depth: the fields of a model are hashable."""
+  return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value

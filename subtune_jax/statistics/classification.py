@@ -21,10 +21,7 @@ def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray, num_classes: in
     raise ValueError(
       f"predictions {predicted.shape} and labels {labels.shape} must be [n] with n > 0"
     )
-  counts = np.bincount(labels, minlength=num_classes)
-  right = np.bincount(labels[predicted == labels], minlength=num_classes)
-  present = counts > 0
-  return float(np.mean(right[present] / counts[present]))
+  return float(np.nanmean(recall_per_class(predicted, labels, num_classes)))
 
 
 def recall_per_class(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -35,13 +32,17 @@ def recall_per_class(predicted: np.ndarray, labels: np.ndarray, num_classes: int
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
-  """Mean of F1 = 2 hits / (answers + examples) over the classes that occur among either.
+  """Mean of `f1_per_class` over the classes that occur among either.
 
   scikit-learn's `f1_score(average="macro")`. Arguments as of `balanced_accuracy`.
   """
-  matrix = confusion(predicted, labels, num_classes)
+  return float(np.nanmean(f1_per_class(confusion(predicted, labels, num_classes))))
+
+
+def f1_per_class(matrix: np.ndarray) -> np.ndarray:
+  """[num_classes] 2 hits / (answers + examples) of a `confusion`; NaN without either."""
   both = matrix.sum(0) + matrix.sum(1)
-  return float(np.mean(2 * np.diag(matrix)[both > 0] / both[both > 0]))
+  return np.where(both > 0, 2 * np.diag(matrix) / np.maximum(both, 1), np.nan)
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -74,13 +75,27 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     raise ValueError(
       f"AUROC needs examples of two classes, and all {len(labels)} labels are {list(present)}"
     )
-  return float(np.mean([_area(scores[:, own], labels == own) for own in present]))
+  areas = []
+  for own in present:
+    positive = labels == own
+    areas.append(placements(scores[:, own], positive)[positive].mean())
+  return float(np.mean(areas))
 
 
-def _area(scores: np.ndarray, positive: np.ndarray) -> float:
-  """The share of pairs of a positive and a negative in the right order; a tie counts half."""
-  _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-  ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
-  number = positive.sum()
-  above = ranks[positive].sum() - number * (number + 1) / 2
-  return float(above / (number * (len(scores) - number)))
+def placements(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+  """[n]: of a positive the share of negatives below it, of a negative of positives above it.
+
+  A tie counts half; the mean over either side is the area under the ROC curve.
+
+  Args:
+    scores: [n].
+    positive: [n] bool, with both values.
+  """
+  inside = {side: np.sort(scores[positive == side]) for side in (True, False)}
+  found = np.empty(len(scores))
+  for side in (True, False):
+    own, others = scores[positive == side], inside[not side]
+    below = np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")
+    share = below / (2 * len(others))
+    found[positive == side] = share if side else 1 - share
+  return found

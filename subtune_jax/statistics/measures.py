@@ -45,9 +45,8 @@ def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
   counts = np.bincount(labels, minlength=probabilities.shape[1])
   right = probabilities.argmax(-1) == labels
   recall = classification.recall_per_class(probabilities.argmax(-1), labels, len(counts))
-  value = float(np.mean(recall[counts > 0]))
   share = len(labels) / (np.count_nonzero(counts) * counts[labels])
-  return value + share * (right - recall[labels])
+  return np.nanmean(recall) + share * (right - recall[labels])
 
 
 def macro_f1(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -55,13 +54,11 @@ def macro_f1(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
   n, c = probabilities.shape
   answers = probabilities.argmax(-1)
   matrix = classification.confusion(answers, labels, c)
-  both = matrix.sum(0) + matrix.sum(1)
-  present = both > 0
-  f1 = 2 * np.diag(matrix) / np.maximum(both, 1)
-  weight = np.where(present, n / (present.sum() * np.maximum(both, 1)), 0.0)
+  f1 = classification.f1_per_class(matrix)
+  weight = n / (np.isfinite(f1).sum() * np.maximum(matrix.sum(0) + matrix.sum(1), 1))
   hit = np.where(answers == labels, 2 * weight[labels], 0.0)
   influence = hit - f1[labels] * weight[labels] - f1[answers] * weight[answers]
-  return float(np.mean(f1[present])) + influence
+  return np.nanmean(f1) + influence
 
 
 def auroc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -72,23 +69,11 @@ def auroc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
   total = np.zeros(n)
   for own in present:
     positive = labels == own
-    above = _placements(np.asarray(probabilities[:, own], np.float64), positive)
+    above = classification.placements(np.asarray(probabilities[:, own], np.float64), positive)
     share = np.where(positive, n / positive.sum(), n / (n - positive.sum()))
     area = above[positive].mean()
     total += area + share * (above - area)
   return total / len(present)
-
-
-def _placements(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-  """[n]: of a positive the share of negatives below it, of a negative of positives above it."""
-  inside = {side: np.sort(scores[positive == side]) for side in (True, False)}
-  found = np.empty(len(scores))
-  for side in (True, False):
-    own, others = scores[positive == side], inside[not side]
-    below = np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")
-    share = below / (2 * len(others))
-    found[positive == side] = share if side else 1 - share
-  return found
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

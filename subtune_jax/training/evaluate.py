@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from subtune_jax.calibration import checks
 from subtune_jax.data import preprocess
@@ -144,9 +145,7 @@ def metric(name: str, logits: np.ndarray, labels: np.ndarray) -> float:
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
   """Softmax over the last axis, in float64. Errors: see `predictions`."""
-  logits = np.asarray(checks.logits(logits), np.float64)
-  exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-  return exponentials / exponentials.sum(axis=-1, keepdims=True)
+  return scipy.special.softmax(np.asarray(checks.logits(logits), np.float64), axis=-1)
 
 
 def cross_entropy(

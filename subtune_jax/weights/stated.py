@@ -77,13 +77,9 @@ def check(
 def _own(config: Mapping[str, Any], model: nn.Module) -> list[str]:
   """Rows of what differs between a model folder's network and the model."""
   said = config["network"]
-  options = {
-    k: tuple(v) if isinstance(v, list) else v
-    for k, v in said["options"].items() if k != "image_size"
-  }  # fmt: skip
   if said.get("method"):
     return [f"network: {said['name']} as {said['method']} changed it, in the file"]
-  there = registry.create(said["name"], model.num_classes, **options)
+  there = registry.create(said["name"], model.num_classes, **said["options"])
   same = {"num_classes", "dtype", "image_size", "parent", "name"}
   rows = [] if type(there) is type(model) else [f"network: {errors.shown(said['name'])}"]
   return rows + [

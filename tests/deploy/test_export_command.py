@@ -1,5 +1,6 @@
 """`python -m subtune_jax.export`: each format, and what is refused in one line."""
 
+import functools
 import json
 import pathlib
 
@@ -9,7 +10,10 @@ import pytest
 import subtune_jax
 from subtune_jax import export
 from subtune_jax.deploy import description, folder
+from tests import deploy_network
 from tests.deploy import export_networks
+
+run = functools.partial(deploy_network.run, export.main)
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +23,6 @@ def saved(tmp_path_factory):
   path = tmp_path_factory.mktemp("trained") / "best"
   made = export_networks.make(*export_networks.NETWORKS["vit"], config={"calibration": {}})
   return folder.save(path, description.Network(name, options), made)
-
-
-def run(capsys, *arguments):
-  """(exit code, standard output, standard error)."""
-  code = 0
-  try:
-    export.main([str(each) for each in arguments])
-  except SystemExit as e:
-    code = e.code
-  return code, *capsys.readouterr()
 
 
 def test_stablehlo_and_safetensors(saved, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`python -m subtune_jax.predict`: tables, pictures of all kinds, and what is refused."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -17,6 +18,8 @@ from subtune_jax import predict
 from subtune_jax.deploy import pictures
 from tests import deploy_network
 
+run = functools.partial(deploy_network.run, predict.main)
+
 
 @pytest.fixture
 def photos(tmp_path):
@@ -28,16 +31,6 @@ def photos(tmp_path):
     Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(path / name)
   (path / "notes.txt").write_text("no picture")
   return path
-
-
-def run(capsys, *arguments):
-  """(exit code, standard output, standard error)."""
-  code = 0
-  try:
-    predict.main([str(each) for each in arguments])
-  except SystemExit as e:
-    code = e.code
-  return code, *capsys.readouterr()
 
 
 def test_a_csv_of_a_folder(trained, saved, photos, tmp_path, capsys):

@@ -18,6 +18,7 @@ from subtune_jax import files, strict_json
 from subtune_jax.data import choices, preprocess
 from subtune_jax.deploy import classifier as classifier_lib
 from subtune_jax.models import inference, side
+from subtune_jax.training import evaluate
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
@@ -144,7 +145,7 @@ def check(
     if logits.shape != wanted.shape or not np.isfinite(logits).all():
       raise ExportError(f"the program gives logits {logits.shape}; {wanted.shape} are expected")
     error = np.abs(logits - wanted).max() / max(1.0, np.abs(wanted).max())
-    error = max(error, np.abs(probabilities - classifier_lib.softmax(logits)).max())
+    error = max(error, np.abs(probabilities - evaluate.probabilities(logits)).max())
     if error > _TOLERANCE:
       raise ExportError(
         f"the program's answers differ from the network's by {error:.1e}; nothing was written"

@@ -37,7 +37,7 @@ def choose(record: Mapping[str, Any], method: str | None = None, seed: int | Non
   picked = chosen.training(record, method)
   if seed is None:
     return dict(picked)
-  rows = chosen.of_method(record, picked["method"])
+  rows = compare_record.chosen_of(record, picked["method"])
   own = [row for row in rows if row["seed"] == seed]
   if not own:
     seeds = ", ".join(str(row["seed"]) for row in rows)
@@ -89,13 +89,11 @@ def _trained(record: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
 
 def _validation(run: compare_record.Run, row: Mapping[str, Any]) -> Row:
   """The validation accuracy, which the choice made too high, with the interval of its images."""
-  found = {"images": None, "accuracy": row["validation_accuracy"], "low": None, "high": None}
   read = chosen.validation_arrays(run.workdir, row)
   if read is None or len(np.unique(read["groups"])) < 2:
-    return found
-  right = (read["logits"].argmax(-1) == read["labels"])[None]
-  low, high = intervals.paired_bootstrap({"own": right}, read["groups"]).intervals["own"]
-  return found | {"images": len(read["labels"]), "low": low, "high": high}
+    return {"images": None, "accuracy": row["validation_accuracy"], "low": None, "high": None}
+  right = read["logits"].argmax(-1) == read["labels"]
+  return _figure(row["validation_accuracy"], right, read["groups"])
 
 
 def _figures(run: compare_record.Run, row: Mapping[str, Any]) -> dict[str, Row]:
@@ -103,11 +101,14 @@ def _figures(run: compare_record.Run, row: Mapping[str, Any]) -> dict[str, Row]:
   found = {}
   for name, test in run.tests.items():
     index = min(run.seeds.index(row["seed"]), len(test.predicted[row["method"]]) - 1)
-    right = test.correct(row["method"])[index : index + 1]
-    low, high = intervals.paired_bootstrap({"own": right}, test.groups).intervals["own"]
-    accuracy = row["test"][name]["accuracy"]
-    found[name] = {"images": len(test.labels), "accuracy": accuracy, "low": low, "high": high}
+    right = test.correct(row["method"])[index]
+    found[name] = _figure(row["test"][name]["accuracy"], right, test.groups)
   return found
+
+
+def _figure(accuracy: float, right: np.ndarray, groups: np.ndarray) -> Row:
+  low, high = intervals.paired_bootstrap({"own": right[None]}, groups).intervals["own"]
+  return {"images": len(right), "accuracy": accuracy, "low": low, "high": high}
 
 
 def _calibration(run: compare_record.Run, row: Mapping[str, Any]) -> Row:

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from subtune_jax import files
 from subtune_jax.statistics import criteria
@@ -56,13 +57,8 @@ def training(record: Mapping[str, Any], method: str | None = None) -> Row:
   criterion = criteria.of(record["config"])
   if method is None:
     names = [row["name"] for row in record["methods"]]
-    method = max(names, key=lambda name: _score(of_method(record, name), criterion))
-  return max(of_method(record, method), key=lambda row: _score([row], criterion))
-
-
-def of_method(record: Mapping[str, Any], method: str) -> list[Row]:
-  """The trainings of a method at its chosen setting, one a seed."""
-  return [row for row in record["trainings"] if row["method"] == method and row["chosen"]]
+    method = max(names, key=lambda name: _score(record_lib.chosen_of(record, name), criterion))
+  return max(record_lib.chosen_of(record, method), key=lambda row: _score([row], criterion))
 
 
 def _score(rows: Sequence[Row], criterion: criteria.Criterion) -> tuple[float, float]:
@@ -82,7 +78,7 @@ def answers_on(run: record_lib.Run, row: Row, name: str) -> Answers:
   path = run.workdir / row["test"][name]["logits"]
   logits = files.read_npz(path, f"the logits of {name!r}", ["logits"])["logits"]
   test = run.tests[name]
-  return Answers(test.labels, test.ids, _log_softmax(logits))
+  return Answers(test.labels, test.ids, _log_probabilities(logits))
 
 
 def validation_arrays(workdir: pathlib.Path, row: Row) -> dict[str, np.ndarray] | None:
@@ -125,9 +121,8 @@ def answers_on_labelled(run: record_lib.Run, row: Row) -> tuple[Answers, bool] |
 
 
 def _answers(arrays: Mapping[str, np.ndarray]) -> Answers:
-  return Answers(arrays["labels"], arrays["ids"].astype(str), _log_softmax(arrays["logits"]))
+  return Answers(arrays["labels"], arrays["ids"].astype(str), _log_probabilities(arrays["logits"]))
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-  shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-  return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+  return scipy.special.log_softmax(logits.astype(np.float64), axis=-1)

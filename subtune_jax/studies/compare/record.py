@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from subtune_jax import files
 from subtune_jax.report import block_strip
@@ -285,14 +286,17 @@ def _test_set(
 
 def _measures(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
   """Each measure's [n] scores of one training."""
-  shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-  probabilities = shifted / shifted.sum(-1, keepdims=True)
+  probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)
   return {own.name: own.scores(probabilities, labels) for own in measures.MEASURES}
 
 
+def chosen_of(record: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:
+  """The trainings of a method at its chosen setting, one a seed, as the record has them."""
+  return [row for row in record["trainings"] if row["method"] == method and row["chosen"]]
+
+
 def _chosen(record: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:
-  found = [t for t in record["trainings"] if t["method"] == method and t["chosen"]]
-  return sorted(found, key=lambda training: training["seed"])
+  return sorted(chosen_of(record, method), key=lambda training: training["seed"])
 
 
 def _common_seeds(record: Mapping[str, Any], where: str) -> tuple[int, ...]:

@@ -159,8 +159,8 @@ def finish(
   """
   run.progress.line("reading the test splits")
   record = _record(run, chosen, command) | dict(more())
-  row = best.choose(record)
-  if run.config.save_model:
+  row = best.choose(record) if run.config.save_model else None
+  if row:
     record["best"] = {"method": row["method"], "seed": row["seed"], "folder": best.FOLDER}
   run.writer.close()
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
@@ -171,7 +171,7 @@ def finish(
   run.progress.close()
   run.progress.compare()
   publish.publish(made, run.workdir, run.progress.stream)
-  if run.config.save_model:
+  if row:
     run.progress.stream.write(f"model folder: {_save_best(run, written, row)}\n")
   return record
 

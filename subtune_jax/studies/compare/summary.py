@@ -125,13 +125,18 @@ def columns(run: record_lib.Run) -> tuple[Column, ...]:
   return tuple(found)
 
 
-def _scores(run: record_lib.Run, column: Column) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _scores(
+  run: record_lib.Run, column: Column, largest: int | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Per method scores [num_seeds, num_examples] whose mean is the column's accuracy; groups.
 
-  A mean over domains is `equal_weights`.
+  A mean over domains is `equal_weights`. With a class `largest`, `CONSTANT` always answers it.
   """
   tests = [run.tests[name] for name in column.tests]
   correct = [{method: test.correct(method) for method in run.methods} for test in tests]
+  if largest is not None:
+    for own, test in zip(correct, tests, strict=True):
+      own[CONSTANT] = (test.labels == largest)[None]
   return equal_weights(correct, [test.groups for test in tests])
 
 
@@ -184,12 +189,19 @@ def _estimates(
   run: record_lib.Run, column: Column, reference: str | None, num_resamples: int
 ) -> tuple[dict[str, estimate.Estimate], dict[str, estimate.Estimate]]:
   """Per method its accuracy, and per other method the difference from the reference."""
-  scores, groups = _scores(run, column)
+  return _bootstrapped(*_scores(run, column), num_resamples, reference)
+
+
+def _bootstrapped(
+  scores: Mapping[str, np.ndarray], groups: np.ndarray, num_resamples: int,
+  reference: str | None = None,
+) -> tuple[dict[str, estimate.Estimate], dict[str, estimate.Estimate]]:  # fmt: skip
+  """Per method the mean of its scores, and per other method the difference from the reference."""
   found = intervals.paired_bootstrap(
     scores, groups, reference=reference, num_resamples=num_resamples
   )
-  accuracy = {m: estimate.Estimate(found.means[m], *found.intervals[m]) for m in scores}
-  return accuracy, {m: estimate.Estimate(*values) for m, values in found.differences.items()}
+  means = {m: estimate.Estimate(found.means[m], *found.intervals[m]) for m in scores}
+  return means, {m: estimate.Estimate(*values) for m, values in found.differences.items()}
 
 
 def _leaders(
@@ -257,17 +269,10 @@ def _constant(
   largest = int(np.argmax(counts))
   accuracy, above = {}, {}
   for column in columns(run):
-    tests = [run.tests[name] for name in column.tests]
-    correct = [
-      {m: test.correct(m) for m in run.methods} | {CONSTANT: (test.labels == largest)[None]}
-      for test in tests
-    ]
-    scores, groups = equal_weights(correct, [test.groups for test in tests])
-    found = intervals.paired_bootstrap(
-      scores, groups, reference=CONSTANT, num_resamples=num_resamples
+    means, above[column.key] = _bootstrapped(
+      *_scores(run, column, largest), num_resamples, reference=CONSTANT
     )
-    accuracy[column.key] = estimate.Estimate(found.means[CONSTANT], *found.intervals[CONSTANT])
-    above[column.key] = {m: estimate.Estimate(*d) for m, d in found.differences.items()}
+    accuracy[column.key] = means[CONSTANT]
   return (run.record["data"]["class_names"][largest], accuracy), above
 
 
@@ -298,10 +303,7 @@ def measured(
   for measure in measures.MEASURES:
     scores = {m: own[measure.name] for m, own in test.measures.items()}
     if scores and all(np.isfinite(own).all() for own in scores.values()):
-      made = intervals.paired_bootstrap(scores, test.groups, num_resamples=num_resamples)
-      found[measure.name] = {
-        m: estimate.Estimate(made.means[m], *made.intervals[m]) for m in scores
-      }
+      found[measure.name], _ = _bootstrapped(scores, test.groups, num_resamples)
   return found
 
 
@@ -368,7 +370,6 @@ def recalls(
     if len(np.unique(test.groups[here])) < 2:
       values = [estimate.Estimate(float(s.mean()), np.nan, np.nan) for s in scores.values()]
     else:
-      made = intervals.paired_bootstrap(scores, test.groups[here], num_resamples=num_resamples)
-      values = [estimate.Estimate(made.means[m], *made.intervals[m]) for m in run.methods]
+      values = [*_bootstrapped(scores, test.groups[here], num_resamples)[0].values()]
     found.append((int(own), int(here.sum()), values))
   return sorted(found, key=lambda row: max(value.mean for value in row[2]))
