@@ -15,6 +15,7 @@ Where an adapter goes is a selector of modules, of the kinds that `masks` knows;
 nothing is an error with the nearest names. docs/adapters.md has the family with its sources.
 """
 
+from subtune_jax.adapters.across_groups import LoRAAcrossGroups
 from subtune_jax.adapters.adapted import (
   ADAPTER,
   Adapted,
@@ -28,6 +29,7 @@ from subtune_jax.adapters.dora import DoRA
 from subtune_jax.adapters.layer import Geometry, Kind, NormKind, register
 from subtune_jax.adapters.linen import join, split
 from subtune_jax.adapters.lora import LoRA
+from subtune_jax.adapters.part import Part
 from subtune_jax.adapters.rule import Rule, Target
 from subtune_jax.adapters.sites import Site
 
@@ -38,7 +40,9 @@ __all__ = [
   "Geometry",
   "Kind",
   "LoRA",
+  "LoRAAcrossGroups",
   "NormKind",
+  "Part",
   "Rule",
   "Site",
   "Target",
