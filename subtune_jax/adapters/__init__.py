@@ -25,24 +25,36 @@ from subtune_jax.adapters.adapted import (
   stack,
   with_leaves,
 )
+from subtune_jax.adapters.bottleneck import AdaptFormer, Convpass, Houlsby
 from subtune_jax.adapters.dora import DoRA
 from subtune_jax.adapters.layer import Geometry, Kind, NormKind, register
-from subtune_jax.adapters.linen import join, split
-from subtune_jax.adapters.lora import LoRA
+from subtune_jax.adapters.linen import SCOPE, join, split
+from subtune_jax.adapters.lora import CONSTANTS, LoRA
 from subtune_jax.adapters.part import Part
+from subtune_jax.adapters.rep_adapter import RepAdapter
 from subtune_jax.adapters.rule import Rule, Target
 from subtune_jax.adapters.sites import Site
+from subtune_jax.adapters.ssf import SSF
+from subtune_jax.adapters.vpt import VPT
 
 __all__ = [
   "ADAPTER",
+  "CONSTANTS",
+  "SCOPE",
+  "SSF",
+  "VPT",
+  "AdaptFormer",
   "Adapted",
+  "Convpass",
   "DoRA",
   "Geometry",
+  "Houlsby",
   "Kind",
   "LoRA",
   "LoRAAcrossGroups",
   "NormKind",
   "Part",
+  "RepAdapter",
   "Rule",
   "Site",
   "Target",

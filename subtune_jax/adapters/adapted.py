@@ -132,7 +132,7 @@ class Adapted:
     new = {}
     for site in self.sites:
       own = backend.leaves_at(params, site.path, [name for name, _ in site.target.leaves])
-      new[site.path] = sites_lib.changed(site, tree[site.path], own, back)
+      new[site.path] = sites_lib.changed(site, tree.get(site.path, {}), own, back)
     return backend.replaced(params, new)
 
 

@@ -61,7 +61,7 @@ def run(
 
   for rule in site.rules:
     call = _call(site.target, method, module, own, through, args, key)
-    through = functools.partial(_step, site.target, rule, leaves[rule.name], call)
+    through = functools.partial(_step, site.target, rule, leaves.get(rule.name, {}), call)
   return through(args[0])
 
 

@@ -1,7 +1,7 @@
 """DoRA: LoRA for the direction of a kernel's columns, and a trained length of each."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ class DoRA(lora.LoRA):
   """
 
   name: str = "dora"
-  constants: ClassVar[frozenset[str]] = frozenset({"scaling"})
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -39,7 +38,8 @@ class DoRA(lora.LoRA):
     y = call.proceed(call.x)
     ratio = self._on_outputs(target, self._ratio(target, leaves, call.kernel)).astype(y.dtype)
     product = call.gained(self.product(target, leaves, call, y.dtype))
-    linear = y if call.bias is None else y - call.bias.astype(y.dtype)
+    linear = y if call.bias is None else y - rule_lib.along(call.bias, y)
+    ratio = rule_lib.along(ratio, y)
     return y + (ratio - 1) * linear + ratio * product
 
   def merge(self, target: rule_lib.Target, leaves: rule_lib.Leaves, own: rule_lib.Leaves) -> dict:

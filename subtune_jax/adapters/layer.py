@@ -262,6 +262,7 @@ register(nnx.Conv, Kind(_nnx_conv, _nnx_conv_run))
 
 def _after(proceed: Callable[..., Any], args: tuple[Any, ...], scale: jax.Array, shift: jax.Array):
   y = proceed(*args)
+  scale, shift = (own.reshape((1,) * (y.ndim - 1) + own.shape) for own in (scale, shift))
   return y * scale.astype(y.dtype) + shift.astype(y.dtype)
 
 

@@ -140,8 +140,8 @@ def interceptor(
     site = by_path.get("/".join(path))
     if site is None or not calls.handles(site.target, context.method_name):
       return proceed(*args, **kwargs)
-    leaves = module.get_variable("params", SCOPE)
-    if leaves is None:
+    leaves = module.get_variable("params", SCOPE, {})
+    if not all(rule.leafless or rule.name in leaves for rule in site.rules):
       return proceed(*args, **kwargs)
     key = (lambda: module.make_rng("dropout")) if module.has_rng("dropout") else None
     own = functools.partial(module.get_variable, "params")

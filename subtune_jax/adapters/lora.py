@@ -11,6 +11,7 @@ from subtune_jax.adapters import layer as layer_lib
 from subtune_jax.adapters import rule as rule_lib
 
 GROUPED = ("shared", "block")
+CONSTANTS = frozenset({"scaling"})  # leaves of adapters that never train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class LoRA(rule_lib.Rule):
   alpha_pattern: Any = ()
   grouped: str = "shared"
 
-  constants: ClassVar[frozenset[str]] = frozenset({"scaling"})
+  constants: ClassVar[frozenset[str]] = CONSTANTS
   merges: ClassVar[bool] = True
 
   def __post_init__(self) -> None:

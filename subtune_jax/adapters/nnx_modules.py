@@ -132,7 +132,7 @@ def definition(model: nnx.Module, sites: Sequence[sites_lib.Site]) -> Any:
     module.adapters = nnx.Dict({
       name: nnx.Dict({leaf: Adapter(jnp.zeros(value.shape, value.dtype))
                       for leaf, value in leaves.items()})
-      for name, leaves in tree[site.path].items()
+      for name, leaves in tree.get(site.path, {}).items()
     })  # fmt: skip
     module.__class__ = _adapted_class(type(module), site)
   return nnx.graphdef(model)

@@ -77,7 +77,7 @@ class Call:
 
   def gained(self, y: jax.Array) -> jax.Array:
     """An addition to the layer's outputs, times its gain."""
-    return y if self.gain is None else y * self.gain.astype(y.dtype)
+    return y if self.gain is None else y * along(self.gain, y)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +109,18 @@ class Rule:
     if not self.name or "/" in self.name:
       raise ValueError(f"name is {self.name!r}; a name without '/' is needed")
 
+  @property
+  def leafless(self) -> bool:
+    """Whether it has no leaf of its own at its module."""
+    return False
+
   def takes(self, target: Target) -> bool:
     """Whether such adapters go to such modules at all."""
     raise NotImplementedError
+
+  def place(self, targets: list[Target]) -> list[tuple[Target, "Rule"]]:
+    """The chosen modules, in the order in which they run, each with the adapter that it gets."""
+    return [(target, self) for target in targets]
 
   def init(self, target: Target, key: jax.Array) -> dict[str, jax.Array]:
     """Leaves of one module (of one layer, where layers are stacked)."""
@@ -191,6 +200,11 @@ def pattern_value(
 def as_pairs(value: Any) -> tuple[tuple[Any, Any], ...]:
   """A mapping as pairs."""
   return tuple(value.items()) if isinstance(value, Mapping) else tuple(map(tuple, value))
+
+
+def along(values: jax.Array, y: jax.Array) -> jax.Array:
+  """Values of the last axes of `y` in its dtype and number of axes."""
+  return values.reshape((1,) * (y.ndim - values.ndim) + values.shape).astype(y.dtype)
 
 
 def uniform_fan_in(key: jax.Array, shape: Shape, fan_in: int) -> jax.Array:

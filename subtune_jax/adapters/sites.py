@@ -38,8 +38,8 @@ def place(
   """
   found: dict[str, list[rule_lib.Rule]] = {}
   by_path = {target.path: target for target in targets}
-  for rule in rules:
-    for target in rule_lib.chosen(rule, targets):
+  for given in rules:
+    for target, rule in given.place(rule_lib.chosen(given, targets)):
       own = found.setdefault(target.path, [])
       if rule.name in [other.name for other in own]:
         raise ValueError(
@@ -56,10 +56,11 @@ def init(sites: Sequence[Site], key: jax.Array) -> Tree:
   """Fresh leaves; stacked layers have their own along the leading axes."""
   tree: Tree = {}
   for i, site in enumerate(sites):
-    tree[site.path] = {}
     for j, rule in enumerate(site.rules):
+      if rule.leafless:
+        continue
       own = jax.random.fold_in(jax.random.fold_in(key, i), j)
-      tree[site.path][rule.name] = _stacked(rule, site.target, own)
+      tree.setdefault(site.path, {})[rule.name] = _stacked(rule, site.target, own)
   return tree
 
 
@@ -82,7 +83,8 @@ def over_stack(target: rule_lib.Target, function: Any) -> Any:
 
 def check(sites: Sequence[Site], tree: Mapping[str, Any]) -> None:
   """Raises ValueError unless a tree has the leaves of these sites, and no others."""
-  wanted = {f"{site.path}/{rule.name}" for site in sites for rule in site.rules}
+  wanted = {f"{site.path}/{rule.name}" for site in sites for rule in site.rules
+            if not rule.leafless}  # fmt: skip
   given = {f"{path}/{name}" for path, own in tree.items() for name in own if name != LEAVES}
   tree_lib.check_same_paths("this model's adapters", sorted(wanted), "the tree", sorted(given))
 

@@ -52,7 +52,7 @@ class Run:
 
   def network_of(self, name: str) -> tuple[loop.Engine, weights.Pretrained]:
     """The network that a method trains: the run's, or what the method makes of it."""
-    return network.prepared(name, self.engine, self.pretrained)
+    return network.prepared(name, self.config, self.engine, self.pretrained)
 
   @functools.cached_property
   def network(self) -> str:
@@ -147,7 +147,9 @@ def describe(
       del described[section][own]
   criterion = criteria.of(config)
   chosen = {} if criterion.name == criteria.ACCURACY else {"select_by": criterion.name}
-  return chosen | {
+  changed = network.method_options(name, config)
+  options = {"options": ledger_lib.plain(changed)} if changed else {}
+  return chosen | options | {
     "config": described,
     "train": train.fingerprint(),
     "validation": validation.fingerprint() if validation else None,

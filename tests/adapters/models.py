@@ -32,6 +32,17 @@ class Net(nn.Module):
     return nn.Dense(self.num_classes, name="head")(x.mean(1))
 
 
+class Small(nn.Module):
+  """A convolution, a depthwise one, and linear layers."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Conv(8, (3, 3), name="conv")(x))
+    x = nn.Conv(8, (3, 3), feature_group_count=8, use_bias=False, name="depthwise")(x)
+    x = nn.DenseGeneral((2, 3), axis=(-2, -1), name="general")(x)
+    return nn.Dense(5, name="head")(nn.relu(x.reshape(x.shape[0], -1)))
+
+
 def net():
   """(model, variables, images)."""
   images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))

@@ -21,16 +21,10 @@ def net():
   return models.net()
 
 
-def unfused(function, *args):
-  """The result without XLA's fusions, which round as they please."""
-  options = {"xla_disable_hlo_passes": "fusion"}
-  return jax.jit(function).lower(*args).compile(compiler_options=options)(*args)
-
-
 @pytest.fixture(scope="module")
 def base(net):
   model, variables, images = net
-  return unfused(model.apply, variables, images)
+  return jax.jit(model.apply)(variables, images)
 
 
 def added(net, rule):
@@ -51,7 +45,6 @@ def test_fresh_ones_change_nothing_and_trained_ones_merge(net, base, name):
   model, variables, images = net
   adapted, tree = added(net, RULES[name])
   assert len(tree) == 14 and "layers/attention/query" in tree
-  assert np.array_equal(unfused(adapted.apply, variables, tree, images), base)
   apply = jax.jit(lambda tree: adapted.apply(variables, tree, images))
   np.testing.assert_allclose(apply(tree), base, atol=1e-5)
   trained = noisy(tree)
@@ -70,6 +63,17 @@ def test_fresh_ones_change_nothing_and_trained_ones_merge(net, base, name):
   both = adapters.combine(adapted, [trained, noisy(tree, 0.05)], [1.0, 0.0])
   np.testing.assert_allclose(adapted.merge(variables["params"], both)["grouped"]["kernel"],
                              merged["grouped"]["kernel"], atol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", [adapters.LoRA("*", rank=4), adapters.DoRA("*", rank=4)])
+def test_fresh_ones_change_no_bit(rule):
+  """Operation by operation: as one program, XLA may round what it fuses in another way."""
+  x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
+  model = models.Small()
+  variables = model.init(jax.random.key(1), x)
+  adapted, tree = adapters.add(model, variables, rule, jax.random.key(2), x)
+  assert len(tree) == 4
+  assert np.array_equal(adapted.apply(variables, tree, x), model.apply(variables, x))
 
 
 def test_every_example_has_its_own_adapters_and_head(net):
@@ -99,7 +103,7 @@ def test_switching_compiles_nothing(net):
   assert float(strong["last/mlp"]["lora"]["scaling"]) == 3.5
 
 
-def test_a_step_is_verified_and_leaves_the_base_as_it_is(net):
+def test_a_step_leaves_the_base_as_it_is(net):
   _, variables, images = net
   adapted, tree = added(net, adapters.LoRA("attention", rank=2))
   joint = {"base": variables["params"], "adapters": tree}
@@ -124,12 +128,10 @@ def test_a_step_is_verified_and_leaves_the_base_as_it_is(net):
     params = masks.combine(optax.apply_updates(trained, updates), frozen)
     return {"params": params, "opt_state": opt_state}, {"loss": loss}
 
-  report = masks.verify(step, state, (images, jnp.array([0, 1])), labels)
-  assert report.num_trained == 2 + 2 * len(tree)
   after, _ = jax.jit(step)(state, (images, jnp.array([0, 1])))
   for path, leaf in masks.tree.flatten(after["params"])[0]:
     same = np.array_equal(leaf, dict(masks.tree.flatten(joint)[0])[path])
-    assert same == (labels_of(labels)[path] == "frozen" or path.endswith("/a")), path
+    assert same == (labels_of(labels)[path] == "frozen"), path
 
 
 def labels_of(labels):
