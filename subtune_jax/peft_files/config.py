@@ -157,9 +157,9 @@ def _is_inside(text: str, name: str) -> bool:
 def _by_pattern(rows: Sequence[tuple[str, Any]], name: str, default: Any, field: str) -> Any:
   """The value of the first expression that is the name or an end of it after a dot."""
   for text, value in rows:
-    if _PLAIN.fullmatch(text):
-      plain = _unescaped(text)
-      found = name == plain or name.endswith(f".{plain}")
+    if _PLAIN.fullmatch(text.removeprefix("^")):
+      plain = _unescaped(text).removeprefix("^")
+      found = name == plain or (text[0] != "^" and name.endswith(f".{plain}"))
     else:
       found = _asked(_pattern(text, field, r"(.*\.)?(TEXT)$").fullmatch, name, text, field)
     if found:

@@ -70,8 +70,7 @@ def write(
     if not np.isfinite(array).all():
       raise ValueError(f"{key} holds numbers that are not finite; write an earlier state")
   config = _config(adapted, found, modules, bias, base_model)
-  _check(config, found, layers)
-  return _write(pathlib.Path(folder), config, arrays)
+  return _write(pathlib.Path(folder), _settled(config, found, layers), arrays)
 
 
 def _adapters(
@@ -199,21 +198,30 @@ def _alpha(own: factors_lib.Factors, rslora: bool) -> float:
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-  return {re.escape(name): value for name, value in values.items() if value != default}
+  return {f"^{re.escape(name)}": value for name, value in values.items() if value != default}
 
 
-def _check(config: Mapping[str, Any], found: Mapping[str, Any], layers: layers_lib.Layers) -> None:
-  """Raises ValueError unless the config chooses these modules among the model's, and no others."""
+def _settled(
+  config: dict[str, Any], found: Mapping[str, Any], layers: layers_lib.Layers
+) -> dict[str, Any]:
+  """The config, seen to choose these modules of the model's and no others.
+
+  PEFT takes a name in a list for the end of one: ResNet's "conv1" would be all of them. Then the
+  modules are a regular expression.
+
+  Raises:
+    ValueError: modules_to_save, which are ends of names in any case, choose others.
+  """
   said = config_lib.parse(config)
+  if any(said.is_target(name) != (name in found) for name in layers.parts()):
+    config["target_modules"] = f"({'|'.join(map(re.escape, sorted(found)))})"
   for name in layers.parts():
-    whole = name in (config["modules_to_save"] or ())
-    if said.is_target(name) != (name in found) or said.is_saved(name) != whole:
+    if said.is_saved(name) != (name in (config["modules_to_save"] or ())):
       raise ValueError(
-        f"torch's {name} would be chosen beside another module whose name it ends with; PEFT "
-        "chooses by the ends of names. Put an adapter on it too, or leave the other out"
+        f"torch's {name} ends in the name of another module that is to be saved, and PEFT chooses "
+        "them by the ends of names; give it leaves of its own too, or leave the other's out"
       )
-    if name in found and said.rank_of(name) != found[name].rank:
-      raise ValueError(f"{name} would get another module's rank; give both the same")
+  return config
 
 
 def _write(
