@@ -84,6 +84,14 @@ class Config:
       return True
     return self._layer(name) in self.layers
 
+  def choice(self) -> str:
+    """What chooses the modules, for errors."""
+    fields = {"target_modules": self.target_modules, "exclude_modules": self.exclude_modules,
+              "layers_to_transform": self.layers, "layers_pattern": self.layers_pattern,
+              "modules_to_save": self.modules_to_save}  # fmt: skip
+    rows = (f"{name} is {errors.shown(value)}" for name, value in fields.items() if value)
+    return ", ".join(rows)
+
   def _layer(self, name: str) -> int | None:
     parts = name.split(".")
     numbers = [i for i, own in enumerate(parts[:-1]) if own.isdecimal()]
@@ -128,8 +136,8 @@ def _pattern(text: str, field: str, around: str = "TEXT") -> patterns.Pattern:
 
 def _of_pattern(field: str, text: str, error: Exception) -> str:
   return (
-    f"{field} has {errors.quote(text)}: {errors.quote(str(error))[1:-1]}; give names of modules, or "
-    "a regular expression without flags, references and looking back"
+    f"{field} has {errors.quote(text)}: {errors.quote(str(error))[1:-1]}; give names of modules, "
+    "or a regular expression without flags, references and looking back"
   )
 
 
@@ -255,9 +263,9 @@ def _check_fields(said: Mapping[str, Any]) -> None:
         "here. Train without it, or merge the adapter in PEFT (merge_and_unload)"
       )
     near = nearest.names(name, _READ | _INERT | _REFUSED)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-      f"{errors.quote(name)} is a field that is not known; {hint}Fields that are read: "
+      f"{errors.quote(name)} is a field that is not known.{hint} Allowed: "
       f"{', '.join(sorted(_READ))}. Take it out if it changes nothing"
     )
 

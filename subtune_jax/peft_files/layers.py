@@ -124,7 +124,7 @@ def _of_timm(model: nn.Module, layout: str) -> str:
 
 
 def of_scheme(scheme: base.Scheme, model: nn.Module, paths: Iterable[str], prefix: str) -> Layers:
-  """Layers under the names of a naming scheme of weights; those without such a name are left out."""
+  """Layers under the names of a naming scheme of weights, without those that have none there."""
   names: dict[str, tuple[str, ...]] = {}
   for path in paths:
     module, _, leaf = path.rpartition("/")

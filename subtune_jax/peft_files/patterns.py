@@ -12,6 +12,7 @@ import warnings
 MAX_LENGTH = 2_000  # characters of an expression
 _MAX_STEPS = 100_000  # parts of an expression looked at for one name
 _MAX_PARTS = 10_000  # parts of an expression
+_MAX_DEPTH = 30  # of parts in parts
 
 _CATEGORIES = {
   _constants.CATEGORY_DIGIT: str.isdecimal,
@@ -66,11 +67,13 @@ class Pattern:
     return bool(_Run(name).ends(self._tree, {0}))
 
 
-def _count(tree: list) -> int:
+def _count(tree: list, depth: int = 0) -> int:
   """Checks every part of an expression."""
   total = 0
+  if depth > _MAX_DEPTH:
+    raise PatternError("it is nested too deep")
   for op, value in tree:
-    total += 1 + sum(_count(list(own)) for own in _inner(op, value))
+    total += 1 + sum(_count(list(own), depth + 1) for own in _inner(op, value))
     if total > _MAX_PARTS:
       raise PatternError("it has too many parts")
   return total

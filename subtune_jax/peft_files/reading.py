@@ -1,4 +1,4 @@
-"""From PEFT's folder to adapters on a model; nothing is returned before all of it has been checked."""
+"""From PEFT's folder to adapters on a model, whole or not at all."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -23,6 +23,7 @@ _FIELDS = ("lora_A", "lora_B", "lora_magnitude_vector")
 _ENDS = {".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B",
          ".lora_magnitude_vector": "lora_magnitude_vector"}  # fmt: skip
 _MOST = 5  # names in an error
+_OTHER = "Read it into the model that it was made for"
 _AGAIN = "Save the adapter again with PEFT's save_pretrained"
 
 
@@ -117,7 +118,8 @@ def _tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
   for name, array in found.items():
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise ValueError(f"{errors.quote(name)} is {array.dtype}; allowed: floats. {_AGAIN}")
-    found[name] = array.astype(np.float32)
+    with np.errstate(over="ignore"):
+      found[name] = array.astype(np.float32)
     if not np.isfinite(found[name]).all():
       raise ValueError(f"{errors.quote(name)} holds numbers that are not finite. {_AGAIN}")
   return found
@@ -167,19 +169,16 @@ def _check_modules(
     near = nearest.names(foreign[0], known) or sorted(known)[:_MOST]
     raise ValueError(
       f"the model has no layer {_shown(foreign)} ({layers.title}); the nearest are "
-      f"{_shown(near)}. Read it into the model that it was made for"
+      f"{_shown(near)}. {_OTHER}"
     )
   kernels = [name for name, (path, _, _) in known.items() if "kernel" in layers.leaves[path]]
   targets = {name for name in kernels if said.is_target(name)}
   for rows, what in (
-    (targets - set(modules), "target_modules chooses {}, which the file has no tensors for"),
-    (set(modules) - targets, "the file has tensors for {}, which target_modules does not choose"),
+    (targets - set(modules), "the config chooses {}, which the file has no tensors for"),
+    (set(modules) - targets, "the file has tensors for {}, which the config does not choose"),
   ):
     if rows:
-      raise ValueError(
-        f"{what.format(_shown(list(rows)))}; target_modules is "
-        f"{errors.shown(said.target_modules)}. {_AGAIN}"
-      )
+      raise ValueError(f"{what.format(_shown(list(rows)))}: {said.choice()}. {_AGAIN}")
   wanted = set(_FIELDS) if said.dora else set(_FIELDS[:2])
   for name, own in modules.items():
     if set(own) != wanted:
@@ -204,7 +203,7 @@ def _check_sizes(
       raise ValueError(
         f"{name}: lora_A {a.shape} and lora_B {b.shape} do not make the model's kernel "
         f"{tuple(kernel.shape)} by rank {rank} (r, rank_pattern){f', cut in {count}' * (count > 1)}"
-        f". {_AGAIN}, or read it into the model that it was made for"
+        f". {_AGAIN}. {_OTHER}"
       )
 
 
@@ -288,7 +287,7 @@ def _factors(
     if array.shape != wanted[field]:
       raise ValueError(
         f"{name}.{field} is {array.shape}; with rank {rank} (r, rank_pattern) this layer needs "
-        f"{wanted[field]}. {_AGAIN}, or read it into the model that it was made for"
+        f"{wanted[field]}. {_AGAIN}. {_OTHER}"
       )
   scaling = said.scaling_of(name)
   magnitude = own["lora_magnitude_vector"].reshape(-1) if said.dora else None
@@ -308,7 +307,7 @@ def _saved(
     if module not in known:
       raise ValueError(
         f"{errors.quote(name)} is of no layer of the model ({layers.title}); the nearest are "
-        f"{_shown(nearest.names(module, known) or sorted(known)[:_MOST])}"
+        f"{_shown(nearest.names(module, known) or sorted(known)[:_MOST])}. {_OTHER}"
       )
     whole = said.is_saved(module)
     if not whole and (field != "bias" or said.bias == "none"):
@@ -319,7 +318,7 @@ def _saved(
     path, index, _ = known[module]
     leaf = next((own for own, torch in layers.leaves[path].items() if torch == field), None)
     if leaf is None:
-      raise ValueError(f"{errors.quote(name)} is there, and the model's {path} has no {field}")
+      raise ValueError(f"{errors.quote(name)}: the model's {path} has no {field}. {_OTHER}")
     parts.setdefault(path, {}).setdefault(leaf, {})[index] = array
   _check_saved(said, saved, known, layers)
   found: dict[str, dict[str, jax.Array]] = {}
@@ -337,7 +336,7 @@ def _check_saved(
     if not any(dataclasses.replace(said, modules_to_save=(end,)).is_saved(name) for name in known):
       raise ValueError(
         f"modules_to_save has {errors.quote(end)}, which the model lacks; the nearest are "
-        f"{_shown(nearest.names(end, known) or sorted(known)[-_MOST:])}"
+        f"{_shown(nearest.names(end, known) or sorted(known)[-_MOST:])}. {_OTHER}"
       )
   for name, (path, _, _) in known.items():
     if said.is_saved(name):
