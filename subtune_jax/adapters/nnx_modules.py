@@ -144,6 +144,7 @@ def apply(
 ) -> Any:  # fmt: skip
   """Calls a copy of the model made of the graph, the base's state and the adapters' leaves."""
   del sites
+  variables = jax.tree.map(lambda leaf: leaf, variables)  # variables of the trace that is open
   replaced_base = replaced(variables, {p: own.get(sites_lib.LEAVES, {}) for p, own in tree.items()})
   flat = dict(nnx.to_flat_state(replaced_base))
   for path, own in tree.items():

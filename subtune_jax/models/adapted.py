@@ -127,13 +127,13 @@ def _convolve(module: Any, x: jax.Array, kernel: jax.Array, rest: Any) -> jax.Ar
 
 
 def _convolve_bn(module: layers.ConvBN, x: jax.Array, kernel: jax.Array, rest: Any) -> jax.Array:
-  """With other than one output for each channel, a depthwise convolution is XLA's."""
-  if module.kind != "depthwise" or kernel.shape[-1] == x.shape[-1]:
+  """A kernel that is not depthwise in the place of one that is runs as XLA's convolution."""
+  if module.kind != "depthwise" or kernel.shape[-2:] == (1, x.shape[-1]):
     return _convolve(module, x, kernel, rest)
   x, kernel = x.astype(module.dtype), kernel.astype(module.dtype)
   return jax.lax.conv_general_dilated(
-    x, kernel, (module.stride, module.stride), "SAME", feature_group_count=x.shape[-1],
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    x, kernel, (module.stride, module.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=x.shape[-1] // kernel.shape[-2],
   )  # fmt: skip
 
 
