@@ -34,8 +34,8 @@ class DoRA(lora.LoRA):
     without = [target.path for target in targets if not self.can_merge(target)]
     if without:
       raise ValueError(
-        f"{self.name} cannot go to {tree_lib.shorten(without)}, whose changed kernel is none of the "
-        "layer's (standardised, or grouped='peft'); exclude them"
+        f"{self.name} cannot go to {tree_lib.shorten(without)}, whose changed kernel is none of "
+        "the layer's (standardised, or grouped='peft'); exclude them"
       )
 
   def init(self, target: rule_lib.Target, key: jax.Array) -> dict[str, jax.Array]:

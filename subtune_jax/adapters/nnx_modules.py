@@ -91,13 +91,15 @@ def _recording(base: type, path: str, found: dict[str, Any]) -> type:
   def call(self, *args, **kwargs):
     y = base.__call__(self, *args, **kwargs)
     if args and hasattr(args[0], "shape"):
-      found.setdefault(path, (tuple(args[0].shape), tuple(jnp.shape(y)) if hasattr(y, "shape") else None))
+      found.setdefault(
+        path, (tuple(args[0].shape), tuple(jnp.shape(y)) if hasattr(y, "shape") else None)
+      )
     return y
 
   return type(base.__name__, (base,), {"__call__": call})
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _adapted_class(base: type, site: sites_lib.Site) -> type:
   """The class of a module with adapters."""
 

@@ -67,9 +67,7 @@ def test_results_and_a_step_are_those_of_peft(dora, groups):
   images = array(x.permute(0, 2, 3, 1))
   params = params_of(theirs)
   rule = (adapters.DoRA if dora else adapters.LoRA)("*", rank=4, alpha=6, grouped="peft")
-  adapted, tree = adapters.add(
-    Two(groups), {"params": params}, rule, jax.random.key(0), images
-  )
+  adapted, tree = adapters.add(Two(groups), {"params": params}, rule, jax.random.key(0), images)
   name = rule.name
   for path in ("conv", "linear"):
     layer = getattr(theirs, path)

@@ -44,12 +44,15 @@ def noisy(tree, size=0.1):
 def test_fresh_ones_change_nothing_and_trained_ones_merge(net, base, name):
   model, variables, images = net
   adapted, tree = added(net, RULES[name])
-  assert len(tree) == 14 and "layers/attention/query" in tree
+  assert len(tree) == 14
+  assert "layers/attention/query" in tree
   apply = jax.jit(lambda tree: adapted.apply(variables, tree, images))
   np.testing.assert_allclose(apply(tree), base, atol=1e-5)
   trained = noisy(tree)
   if name == "peft":
-    with pytest.raises(ValueError, match="merging is not exact: lora at depthwise, lora at grouped"):
+    with pytest.raises(
+      ValueError, match="merging is not exact: lora at depthwise, lora at grouped"
+    ):
       adapted.merge(variables["params"], trained)
     both = adapters.combine(adapted, [trained, noisy(tree, 0.05)], [1.0, 0.0])
     np.testing.assert_allclose(apply(both), apply(trained), atol=1e-5)
@@ -145,7 +148,7 @@ def labels_of(labels):
 
 
 def test_selectors_and_patterns_that_match_nothing_are_errors(net):
-  with pytest.raises(ValueError, match="'atention'.*nearest names are attention"):
+  with pytest.raises(ValueError, match=r"'atention'.*nearest names are attention"):
     added(net, adapters.LoRA("atention"))
   with pytest.raises(ValueError, match="could go to stem"):
     added(net, adapters.LoRA("norm"))

@@ -108,7 +108,9 @@ def test_programs_of_blocks_kept_activations_and_devices_change_nothing(name, ex
   wanted = leaves_of(found["whole"].variables)
   for what, result in found.items():
     for path, leaf in leaves_of(result.variables).items():
-      np.testing.assert_allclose(leaf, wanted[path], rtol=1e-4, atol=1e-5, err_msg=f"{what}: {path}")
+      np.testing.assert_allclose(
+        leaf, wanted[path], rtol=1e-4, atol=1e-5, err_msg=f"{what}: {path}"
+      )
 
 
 def test_kept_activations_of_a_search_know_the_adapters(examples):
