@@ -3,7 +3,8 @@
 Adapters know layers by a `Kind`, registered for a module's class: those of Linen and NNX are here,
 and `register` adds others. A kind says which method is intercepted: `__call__(x)` of a layer, or,
 for a layer that does more than a linear map (a normalisation folded into its kernel, an
-activation), a method of its own `(x, kernel, gain)` that is the linear map alone, `gain` times its outputs.
+activation), a method of its own `(x, kernel, gain)` that is the linear map alone, `gain` times its
+outputs.
 """
 
 from collections.abc import Callable, Sequence

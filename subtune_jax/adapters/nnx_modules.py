@@ -1,7 +1,7 @@
 """Adapters on NNX models: modules get a class that runs their calls through their adapters.
 
-The leaves are variables of the class `Adapter` at "adapters" in their module; those of the base keep
-their paths and types, so `nnx.Param` selects what it selected before.
+The leaves are variables of the class `Adapter` at "adapters" in their module; those of the base
+keep their paths and types, so `nnx.Param` selects what it selected before.
 """
 
 from collections.abc import Mapping, Sequence
