@@ -100,11 +100,18 @@ def add(
 ) -> tuple[Adapted, dict[str, Any]]:
   """(backbone with fresh adapters, its variables: the same leaves, and those of the adapters).
 
-  Errors: see `adapters.add`.
+  Raises:
+    ValueError: an adapter that lies in no block; and see `adapters.add`.
   """
   size = model.image_size
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   made, tree = adapters.add(model, variables, rules, key, images)
+  for site in made.sites:
+    if not any(f"{site.path}/".startswith(f"{block}/") for block in model.block_names):
+      raise ValueError(
+        f"{site.rules[0].name} at {site.path} lies in none of the blocks; select modules in "
+        f"{', '.join(model.block_names)}"
+      )
   own = Adapted(
     base=model.clone(parent=None), sites=made.sites, num_classes=model.num_classes,
     image_size=size, norm_momentum=model.norm_momentum, dtype=model.dtype,

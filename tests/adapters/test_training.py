@@ -113,6 +113,14 @@ def test_programs_of_blocks_kept_activations_and_devices_change_nothing(name, ex
       )
 
 
+def test_an_adapter_outside_all_blocks_is_an_error():
+  model = convolutional()
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  for rule in (adapters.Houlsby("/block2"), adapters.LoRA("head")):
+    with pytest.raises(ValueError, match="lies in none of the blocks; select modules in stem"):
+      adapted_lib.add(model, variables, rule, jax.random.key(1))
+
+
 def test_kept_activations_of_a_search_know_the_adapters(examples):
   model = convolutional()
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

@@ -91,7 +91,7 @@ def test_adapters_are_methods_of_a_comparison_and_their_networks_can_be_kept(tmp
   config = make_config()
   config.methods = ("lp", "lora", "houlsby")
   for name in ("lora", "houlsby"):
-    config[name].epochs, config[name].rank, config[name].where = 1, 2, ("/block3",)
+    config[name].epochs, config[name].rank, config[name].where = 1, 2, ("/block3/unit1",)
   stream = io.StringIO()
   record = compare.run(config, tmp_path / "run", stream=stream)
   lp, lora, houlsby = record["methods"]
