@@ -1,7 +1,7 @@
 """Adapters on any Flax model: they only add leaves, and labels say which leaves train.
 
-This folder imports jax, flax, optax and `masks`, and nothing else of the project. Leaves of adapters
-are a tree of their own beside the frozen parameters, keyed by the path of their module:
+This folder imports jax, flax, optax and `masks`, and nothing else of the project. Leaves of
+adapters are a tree of their own beside the frozen parameters, keyed by the path of their module:
 
 >>> rules = adapters.LoRA("attention/qkv", rank=4, alpha=8)
 >>> adapted, tree = adapters.add(model, variables, rules, jax.random.key(0), images)

@@ -118,7 +118,9 @@ class Adapted:
     """Raises ValueError, naming them, if adapters merge into no parameter."""
     found = []
     for site in self.sites:
-      found += [f"{rule.name} at {site.path}" for rule in site.rules if not rule.can_merge(site.target)]
+      found += [
+        f"{rule.name} at {site.path}" for rule in site.rules if not rule.can_merge(site.target)
+      ]
     if found:
       raise ValueError(
         f"merging is not exact: {tree_lib.shorten(found)}; run them beside the parameters"
@@ -128,7 +130,9 @@ class Adapted:
     sites_lib.check(self.sites, tree)
     backend = linen if isinstance(self.model, nn.Module) else nnx_modules
     if not back:
-      params = backend.replaced(params, {p: own.get(sites_lib.LEAVES, {}) for p, own in tree.items()})
+      params = backend.replaced(
+        params, {p: own.get(sites_lib.LEAVES, {}) for p, own in tree.items()}
+      )
     new = {}
     for site in self.sites:
       own = backend.leaves_at(params, site.path, [name for name, _ in site.target.leaves])
@@ -183,7 +187,9 @@ def stack(trees: Sequence[Tree]) -> Tree:
   shapes = [jax.tree.map(jnp.shape, tree) for tree in trees]
   for i, own in enumerate(shapes):
     if own != shapes[0]:
-      raise ValueError(f"tree {i} has other leaves or shapes than tree 0; stack adapters of one kind")
+      raise ValueError(
+        f"tree {i} has other leaves or shapes than tree 0; stack adapters of one kind"
+      )
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 

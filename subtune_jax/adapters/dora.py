@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from subtune_jax.adapters import layer as layer_lib
 from subtune_jax.adapters import lora
 from subtune_jax.adapters import rule as rule_lib
+from subtune_jax.masks import tree as tree_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,16 @@ class DoRA(lora.LoRA):
     super().__post_init__()
     if self.dropout:
       raise ValueError(f"dropout is {self.dropout}; DoRA has none here, use LoRA")
+
+  def check(self, targets: list[rule_lib.Target]) -> None:
+    """See `LoRA.check`; the length of the changed kernel must be defined."""
+    super().check(targets)
+    without = [target.path for target in targets if not self.can_merge(target)]
+    if without:
+      raise ValueError(
+        f"{self.name} cannot go to {tree_lib.shorten(without)}, whose changed kernel is none of "
+        "the layer's (standardised, or grouped='peft'); exclude them"
+      )
 
   def init(self, target: rule_lib.Target, key: jax.Array) -> dict[str, jax.Array]:
     """A, B, the scaling, and what is added to the lengths."""

@@ -2,8 +2,9 @@
 
 Adapters know layers by a `Kind`, registered for a module's class: those of Linen and NNX are here,
 and `register` adds others. A kind says which method is intercepted: `__call__(x)` of a layer, or,
-for a layer that does more than a linear map (a normalisation folded into its kernel, an activation),
-a method of its own `(x, kernel, gain)` that is the linear map alone, `gain` times its outputs.
+for a layer that does more than a linear map (a normalisation folded into its kernel, an
+activation), a method of its own `(x, kernel, gain)` that is the linear map alone, `gain` times its
+outputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -210,9 +211,10 @@ def _is_one(strides: Any) -> bool:
 
 
 def _linen_conv_run(module: Any, x: jax.Array, kernel: jax.Array, rest: tuple[Any, ...]):
-  """The same convolution with another kernel, padding and all."""
+  """The same convolution with another kernel, padding and all; its channels tell the groups."""
   del rest
-  other = module.clone(features=kernel.shape[-1], use_bias=False, parent=None, name=None)
+  fields = {"features": kernel.shape[-1], "use_bias": False, "parent": None, "name": None}
+  other = module.clone(feature_group_count=x.shape[-1] // kernel.shape[-2], **fields)
   return other.apply({"params": {"kernel": kernel}}, x)
 
 
@@ -245,10 +247,11 @@ def _nnx_conv(module: Any, shape: tuple[int, ...], rest: tuple[Any, ...]) -> Geo
 def _nnx_conv_run(module: Any, x: jax.Array, kernel: jax.Array, rest: tuple[Any, ...]):
   """As `_linen_conv_run`: Linen's convolution reads the same fields."""
   del rest
-  names = ("kernel_size", "strides", "padding", "input_dilation", "kernel_dilation",
-           "feature_group_count", "dtype", "precision")  # fmt: skip
+  names = ("kernel_size", "strides", "padding", "input_dilation", "kernel_dilation", "dtype",
+           "precision")  # fmt: skip
   fields = {name: getattr(module, name) for name in names}
-  other = nn.Conv(kernel.shape[-1], use_bias=False, **fields)
+  groups = x.shape[-1] // kernel.shape[-2]
+  other = nn.Conv(kernel.shape[-1], use_bias=False, feature_group_count=groups, **fields)
   return other.apply({"params": {"kernel": kernel}}, x)
 
 

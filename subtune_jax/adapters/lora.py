@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from subtune_jax.adapters import layer as layer_lib
 from subtune_jax.adapters import rule as rule_lib
 
-GROUPED = ("shared", "block")
+GROUPED = ("shared", "peft")
 CONSTANTS = frozenset({"scaling"})  # leaves of adapters that never train
 
 
@@ -36,8 +36,9 @@ class LoRA(rule_lib.Rule):
     alpha_pattern: selector of modules -> alpha.
     grouped: of convolutions in groups, depthwise ones included. "shared": the kernel [*window,
       channels in / groups, channels out] gets a product of that rank, A is one for all groups.
-      "block": a product for each group, each of rank / groups (PEFT's form); rank must be a
-      multiple of the groups.
+      "peft": PEFT's form: A reads all channels, and each group of outputs has a part of B and
+      rank / groups numbers to itself. The rank must be a multiple of the groups, and it merges into
+      no kernel.
   """
 
   name: str = "lora"
@@ -75,7 +76,7 @@ class LoRA(rule_lib.Rule):
         rule_lib.matched(targets, pattern)
     for target in targets:
       groups, rank = target.geometry.groups, self.rank_of(target)
-      if self.grouped == "block" and rank % groups:
+      if self.grouped == "peft" and rank % groups:
         raise ValueError(
           f"{self.name} at {target.path}: rank {rank} is no multiple of the {groups} groups of the "
           "convolution; give another rank (rank_pattern), or grouped='shared'"
@@ -95,10 +96,12 @@ class LoRA(rule_lib.Rule):
     """A, B and the scaling."""
     geometry, rank = target.geometry, self.rank_of(target)
     batch, inputs = geometry.sizes(geometry.batch), geometry.sizes(geometry.inputs)
-    outputs = geometry.sizes(geometry.outputs)
-    inner = rank // geometry.groups if self.by_block(geometry) else rank
+    outputs, fan_in, inner = geometry.sizes(geometry.outputs), geometry.fan_in, rank
+    if self.by_block(geometry):
+      inputs = (*inputs[:-1], inputs[-1] * geometry.groups)
+      fan_in, inner = fan_in * geometry.groups, rank // geometry.groups
     return {
-      "a": rule_lib.uniform_fan_in(key, (*batch, *inputs, rank), geometry.fan_in),
+      "a": rule_lib.uniform_fan_in(key, (*batch, *inputs, rank), fan_in),
       "b": jnp.zeros((*batch, inner, *outputs), jnp.float32),
       "scaling": jnp.float32(self.scaling_of(target)),
     }
@@ -145,15 +148,15 @@ class LoRA(rule_lib.Rule):
     return {name: (own[name].astype(jnp.float32) + delta).astype(own[name].dtype)}
 
   def by_block(self, geometry: layer_lib.Geometry) -> bool:
-    return geometry.groups > 1 and self.grouped == "block"
+    """Whether B has parts for groups of outputs."""
+    return geometry.groups > 1 and self.grouped == "peft"
+
+  def can_merge(self, target: rule_lib.Target) -> bool:
+    """See `Rule.can_merge`; not in PEFT's form of groups."""
+    return super().can_merge(target) and not self.by_block(target.geometry)
 
   def _kernel(self, geometry: layer_lib.Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
     """B A in the shape of the kernel."""
-    if self.by_block(geometry):
-      groups = geometry.groups
-      a = a.reshape(*a.shape[:-1], groups, -1)
-      b = b.reshape(b.shape[0], groups, -1)
-      return jnp.einsum("...gr,rgo->...go", a, b).reshape(geometry.shape)
     num = len(geometry.batch)
     batch, inputs = a.shape[:num], a.shape[num:-1]
     a, flat = a.reshape(*batch, -1, a.shape[-1]), b.reshape(*batch, b.shape[num], -1)

@@ -1,7 +1,7 @@
 """Adapters on NNX models: modules get a class that runs their calls through their adapters.
 
-The leaves are variables of the class `Adapter` at "adapters" in their module; those of the base keep
-their paths and types, so `nnx.Param` selects what it selected before.
+The leaves are variables of the class `Adapter` at "adapters" in their module; those of the base
+keep their paths and types, so `nnx.Param` selects what it selected before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,13 +91,15 @@ def _recording(base: type, path: str, found: dict[str, Any]) -> type:
   def call(self, *args, **kwargs):
     y = base.__call__(self, *args, **kwargs)
     if args and hasattr(args[0], "shape"):
-      found.setdefault(path, (tuple(args[0].shape), tuple(jnp.shape(y)) if hasattr(y, "shape") else None))
+      found.setdefault(
+        path, (tuple(args[0].shape), tuple(jnp.shape(y)) if hasattr(y, "shape") else None)
+      )
     return y
 
   return type(base.__name__, (base,), {"__call__": call})
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _adapted_class(base: type, site: sites_lib.Site) -> type:
   """The class of a module with adapters."""
 
@@ -144,6 +146,7 @@ def apply(
 ) -> Any:  # fmt: skip
   """Calls a copy of the model made of the graph, the base's state and the adapters' leaves."""
   del sites
+  variables = jax.tree.map(lambda leaf: leaf, variables)  # variables of the trace that is open
   replaced_base = replaced(variables, {p: own.get(sites_lib.LEAVES, {}) for p, own in tree.items()})
   flat = dict(nnx.to_flat_state(replaced_base))
   for path, own in tree.items():

@@ -1,4 +1,4 @@
-"""What an adapter is: where it goes, how its leaves start, what they do, and how they merge away."""
+"""What an adapter is: where it goes, how its leaves start, what they do, how they merge away."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -185,9 +185,7 @@ def _above(path: str) -> list[str]:
   return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
-def pattern_value(
-  path: str, patterns: tuple[tuple[masks.Selector, Any], ...], default: Any
-) -> Any:
+def pattern_value(path: str, patterns: tuple[tuple[masks.Selector, Any], ...], default: Any) -> Any:
   """The value of the first pattern that matches a module's path."""
   for pattern, value in patterns:
     if isinstance(pattern, str) and selection.match_end(path.split("/"), selection.parse(pattern)):

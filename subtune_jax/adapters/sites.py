@@ -28,9 +28,7 @@ class Site:
     return self.target.path
 
 
-def place(
-  targets: Sequence[rule_lib.Target], rules: Sequence[rule_lib.Rule]
-) -> tuple[Site, ...]:
+def place(targets: Sequence[rule_lib.Target], rules: Sequence[rule_lib.Rule]) -> tuple[Site, ...]:
   """The sites of the rules.
 
   Raises:

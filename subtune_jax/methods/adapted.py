@@ -15,9 +15,7 @@ def adapter_tuning(
   learning_rate: float, *, head_learning_rate: float | None = None, **stage: Any
 ) -> stage_lib.Method:
   """The head and the leaves of the adapters that the network has (`models.adapted.add`)."""
-  return (
-    stage_lib.tune("adapters", selectors.adapters, learning_rate, head_learning_rate, stage),
-  )
+  return (stage_lib.tune("adapters", selectors.adapters, learning_rate, head_learning_rate, stage),)
 
 
 def _where(options: Mapping[str, Any], model: Any, vit: Any, conv: Any) -> tuple[str, ...]:
@@ -103,7 +101,9 @@ def _prepared(rule: Any) -> declaration.Prepare:
   return prepare
 
 
-_WHERE = Option((), "selectors of modules; () is what the method's paper adapts, see docs/adapters.md")
+_WHERE = Option(
+  (), "selectors of modules; () is what the method's paper adapts, see docs/adapters.md"
+)
 _SCALE = "of what the adapter adds"
 _LORA = {
   "rank": Option(8, "of the products"),
@@ -113,7 +113,9 @@ _LORA = {
 }
 
 
-def _declare(name: str, title: str, paper: str, trains: str, rule: Any, options: Any) -> Declaration:
+def _declare(
+  name: str, title: str, paper: str, trains: str, rule: Any, options: Any
+) -> Declaration:
   return Declaration(
     name=name,
     title=title,

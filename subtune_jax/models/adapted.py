@@ -100,11 +100,18 @@ def add(
 ) -> tuple[Adapted, dict[str, Any]]:
   """(backbone with fresh adapters, its variables: the same leaves, and those of the adapters).
 
-  Errors: see `adapters.add`.
+  Raises:
+    ValueError: an adapter that lies in no block; and see `adapters.add`.
   """
   size = model.image_size
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   made, tree = adapters.add(model, variables, rules, key, images)
+  for site in made.sites:
+    if not any(f"{site.path}/".startswith(f"{block}/") for block in model.block_names):
+      raise ValueError(
+        f"{site.rules[0].name} at {site.path} lies in none of the blocks; select modules in "
+        f"{', '.join(model.block_names)}"
+      )
   own = Adapted(
     base=model.clone(parent=None), sites=made.sites, num_classes=model.num_classes,
     image_size=size, norm_momentum=model.norm_momentum, dtype=model.dtype,
@@ -127,13 +134,13 @@ def _convolve(module: Any, x: jax.Array, kernel: jax.Array, rest: Any) -> jax.Ar
 
 
 def _convolve_bn(module: layers.ConvBN, x: jax.Array, kernel: jax.Array, rest: Any) -> jax.Array:
-  """With other than one output for each channel, a depthwise convolution is XLA's."""
-  if module.kind != "depthwise" or kernel.shape[-1] == x.shape[-1]:
+  """A kernel that is not depthwise in the place of one that is runs as XLA's convolution."""
+  if module.kind != "depthwise" or kernel.shape[-2:] == (1, x.shape[-1]):
     return _convolve(module, x, kernel, rest)
   x, kernel = x.astype(module.dtype), kernel.astype(module.dtype)
   return jax.lax.conv_general_dilated(
-    x, kernel, (module.stride, module.stride), "SAME", feature_group_count=x.shape[-1],
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    x, kernel, (module.stride, module.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=x.shape[-1] // kernel.shape[-2],
   )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A Linen model that is not the library's: every kind of layer, and layers that are scanned over."""
+"""Linen models that are not the library's: every kind of layer, and layers that are scanned."""
 
 from flax import linen as nn
 import jax

@@ -12,7 +12,7 @@ from tests.adapters import models
 RULES = {
   "lora": adapters.LoRA(exclude="head", rank=8, alpha=4),
   "dora": adapters.DoRA(exclude="head", rank=8),
-  "block": adapters.LoRA(exclude="head", rank=8, grouped="block", rslora=True),
+  "peft": adapters.LoRA(exclude="head", rank=8, grouped="peft", rslora=True),
 }
 
 
@@ -44,10 +44,19 @@ def noisy(tree, size=0.1):
 def test_fresh_ones_change_nothing_and_trained_ones_merge(net, base, name):
   model, variables, images = net
   adapted, tree = added(net, RULES[name])
-  assert len(tree) == 14 and "layers/attention/query" in tree
+  assert len(tree) == 14
+  assert "layers/attention/query" in tree
   apply = jax.jit(lambda tree: adapted.apply(variables, tree, images))
   np.testing.assert_allclose(apply(tree), base, atol=1e-5)
   trained = noisy(tree)
+  if name == "peft":
+    with pytest.raises(
+      ValueError, match="merging is not exact: lora at depthwise, lora at grouped"
+    ):
+      adapted.merge(variables["params"], trained)
+    both = adapters.combine(adapted, [trained, noisy(tree, 0.05)], [1.0, 0.0])
+    np.testing.assert_allclose(apply(both), apply(trained), atol=1e-5)
+    return
   merged = adapted.merge(variables["params"], trained)
   assert jax.tree.structure(merged) == jax.tree.structure(variables["params"])
   y = apply(trained)
@@ -139,14 +148,14 @@ def labels_of(labels):
 
 
 def test_selectors_and_patterns_that_match_nothing_are_errors(net):
-  with pytest.raises(ValueError, match="'atention'.*nearest names are attention"):
+  with pytest.raises(ValueError, match=r"'atention'.*nearest names are attention"):
     added(net, adapters.LoRA("atention"))
   with pytest.raises(ValueError, match="could go to stem"):
     added(net, adapters.LoRA("norm"))
   with pytest.raises(ValueError, match="'qury' matches no leaf"):
     added(net, adapters.LoRA("attention", rank_pattern={"qury": 2}))
   with pytest.raises(ValueError, match="rank 3 is no multiple of the 8 groups"):
-    added(net, adapters.LoRA("depthwise", rank=3, grouped="block"))
+    added(net, adapters.LoRA("depthwise", rank=3, grouped="peft"))
   with pytest.raises(ValueError, match="two adapters of the name 'lora'"):
     added(net, [adapters.LoRA("mlp"), adapters.LoRA("last/mlp")])
   with pytest.raises(ValueError, match="rank is 0"):
