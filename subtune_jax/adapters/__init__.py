@@ -15,7 +15,6 @@ Where an adapter goes is a selector of modules, of the kinds that `masks` knows;
 nothing is an error with the nearest names. docs/adapters.md has the family with its sources.
 """
 
-from subtune_jax.adapters.across_groups import LoRAAcrossGroups
 from subtune_jax.adapters.adapted import (
   ADAPTER,
   Adapted,
@@ -51,7 +50,6 @@ __all__ = [
   "Houlsby",
   "Kind",
   "LoRA",
-  "LoRAAcrossGroups",
   "NormKind",
   "Part",
   "RepAdapter",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from subtune_jax import adapters
-from subtune_jax.adapters import across_groups, dora, lora, part
+from subtune_jax.adapters import dora, lora, part
 from subtune_jax.adapters import layer as layer_lib
 
 
@@ -54,7 +54,7 @@ def check(site: adapters.Site) -> layer_lib.Geometry:
   where, geometry = site.path, site.target.geometry
   for rule in site.rules:
     own = rule.rule if isinstance(rule, part.Part) else rule
-    if type(own) not in (lora.LoRA, dora.DoRA, across_groups.LoRAAcrossGroups):
+    if type(own) not in (lora.LoRA, dora.DoRA):
       raise ValueError(
         f"{rule.name} at {where} is {type(own).__name__}; PEFT's files take LoRA and DoRA here. "
         "Merge it (Adapted.merge), or leave it out"
@@ -92,7 +92,8 @@ def of_ours(
   b = b.reshape(b.shape[0], -1).T
   if is_convolution(geometry):
     a = np.moveaxis(a, (-1, -2), (0, 1))
-    a = _all_channels(a, b, geometry.groups, rule_of(rule))
+    if geometry.groups > 1 and not rule_of(rule).by_block(geometry):
+      a = _all_channels(a, b, geometry.groups)
   else:
     a = a.reshape(-1, rank).T
   magnitude = None
@@ -101,15 +102,12 @@ def of_ours(
   return start, end, Factors(a, b, float(leaves["scaling"]), magnitude)
 
 
-def _all_channels(a: np.ndarray, b: np.ndarray, groups: int, rule: lora.LoRA) -> np.ndarray:
-  """A of a convolution in groups as torch has it, without groups: zero for the other groups."""
-  if groups == 1 or isinstance(rule, across_groups.LoRAAcrossGroups):
-    return a
-  inner, channels = b.shape[1], a.shape[1]  # "shared": the groups have one A
+def _all_channels(a: np.ndarray, b: np.ndarray, groups: int) -> np.ndarray:
+  """The one A of all groups as torch has it: an A for each, zero for the channels of the others."""
+  inner, channels = b.shape[1], a.shape[1]
   whole = np.zeros((groups * inner, groups * channels, *a.shape[2:]), np.float32)
   for g in range(groups):
-    rows = slice(g * inner, (g + 1) * inner)
-    whole[rows, g * channels : (g + 1) * channels] = a if len(a) == inner else a[rows]
+    whole[g * inner : (g + 1) * inner, g * channels : (g + 1) * channels] = a
   return whole
 
 

@@ -223,10 +223,11 @@ def _rules(
 def _rule(
   said: config_lib.Config, index: int, count: int, grouped: bool, paths: Mapping[str, str]
 ) -> adapters.Rule:
-  make = adapters.LoRAAcrossGroups if grouped else adapters.DoRA if said.dora else adapters.LoRA
+  make = adapters.DoRA if said.dora else adapters.LoRA
   name = ("dora" if said.dora else "lora") + (f"_{index}" if count > 1 else "")
   rule = make(
     _Paths(frozenset(paths)), name=name, rank=said.rank, alpha=said.alpha, rslora=said.rslora,
+    grouped="peft" if grouped else "shared",
     rank_pattern=_pattern({path: said.rank_of(own) for path, own in paths.items()}, said.rank),
     alpha_pattern=_pattern({path: said.alpha_of(own) for path, own in paths.items()}, said.alpha),
   )  # fmt: skip

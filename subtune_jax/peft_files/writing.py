@@ -109,7 +109,7 @@ def _own_leaves(
   tree: adapters.Tree, layers: layers_lib.Layers, leaves: Mapping[str, Any],
   found: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], list[str], str]:  # fmt: skip
-  """Tensors of modules saved whole and of biases, names of the former, PEFT's word for the latter."""
+  """Tensors of modules saved whole and of biases, names of the former, the config's bias."""
   arrays: dict[str, np.ndarray] = {}
   modules, bias = [], "none"
   for path, own in tree.items():

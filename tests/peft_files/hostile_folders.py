@@ -77,8 +77,9 @@ def _tensors(name: str, edit: Callable[[dict], object], told: str) -> Case:
 ENDLESS = ["(a+)+$", "(.*)*x", "(.|.)*y", "((a?){50}){50}z", "(.*.*.*.*.*.*.*.*)*z", "([a-z.]+)*7",
            "(.+)+(.+)+(.+)+!", "((((.*)*)*)*)*k9", "(?=(.+)+$)(.*)*q", "(a|a|aa|.)*#"]  # fmt: skip
 BROKEN = ["(", "[", "*a", "(?P<a>", "a{2,1}", "(?P<n>a)(?P<n>b)", "a**", "\\", "(?z)", ")"]
-REFUSED = ["(?i)qkv", r"(.)\1", "(?<=a)b", "(?i:q)kv", "a" * 3000, "(" * 1900, "(" * 900 + ")" * 900,
-           r"\bqkv", "(?>a+)", "a++", "(" * 180 + "a" + ")*" * 180]  # fmt: skip
+REFUSED = ["(?i)qkv", r"(.)\1", "(?<=a)b", "(?i:q)kv", "a" * 3000, "(" * 1900,
+           "(" * 900 + ")" * 900, r"\bqkv", "(?>a+)", "a++",
+           "(" * 180 + "a" + ")*" * 180]  # fmt: skip
 
 
 def _configs() -> Iterator[Case]:
@@ -86,7 +87,9 @@ def _configs() -> Iterator[Case]:
     yield _fields(f"type {value}", peft_type=value)
   yield _without("no type", "peft_type", "peft_type is None")
   for value in (0, -1, -8, 10**9, 10**30, 1.5, True, "8", None, [4], {}, 3, 5, 2**20):
-    yield _fields(f"r {value}", told="rank" if value in (3, 5, 2**20) and value is not True else "r is", r=value)
+    yield _fields(
+      f"r {value}", told="rank" if value in (3, 5, 2**20) and value is not True else "r is", r=value
+    )
   for value in ("x", None, [], True, {}, "NaN", "8", 10**39, -(10**60)):
     yield _fields(f"alpha {value}", told="lora_alpha is", lora_alpha=value)
   for token in ("NaN", "Infinity", "-Infinity", "1e400", "-1e999", "1" * 5000):
@@ -95,13 +98,26 @@ def _configs() -> Iterator[Case]:
       yield _text(f"{field} {token[:9]}", edit, "JSON" if token[-1] in "Ny" else CONFIG)
   for field in ("lora_alfa", "__class__", "auto_class", "trust_remote_code", "r ", "R", "ranks",
                 "target_module", "\u0000", "../../etc/passwd", "x" * 10_000):  # fmt: skip
-    yield _fields(f"field {field[:9]!r}", told="is a field that is not known", **{field: "os.system"})
+    yield _fields(
+      f"field {field[:9]!r}", told="is a field that is not known", **{field: "os.system"}
+    )
   for field in ("fan_in_fan_out", "megatron_config", "trainable_token_indices", "corda_config",
                 "lora_ga_config", "alora_invocation_tokens", "use_qalora", "monteclora_config",
                 "layer_replication", "lora_bias", "target_parameters", "use_bdlora",
                 "arrow_config", "kasa_config", "ensure_weight_tying"):  # fmt: skip
     yield _fields(field, **{field: True})
-  for value in ("pissa", "olora", "loftq", "corda", "pissa_niter_4", "lora_ga", 1, 0, [], "True", {}):
+  for value in (
+    "pissa",
+    "olora",
+    "loftq",
+    "corda",
+    "pissa_niter_4",
+    "lora_ga",
+    1,
+    0,
+    [],
+    "True",
+  ):
     yield _fields(f"start {value}", init_lora_weights=value)
   for value in ("some", 3, None, [], "All", True, {}):
     yield _fields(f"bias {value}", bias=value)
@@ -140,7 +156,17 @@ def _names() -> Iterator[Case]:
     yield _fields(f"odd exclusion {value}", exclude_modules=value)
   for value in ({"attn.qkv": 3}, {"qkv": 1}, {".*": 7}, {"(.*)*": 9}, {"^blocks.*": 2**20}):
     yield _fields(f"ranks {value}", told="rank", rank_pattern=value)
-  for value in ({"x": -1}, {"x": 0}, {"x": "4"}, {"x": None}, {"x": 1.5}, {"x": 10**12}, [4], "x", 3):
+  for value in (
+    {"x": -1},
+    {"x": 0},
+    {"x": "4"},
+    {"x": None},
+    {"x": 1.5},
+    {"x": 10**12},
+    [4],
+    "x",
+    3,
+  ):
     yield _fields(f"odd ranks {value}", rank_pattern=value)
   for value in ({"x": "4"}, {"x": None}, {"x": 10**50}, [4], "x", 3, {"x": True}, {"x": []}):
     yield _fields(f"odd alphas {value}", alpha_pattern=value)
@@ -148,7 +174,9 @@ def _names() -> Iterator[Case]:
     if value:
       yield _fields(f"layers {value}", told="", layers_to_transform=value)
   yield _fields("pattern alone", told="layers_to_transform", layers_pattern="blocks")
-  yield _fields("no such list", told="target_modules", layers_to_transform=[0, 1], layers_pattern="x")
+  yield _fields(
+    "no such list", told="target_modules", layers_to_transform=[0, 1], layers_pattern="x"
+  )
   yield _fields("broken list", told="layers_pattern has", layers_to_transform=[0],
                 layers_pattern="(")  # fmt: skip
   for value in (["nothing"], "head", [3], [""], ["head", "norm"], ["blocks.0"], [], None, 3):
@@ -160,7 +188,9 @@ def _json() -> Iterator[Case]:
     yield _text(f"lists {n}", lambda text, n=n: "[" * n, CONFIG)
     yield _text(f"closed lists {n}", lambda text, n=n: "[" * n + "]" * n, CONFIG)
     yield _text(f"objects {n}", lambda text, n=n: '{"a":' * n + "1" + "}" * n, CONFIG)
-    yield _text(f"deep field {n}", lambda text, n=n: f'{text[:-1]}, "x": {"[" * n}{"]" * n}}}', CONFIG)
+    yield _text(
+      f"deep field {n}", lambda text, n=n: f'{text[:-1]}, "x": {"[" * n}{"]" * n}}}', CONFIG
+    )
   for key in ("r", "peft_type", "target_modules"):
     yield _text(f"twice {key}", lambda text, key=key: f'{text[:-1]}, "{key}": 4}}', "twice")
   for text in ("", "[]", "3", '"LORA"', "null", "{", "\x00", "{}{}", "<xml/>", "true", "{'r': 4}"):
@@ -179,19 +209,24 @@ def _keys() -> Iterator[Case]:
   for name, told in (
     ("../../etc/passwd", "does not begin"), ("x", "does not begin"), ("", "does not begin"),
     (f"{START}", "not known"), (f"{START}../a.lora_A.weight", "no layer"),
-    (f"{START}blocks.9.attn.qkv.lora_A.weight", "no layer"), (f"{QKV}.lora_A.default.weight", "not known"),
-    (f"{QKV}.lora_embedding_A", "not known"), (f"{QKV}.lora_B.bias", "not known"),
+    (f"{START}blocks.9.attn.qkv.lora_A.weight", "no layer"),
+    (f"{QKV}.lora_A.default.weight", "not known"), (f"{QKV}.lora_embedding_A", "not known"),
+    (f"{QKV}.lora_B.bias", "not known"),
     (f"{QKV}.lora_magnitude_vector", "lora_magnitude_vector"), (f"{QKV}.bias", "bias"),
     (f"{QKV}.weight", "modules_to_save"), (f"{START}norm.weight", "modules_to_save"),
     (f"{START}norm.running_mean", "not known"), (f"{START}fc.weight", "no layer"),
-    (f"{START}blocks.0.mlp.fc1.lora_A.weight", "target_modules"), (f"{START}cls_token", "not known"),
+    (f"{START}blocks.0.mlp.fc1.lora_A.weight", "target_modules"),
+    (f"{START}cls_token", "not known"),
     (f"base_model.{QKV}.lora_A.weight", "begin"), (QKV[11:] + ".lora_A.weight", "begin"),
     (f"{START}{'a.' * 5000}lora_A.weight", "no layer"), (f"{START}\x00.lora_A.weight", "no layer"),
   ):  # fmt: skip
-    yield _tensors(f"key {name[:40]!r}", lambda t, name=name: t.update({name: np.zeros((4, 16), "f4")}),
-                   told)  # fmt: skip
+    yield _tensors(f"key {name[:40]!r}", _added(name), told)
   yield _tensors("no tensors", lambda t: t.clear(), "no tensor")
   yield _tensors("a head alone", lambda t: [t.pop(k) for k in list(t) if "lora" in k], "lora_A")
+
+
+def _added(name: str) -> Callable[[dict], None]:
+  return lambda tensors: tensors.update({name: np.zeros((4, 16), np.float32)})
 
 
 def _shapes(rng: random.Random) -> Iterator[Case]:
@@ -242,7 +277,9 @@ def _files(rng: random.Random, marker: pathlib.Path) -> Iterator[Case]:
     payload = pickle.dumps(Marker(marker), protocol=protocol)
     yield _data(f"pickle {protocol}", lambda data, payload=payload: payload, "executed")
   yield _data("zip of torch", lambda data: _torch_zip(pickle.dumps(Marker(marker))), "executed")
-  header = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+  header = json.dumps(
+    {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+  ).encode()
   for name, data in {
     "empty": b"", "zeros": b"\0" * 100, "text": b"import os; os.mkdir('x')", "lies": header,
     "huge header": (2**40).to_bytes(8, "little") + b"{}",

@@ -14,7 +14,9 @@ from subtune_jax.models import vit
 from tests.peft_files import hostile_folders
 
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-FIX = re.compile(r"\b(give|save|get it|read it|merge|take it out|make the|train|allowed|move it)\b", re.I)
+FIX = re.compile(
+  r"\b(give|save|get it|read it|merge|take it out|make the|train|allowed|move it)\b", re.I
+)
 
 
 @pytest.fixture(scope="module")
