@@ -57,6 +57,7 @@ class Part(rule_lib.Rule):
     """The parts must be equal, and the rule must fit."""
     for target in targets:
       geometry = target.geometry
+      assert geometry is not None
       last = len(geometry.shape) - 1
       plain = geometry.outputs == (last,) and not geometry.batch and geometry.groups == 1
       if not plain or geometry.shape[last] % self.count:
@@ -69,12 +70,14 @@ class Part(rule_lib.Rule):
   def of(self, target: rule_lib.Target) -> rule_lib.Target:
     """The part of a layer as a layer of its own."""
     geometry = target.geometry
+    assert geometry is not None
     start, end = self.outputs(target)
     shape = (*geometry.shape[:-1], end - start)
     return dataclasses.replace(target, geometry=dataclasses.replace(geometry, shape=shape))
 
   def outputs(self, target: rule_lib.Target) -> tuple[int, int]:
     """First output of the part and the one after its last."""
+    assert target.geometry is not None
     size = target.geometry.shape[-1] // self.count
     return self.index * size, (self.index + 1) * size
 
@@ -114,6 +117,8 @@ class Part(rule_lib.Rule):
     own: rule_lib.Leaves,
   ) -> dict:  # fmt: skip
     start, end = self.outputs(target)
-    name = layer_lib.kind_of(target.module).kernel
+    kind = layer_lib.kind_of(target.module)
+    assert kind is not None
+    name = kind.kernel
     new = change(self.of(target), leaves, {**own, name: own[name][..., start:end]})
     return {name: jnp.asarray(own[name]).at[..., start:end].set(new[name])}

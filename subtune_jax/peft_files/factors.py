@@ -155,7 +155,7 @@ def to_ours(
   else:
     a = factors.a.T.reshape(*geometry.sizes(geometry.inputs), -1)
     b = factors.b.T.reshape(-1, *geometry.sizes(geometry.outputs))
-  leaves = {"a": a, "b": b, "scaling": np.float32(factors.scaling)}
+  leaves = {"a": a, "b": b, "scaling": np.asarray(factors.scaling, np.float32)}
   if factors.magnitude is not None:
     outputs = geometry.sizes(geometry.outputs)
     leaves["magnitude"] = (factors.magnitude - lengths).reshape(outputs)

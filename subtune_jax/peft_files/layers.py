@@ -13,7 +13,7 @@ from subtune_jax.weights.naming import base
 
 LAYOUTS = ("timm", "torchvision", "transformers", "transformers4")
 # Titles of the naming schemes of networks as transformers has them in memory, before 5 and since.
-_TRANSFORMERS = {
+_TRANSFORMERS: dict[str, tuple[str, ...]] = {
   "transformers4": ("transformers ViT", "transformers DINOv2", "transformers ResNet"),
   "transformers": ("transformers ViT's state_dict", "transformers DINOv2's state_dict",
                    "transformers ResNet"),
@@ -96,8 +96,8 @@ def of_layout(model: nn.Module, paths: Iterable[str], layout: str) -> Layers:
     near = nearest.names(layout, LAYOUTS)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"layout is {layout!r}; allowed: {', '.join(LAYOUTS)}{hint}")
-  wanted, prefix = _TRANSFORMERS.get(layout), ""
-  if wanted is None:
+  wanted, prefix = _TRANSFORMERS.get(layout, ()), ""
+  if not wanted:
     wanted = (_of_timm(model, layout),)
   elif isinstance(model, vit.ViT):
     prefix = "dinov2." if model.layer_scale else "vit."

@@ -124,7 +124,8 @@ class _Run:
     if op is _constants.BRANCH:
       return set().union(*(self.ends(list(own), starts) for own in value[1]))
     if op in (_constants.MAX_REPEAT, _constants.MIN_REPEAT):
-      return self._repeated(*value[:2], list(value[2]), starts)
+      least, most, tree = value
+      return self._repeated(least, most, list(tree), starts)
     if op is _constants.SUBPATTERN:
       return self.ends(list(value[3]), starts)
     if op is _constants.AT:

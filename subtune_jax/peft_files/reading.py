@@ -103,14 +103,14 @@ def _check_files(folder: pathlib.Path) -> None:
 
 
 def _tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
-  data = weights_files.map_file(file)
+  data = weights_files.map_file(file)[:]
   if not safetensors_file.matches(data):
     raise errors.WeightsError(
       f"{file} is no safetensors file (it starts with {data[:8]!r}); nothing in it was executed. "
       f"{_AGAIN}"
     )
   try:
-    found = safetensors_file.read(data[:])
+    found = safetensors_file.read(data)
   except (errors.Damaged, errors.Refused) as e:
     raise errors.WeightsError(f"{file} is damaged or refused: {e}. {_AGAIN}") from e
   if not found:
@@ -269,6 +269,7 @@ def _filled(
         index, target = rule.index, rule.of(site.target)
         start, end = rule.outputs(site.target)
         own = lengths[start:end]
+      assert target.geometry is not None
       name = layers.names[site.path][index]
       made = _factors(name, modules[name], said, target.geometry, len(own))
       found = factors_lib.to_ours(target.geometry, made, own)

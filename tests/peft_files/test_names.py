@@ -1,6 +1,7 @@
 """Flax models that are not ours, by names of the caller; and the names of our layouts."""
 
 import json
+import re
 
 from flax import linen as nn
 from flax import nnx
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file
 
 from subtune_jax import adapters, peft_files
 from subtune_jax.models import resnet, vit
-from tests import peft_peers
+from tests import config_files, peft_peers
 
 NAMES = {"stem": "stem", "grouped": "grouped", "depthwise": "depthwise",
          "qkv": ("query", "key", "value"), "last": "last"}  # fmt: skip
@@ -182,3 +183,17 @@ def test_what_cannot_be_written_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="head has an adapter and leaves of its own"):
     write(adapters.LoRA("head"), lambda tree: adapters.with_leaves(tree, head))
   assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_the_documentation(tmp_path, monkeypatch):
+  text = (config_files.ROOT / "docs/adapters.md").read_text()
+  blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  (block,) = (own for own in blocks if "for_torch" in own)
+  monkeypatch.chdir(tmp_path)
+  model, images = MODELS["vit"], jnp.zeros((1, 32, 32, 3))
+  variables = jax.jit(model.init)(jax.random.key(0), images)
+  space = {"jax": jax, "model": model, "variables": variables, "images": images}
+  exec(block, space)
+  assert space["tree"]["head"]["leaves"]["bias"].shape == (3,)
+  (site,) = space["adapted"].sites
+  assert site.rules[0].rank == 8
