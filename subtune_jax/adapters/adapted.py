@@ -222,7 +222,7 @@ def combine(adapted: Adapted, trees: Sequence[Tree], weights: Sequence[float]) -
     for rule in site.rules:
       if type(rule) is not lora_lib.LoRA:
         raise ValueError(f"{rule.name} at {site.path}: sums are exact for LoRA alone")
-      geometry = site.target.geometry
+      geometry = site.target.layer
       num_batch = len(site.target.stack) + len(geometry.batch)
       groups = geometry.groups if rule.by_block(geometry) else 1
       own = [tree[site.path][rule.name] for tree in trees]

@@ -75,8 +75,8 @@ class AdaptFormer(Beside):
 
   def init(self, target: rule_lib.Target, key: jax.Array) -> dict[str, jax.Array]:
     """See the class."""
-    width = target.x[-1]
-    return start(rule_lib.uniform_fan_in(key, (width, self.rank), width), target.y[-1])
+    width = target.reads[-1]
+    return start(rule_lib.uniform_fan_in(key, (width, self.rank), width), target.gives[-1])
 
   def __call__(self, target: rule_lib.Target, leaves: rule_lib.Leaves, call: rule_lib.Call) -> Any:
     """Both of the same input, added."""
@@ -102,7 +102,7 @@ class Houlsby(Beside):
 
   def init(self, target: rule_lib.Target, key: jax.Array) -> dict[str, jax.Array]:
     """See the class."""
-    width = target.y[-1]
+    width = target.gives[-1]
     down = 0.01 * jax.random.truncated_normal(key, -2, 2, (width, self.rank))
     return start(down, width)
 
@@ -139,15 +139,15 @@ class Convpass(Beside):
   def check(self, targets: list[rule_lib.Target]) -> None:
     """Patches must be a square."""
     for target in targets:
-      if len(target.x) == 3:
-        self._before(target.x[1])
+      if len(target.reads) == 3:
+        self._before(target.reads[1])
 
   def init(self, target: rule_lib.Target, key: jax.Array) -> dict[str, jax.Array]:
     """See the class."""
-    width = target.x[-1]
+    width = target.reads[-1]
     down = jax.nn.initializers.glorot_uniform()(key, (width, self.rank))
     identity = jnp.zeros((3, 3, self.rank, self.rank)).at[1, 1].set(jnp.eye(self.rank))
-    return {**start(down, target.y[-1]), "conv": identity, "conv_bias": jnp.zeros(self.rank)}
+    return {**start(down, target.gives[-1]), "conv": identity, "conv_bias": jnp.zeros(self.rank)}
 
   def __call__(self, target: rule_lib.Target, leaves: rule_lib.Leaves, call: rule_lib.Call) -> Any:
     """Both of the same input, added."""

@@ -53,7 +53,9 @@ def run(
   if norm:
     (rule,) = site.rules
     call = rule_lib.Call(None, proceed)
-    call.affine = functools.partial(dict(norm.methods)[method], proceed, args)
+    call.affine = functools.partial(
+      dict(norm.methods)[method], functools.partial(proceed, **kwargs), args
+    )
     return rule(site.target, leaves[rule.name], call)
 
   def through(x: Any) -> Any:

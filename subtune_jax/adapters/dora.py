@@ -40,7 +40,7 @@ class DoRA(lora.LoRA):
 
   def init(self, target: rule_lib.Target, key: jax.Array) -> dict[str, jax.Array]:
     """A, B, the scaling, and what is added to the lengths."""
-    geometry = target.geometry
+    geometry = target.layer
     shape = geometry.sizes((*geometry.batch, *geometry.outputs))
     return {**super().init(target, key), "magnitude": jnp.zeros(shape, jnp.float32)}
 
@@ -55,7 +55,7 @@ class DoRA(lora.LoRA):
 
   def merge(self, target: rule_lib.Target, leaves: rule_lib.Leaves, own: rule_lib.Leaves) -> dict:
     """m (W + scaling B A) / |W + scaling B A|."""
-    name = layer_lib.kind_of(target.module).kernel
+    name = target.kind.kernel
     kernel = own[name].astype(jnp.float32)
     ratio = self._ratio(target, leaves, kernel)
     return {name: (ratio * (kernel + self.delta(target, leaves))).astype(own[name].dtype)}
@@ -71,7 +71,7 @@ class DoRA(lora.LoRA):
 
     Both lengths are taken in one reduction: equal kernels give the same bits.
     """
-    geometry = target.geometry
+    geometry = target.layer
     kernel = jax.lax.stop_gradient(kernel.astype(jnp.float32))
     changed = jax.lax.stop_gradient(kernel + self.delta(target, leaves))
     base, new = jax.vmap(geometry.norms)(jnp.stack([kernel, changed]))
@@ -85,7 +85,7 @@ class DoRA(lora.LoRA):
 
   def _on_outputs(self, target: rule_lib.Target, ratio: jax.Array) -> jax.Array:
     """The ratio so that it multiplies the layer's result."""
-    geometry = target.geometry
+    geometry = target.layer
     if not geometry.equation:
       return ratio.reshape(-1)
     kernel = geometry.equation.split(",")[1].split("->")[0]

@@ -107,7 +107,10 @@ _NORMS: dict[type, NormKind] = {}
 
 def register(module: type, kind: Kind | NormKind) -> None:
   """Makes the layers of a class, and of classes made from it, known to adapters."""
-  (_KINDS if isinstance(kind, Kind) else _NORMS)[module] = kind
+  if isinstance(kind, Kind):
+    _KINDS[module] = kind
+  else:
+    _NORMS[module] = kind
 
 
 def kind_of(module: type) -> Kind | None:

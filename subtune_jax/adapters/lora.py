@@ -1,6 +1,6 @@
 """LoRA: a trained product of two small matrices beside a frozen kernel."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, ClassVar
 
@@ -75,7 +75,7 @@ class LoRA(rule_lib.Rule):
       for pattern, _ in patterns:
         rule_lib.matched(targets, pattern)
     for target in targets:
-      groups, rank = target.geometry.groups, self.rank_of(target)
+      groups, rank = target.layer.groups, self.rank_of(target)
       if self.grouped == "peft" and rank % groups:
         raise ValueError(
           f"{self.name} at {target.path}: rank {rank} is no multiple of the {groups} groups of the "
@@ -94,7 +94,7 @@ class LoRA(rule_lib.Rule):
 
   def init(self, target: rule_lib.Target, key: jax.Array) -> dict[str, jax.Array]:
     """A, B and the scaling."""
-    geometry, rank = target.geometry, self.rank_of(target)
+    geometry, rank = target.layer, self.rank_of(target)
     batch, inputs = geometry.sizes(geometry.batch), geometry.sizes(geometry.inputs)
     outputs, fan_in, inner = geometry.sizes(geometry.outputs), geometry.fan_in, rank
     if self.by_block(geometry):
@@ -115,7 +115,7 @@ class LoRA(rule_lib.Rule):
     self, target: rule_lib.Target, leaves: rule_lib.Leaves, call: rule_lib.Call, dtype: Any
   ) -> jax.Array:
     """scaling B A x, through the `rank` numbers in between where the layer allows it."""
-    geometry = target.geometry
+    geometry = target.layer
     x = jnp.asarray(call.x).astype(dtype)
     if self.dropout and call.key is not None:
       kept = jax.random.bernoulli(call.key(), 1 - self.dropout, x.shape)
@@ -133,7 +133,7 @@ class LoRA(rule_lib.Rule):
   def delta(self, target: rule_lib.Target, leaves: rule_lib.Leaves) -> jax.Array:
     """What is added to the kernel: scaling B A, in float32."""
     a, b = leaves["a"].astype(jnp.float32), leaves["b"].astype(jnp.float32)
-    return leaves["scaling"] * self._kernel(target.geometry, a, b)
+    return leaves["scaling"] * self._kernel(target.layer, a, b)
 
   def merge(self, target: rule_lib.Target, leaves: rule_lib.Leaves, own: rule_lib.Leaves) -> dict:
     """W + scaling B A."""
@@ -144,7 +144,7 @@ class LoRA(rule_lib.Rule):
     return self._added(target, -self.delta(target, leaves), own)
 
   def _added(self, target: rule_lib.Target, delta: jax.Array, own: rule_lib.Leaves) -> dict:
-    name = layer_lib.kind_of(target.module).kernel
+    name = target.kind.kernel
     return {name: (own[name].astype(jnp.float32) + delta).astype(own[name].dtype)}
 
   def by_block(self, geometry: layer_lib.Geometry) -> bool:
@@ -153,7 +153,7 @@ class LoRA(rule_lib.Rule):
 
   def can_merge(self, target: rule_lib.Target) -> bool:
     """See `Rule.can_merge`; not in PEFT's form of groups."""
-    return super().can_merge(target) and not self.by_block(target.geometry)
+    return super().can_merge(target) and not self.by_block(target.layer)
 
   def _kernel(self, geometry: layer_lib.Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
     """B A in the shape of the kernel."""
@@ -175,7 +175,10 @@ def _by_group(h: jax.Array, b: jax.Array, groups: int) -> jax.Array:
 
 
 def combine(
-  loras: list[Mapping[str, jax.Array]], weights: list[float], num_batch: int = 0, groups: int = 1
+  loras: Sequence[Mapping[str, jax.Array]],
+  weights: Sequence[float],
+  num_batch: int = 0,
+  groups: int = 1,
 ) -> dict[str, jax.Array]:
   """One adapter that adds the weighted sum of what these add, by one product of the summed rank.
 

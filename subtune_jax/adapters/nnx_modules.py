@@ -45,7 +45,8 @@ def _target(path: str, module: nnx.Module, x: Any, y: Any) -> rule_lib.Target:
   leaves = {
     name: tuple(value.shape) for name, value in vars(module).items() if isinstance(value, nnx.Param)
   }
-  kind, geometry, refused, stack = layer_lib.kind_of(type(module)), None, "", ()
+  kind, geometry, refused = layer_lib.kind_of(type(module)), None, ""
+  stack: tuple[int, ...] = ()
   if kind and kind.kernel in leaves:
     whole = leaves[kind.kernel]
     stack = whole[: len(whole) - _num_axes(module, whole)]

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from subtune_jax.adapters import layer as layer_lib
 from subtune_jax.adapters import rule as rule_lib
 
 
@@ -38,20 +37,20 @@ class RepAdapter(rule_lib.Rule):
 
   def takes(self, target: rule_lib.Target) -> bool:
     """Linear layers of one input axis, the last: dense ones, and convolutions of 1x1."""
-    return target.geometry is not None and target.geometry.pointwise
+    return target.geometry is not None and target.layer.pointwise
 
   def check(self, targets: list[rule_lib.Target]) -> None:
     """Channels must divide into the groups."""
     for target in targets:
-      if target.geometry.fan_in % self.groups:
+      if target.layer.fan_in % self.groups:
         raise ValueError(
-          f"{self.name} at {target.path}: {target.geometry.fan_in} channels are no multiple of "
+          f"{self.name} at {target.path}: {target.layer.fan_in} channels are no multiple of "
           f"groups, {self.groups}"
         )
 
   def init(self, target: rule_lib.Target, key: jax.Array) -> dict[str, jax.Array]:
     """See the class."""
-    width = target.geometry.fan_in
+    width = target.layer.fan_in
     leaves = {
       "down": jax.nn.initializers.glorot_uniform()(key, (width, self.rank)),
       "up": jnp.zeros((self.rank // self.groups, width)),
@@ -105,7 +104,7 @@ class RepAdapter(rule_lib.Rule):
     return self._into(target, own, base, lambda kernel: -shift @ base(kernel))
 
   def _into(self, target: rule_lib.Target, own: rule_lib.Leaves, kernel: Any, bias: Any) -> dict:
-    kind = layer_lib.kind_of(target.module)
+    kind = target.kind
     old = own[kind.kernel]
     flat = old.reshape(old.shape[-2:]).astype(jnp.float32)
     new = {kind.kernel: kernel(flat).reshape(old.shape).astype(old.dtype)}

@@ -45,6 +45,31 @@ class Target:
     return name in dict(self.leaves)
 
   @property
+  def layer(self) -> layer_lib.Geometry:
+    """The geometry, at a linear layer."""
+    assert self.geometry is not None
+    return self.geometry
+
+  @property
+  def kind(self) -> layer_lib.Kind:
+    """That of its class, at a linear layer."""
+    kind = layer_lib.kind_of(self.module)
+    assert kind is not None
+    return kind
+
+  @property
+  def reads(self) -> Shape:
+    """Shape of its first argument, where it is called with an array."""
+    assert self.x is not None
+    return self.x
+
+  @property
+  def gives(self) -> Shape:
+    """Shape of its result, where it is an array."""
+    assert self.y is not None
+    return self.y
+
+  @property
   def bias(self) -> str | None:
     """Name of a linear layer's bias, if it has one."""
     kind = layer_lib.kind_of(self.module)
@@ -68,8 +93,8 @@ class Call:
 
   x: Any
   proceed: Callable[[Any], Any]
-  run: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-  kernel: jax.Array | None = None
+  run: Callable[[Any, jax.Array], jax.Array] = lambda x, kernel: x  # of a linear layer only
+  kernel: Any = None
   bias: jax.Array | None = None
   gain: jax.Array | None = None
   key: Callable[[], jax.Array] | None = None

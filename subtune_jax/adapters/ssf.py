@@ -41,7 +41,7 @@ class SSF(rule_lib.Rule):
     if norm:
       shape, has_bias = dict(target.leaves)[norm.scale], target.has(norm.bias)
     else:
-      shape, has_bias = target.geometry.shape[-1:], target.bias is not None
+      shape, has_bias = target.layer.shape[-1:], target.bias is not None
     return {"scale": jnp.ones(shape)} | ({"shift": jnp.zeros(shape)} if has_bias else {})
 
   def __call__(self, target: rule_lib.Target, leaves: rule_lib.Leaves, call: rule_lib.Call) -> Any:
@@ -63,8 +63,9 @@ class SSF(rule_lib.Rule):
     return self._into(target, own, 1 / scale, -leaves.get("shift", 0.0) / scale)
 
   def _into(self, target: rule_lib.Target, own: rule_lib.Leaves, scale: Any, shift: Any) -> dict:
-    norm, kind = layer_lib.norm_of(target.module), layer_lib.kind_of(target.module)
-    weight, bias = (norm.scale, norm.bias) if norm else (kind.kernel, kind.bias)
+    norm = layer_lib.norm_of(target.module)
+    weight = norm.scale if norm else target.kind.kernel
+    bias = norm.bias if norm else target.kind.bias
     new = {weight: own[weight] * rule_lib.along(scale, own[weight])}
     return new | ({bias: own[bias] * scale + shift} if bias in own else {})
 
@@ -75,5 +76,4 @@ def _last(geometry: layer_lib.Geometry) -> bool:
 
 def _folded(target: rule_lib.Target) -> bool:
   """Whether a normalisation of the layer's own follows."""
-  kind = layer_lib.kind_of(target.module)
-  return kind.method != "__call__" and target.bias is None
+  return target.kind.method != "__call__" and target.bias is None

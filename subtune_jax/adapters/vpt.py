@@ -54,7 +54,7 @@ class VPT(rule_lib.Rule):
 
   def init(self, target: rule_lib.Target, key: jax.Array) -> dict[str, jax.Array]:
     """See the class."""
-    width = target.x[-1]
+    width = target.reads[-1]
     bound = (6 / (3 * self.patch_size**2 + width)) ** 0.5
     shape = (self.prompts, width)
     return {"prompts": jax.random.uniform(key, shape, jnp.float32, -bound, bound)}

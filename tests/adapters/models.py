@@ -43,6 +43,14 @@ class Small(nn.Module):
     return nn.Dense(5, name="head")(nn.relu(x.reshape(x.shape[0], -1)))
 
 
+class Normed(nn.Module):
+  """A linear layer, and BatchNorm that is told by its call what to run on."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.BatchNorm(name="bn")(nn.Dense(4, name="dense")(x), use_running_average=True)
+
+
 def net():
   """(model, variables, images)."""
   images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))

@@ -85,6 +85,20 @@ def test_fresh_ones_change_no_bit(rule):
   assert np.array_equal(adapted.apply(variables, tree, x), model.apply(variables, x))
 
 
+def test_ssf_behind_a_batch_norm_of_flax_merges():
+  x = jax.random.normal(jax.random.key(0), (2, 3))
+  model = models.Normed()
+  with jax.numpy_rank_promotion("allow"):
+    variables = model.init(jax.random.key(1), x)
+    adapted, tree = adapters.add(model, variables, adapters.SSF(), jax.random.key(2), x)
+    assert list(tree) == ["bn", "dense"]
+    assert np.array_equal(adapted.apply(variables, tree, x), model.apply(variables, x))
+    trained = noisy(tree, 0.3)
+    merged = {**variables, "params": adapted.merge(variables["params"], trained)}
+    y = adapted.apply(variables, trained, x)
+    np.testing.assert_allclose(model.apply(merged, x), y, atol=1e-6)
+
+
 def test_every_example_has_its_own_adapters_and_head(net):
   _, variables, images = net
   adapted, tree = added(net, adapters.LoRA("layers", rank=2))
