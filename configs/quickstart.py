@@ -1,4 +1,4 @@
-r"""Four methods on letters and digits of fonts that were not trained on, in ten minutes on two cores.
+r"""Four methods on letters and digits of unseen fonts, in ten minutes on two cores.
 
   python -m subtune_jax.main --config=configs/quickstart.py
   python -m subtune_jax.main --config=configs/quickstart.py:train=glyph_domains/serif,fonts=5

@@ -44,7 +44,9 @@ OVERRIDES = {
   "pretrain_cifar10": FULL,
   "pretrain_fashion_mnist": FULL,
   "profile": SEARCH,
-  "quickstart": COMPARE | {"data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",)},
+  "quickstart": COMPARE | {
+    "data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",),
+  },
   "robustness": COMPARE | {"robustness.num_alphas": 2},
   "shift": NETWORK | SETS | SHORT | {"data.shift": ""},
 }  # fmt: skip
