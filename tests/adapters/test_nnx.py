@@ -60,7 +60,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", ["lora", "ssf", pytest.param("dora", marks=pytest.mark.slow)])
 def test_fresh_ones_change_nothing_and_trained_ones_merge(net, name):
   model, state, images, base = net
   adapted, tree = adapters.add(model, state, RULES[name], jax.random.key(1))

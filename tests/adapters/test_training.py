@@ -15,6 +15,8 @@ from subtune_jax.training import loop, prefix
 from subtune_jax.training import mesh as mesh_lib
 
 NAMES = ("lora", "dora", "ssf", "adaptformer", "houlsby", "convpass", "repadapter", "vpt")
+_SLOW = ("dora", "houlsby", "convpass", "repadapter")
+CASES = [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in NAMES]
 SMALL = {"rank": 2, "prompts": 2}
 EXACT = ("lora", "dora", "ssf", "repadapter")
 
@@ -52,7 +54,7 @@ def leaves_of(tree):
   return dict(masks.tree.flatten(tree)[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_method_trains_its_adapters_and_the_head_alone(name, backbone, examples):
   model, variables = backbone
   if name == "vpt" and not isinstance(model, vit.ViT):
@@ -88,7 +90,7 @@ def test_a_method_trains_its_adapters_and_the_head_alone(name, backbone, example
       own.merged(result.variables)
 
 
-@pytest.mark.parametrize("name", ["lora", "ssf"])
+@pytest.mark.parametrize("name", ["lora", pytest.param("ssf", marks=pytest.mark.slow)])
 def test_programs_of_blocks_kept_activations_and_devices_change_nothing(name, examples):
   model = convolutional()
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
