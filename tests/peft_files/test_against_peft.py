@@ -140,7 +140,7 @@ SAVED = {
 }  # fmt: skip
 
 
-READ_FAST = ("patterns", "dora", "biases of query", "query and value", "convolutions")
+READ_FAST = ("patterns", "query and value", "convolutions")
 
 
 @pytest.mark.parametrize("case", some_slow(SAVED, READ_FAST))
