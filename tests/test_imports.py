@@ -17,7 +17,7 @@ RANK = {
   "data": 0, "calibration": 0, "models": 1,
   "calibrate": 1,
   "report": 2, "methods": 2, "weights": 2, "training": 3, "model_listing": 3, "search": 4,
-  "robustness": 4, "deploy": 4, "runner": 5, "studies": 6, "command_line": 7,
+  "robustness": 4, "deploy": 4, "multitask": 5, "runner": 5, "studies": 6, "command_line": 7,
   "main": 8, "data_listing": 8, "predict": 8, "export": 8, "save_model": 8, "cli": 9,
 }  # fmt: skip
 LONELY = ("statistics", "nearest", "masks", "data", "calibration")  # import none but these leaves:
