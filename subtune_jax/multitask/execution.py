@@ -67,21 +67,9 @@ def steps(plan: plan_lib.Plan, forms: Mapping[str, str]) -> tuple[Step, ...]:
   return tuple(found)
 
 
-def weights(
-  plan: plan_lib.Plan, order: Sequence[Step], of_digest: Mapping[tuple[str, str], PyTree]
-) -> tuple[PyTree, ...]:
-  """What each step's nodes read: a unit's variables, stacked where a step has several sets.
-
-  Args:
-    plan: of the steps.
-    order: of `steps`.
-    of_digest: (unit, digest) -> {"params", "batch_stats"} of the unit.
-  """
-  found = []
-  for step in order:
-    own = [of_digest[step.unit, plan.nodes[nodes[0]].weights] for nodes in step.nodes]
-    found.append(own[0] if len(own) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *own))
-  return tuple(found)
+def stacked(trees: Sequence[PyTree]) -> PyTree:
+  """The variables of a step: one tree as it is, several with a first axis over them."""
+  return trees[0] if len(trees) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def run_unit(model: Any, unit: str, variables: PyTree, x: jax.Array) -> jax.Array:
@@ -113,14 +101,15 @@ def program(
     seen: how images are normalised.
 
   Returns:
-    A pure function of (`weights`, images [n, h, w, 3] in 0..255) that returns task -> `Answers`.
+    A pure function of (variables of each step, images [n, h, w, 3] in 0..255) that returns task ->
+    `Answers`.
   """
 
   def run(own: Sequence[PyTree], images: jax.Array) -> dict[str, Answers]:
     first = preprocess.normalize(images, seen)
     outputs: dict[int | None, jax.Array] = {None: first}
     for step, variables in zip(order, own, strict=True):
-      _run_step(model, plan, step, variables, outputs)
+      run_step(model, plan, step, variables, outputs)
     answers = {}
     for task in plan.tasks:
       leaf = plan.leaf(task)
@@ -130,10 +119,18 @@ def program(
   return run
 
 
-def _run_step(
+def run_step(
   model: Any, plan: plan_lib.Plan, step: Step, variables: PyTree, outputs: dict[Any, jax.Array]
 ) -> None:
-  """Puts the outputs of a step's nodes beside those that are there."""
+  """Computes a step's nodes.
+
+  Args:
+    model: see `program`.
+    plan: of the step.
+    step: what is computed.
+    variables: of the step's unit, `stacked` over its sets of weights.
+    outputs: position in the plan -> output, None -> normalised images; those of the step are added.
+  """
   parents = [tuple(plan.nodes[i].parent for i in nodes) for nodes in step.nodes]
   inputs = [_joined([outputs[i] for i in own]) for own in parents]
 

@@ -148,8 +148,22 @@ class MultiTask:
       plan = self.plan.only(asked)
       order = execution.steps(plan, self.forms)
       run = jax.jit(execution.program(self._model, plan, order, self.preprocessing))
-      self._ready[asked] = run, execution.weights(plan, order, self._weights)
+      self._ready[asked] = run, tuple(self.weights_of_step(step, plan) for step in order)
     return self._ready[asked]
+
+  def weights_of(self, node: plan_lib.Node) -> PyTree:
+    """{"params", "batch_stats"} of a node's unit alone, on the device."""
+    return self._weights[node.unit, node.weights]
+
+  def weights_of_step(self, step: execution.Step, plan: plan_lib.Plan | None = None) -> PyTree:
+    """What a step reads: a unit's variables, stacked where it has several sets of them.
+
+    Args:
+      step: of `execution.steps`.
+      plan: that of the step; None is that of all tasks.
+    """
+    nodes = (plan or self.plan).nodes
+    return execution.stacked([self.weights_of(nodes[own[0]]) for own in step.nodes])
 
   def predict(
     self,
@@ -228,4 +242,3 @@ def _variables(unit: str, leaves: Mapping[str, Any]) -> PyTree:
     collection, _, inside = path.partition("/")
     found[collection][tuple(inside.removeprefix(f"{unit}/").split("/"))] = np.asarray(leaf)
   return {name: traverse_util.unflatten_dict(own) for name, own in found.items()}
-

@@ -81,9 +81,7 @@ class Plan:
       ValueError: no such task.
     """
     choices.check("task", task, self.tasks)
-    return next(
-      i for i, node in enumerate(self.nodes) if node.unit == HEAD and task in node.tasks
-    )
+    return next(i for i, node in enumerate(self.nodes) if node.unit == HEAD and task in node.tasks)
 
   def path(self, task: str) -> tuple[int, ...]:
     """Positions of what a task runs, input to output. Errors: see `leaf`."""
@@ -224,4 +222,3 @@ def _form_lines(plan: Plan, forms: Mapping[str, str]) -> Iterator[str]:
 
 def _count(n: int, what: str) -> str:
   return f"{n} {what}{'' if n == 1 else 's'}"
-

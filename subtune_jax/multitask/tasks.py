@@ -112,7 +112,9 @@ def read(source: str | os.PathLike | Task, backbone: Backbone | None) -> Task:
   if (path / description.CONFIG).is_file() or not path.is_dir():
     return _of_model_folder(path)
   if (path / "best" / description.CONFIG).is_file():
-    raise TaskError(f"{path} is a run's folder; give its model {path / 'best'} or one of its tasks/")
+    raise TaskError(
+      f"{path} is a run's folder; give its model {path / 'best'} or one of its tasks/"
+    )
   if backbone is None:
     raise TaskError(
       f"{path} holds a task's own leaves alone; give the backbone that it was trained from, as in "

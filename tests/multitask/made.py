@@ -1,4 +1,4 @@
-"""Tasks of small networks without a training: the leaves of chosen blocks and the head are moved."""
+"""Tasks of small networks without a training: leaves of chosen blocks are moved, heads drawn."""
 
 import dataclasses
 

@@ -72,8 +72,8 @@ def test_features_are_what_the_head_reads(bases):
   own = made.task(bases["resnet"], ("block3/unit1",), 1)
   answers = multitask.MultiTask({"a": own}).apply(made.images())["a"]
   head = own.network.variables["params"]["head"]
-  np.testing.assert_allclose(np.asarray(answers.features) @ head["kernel"] + head["bias"], answers.logits,
-                             rtol=1e-4, atol=1e-5)  # fmt: skip
+  found = np.asarray(answers.features) @ head["kernel"] + head["bias"]
+  np.testing.assert_allclose(found, answers.logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["stacked", "batched"])

@@ -33,7 +33,9 @@ def test_model_folders_answer_as_they_do_alone(folders):
   for name, found in network.predict(images, batch_size=4, calibrate=True).items():
     own = network.tasks[name].network.with_batch_size(4)
     wanted = own.predict(images, calibrate=True)
-    np.testing.assert_array_equal(found.logits, wanted.logits)
+    # Classifiers split a batch over the four simulated devices: equal but for rounding.
+    np.testing.assert_allclose(found.logits, wanted.logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=1e-5)
     np.testing.assert_array_equal(found.labels, wanted.labels)
   assert network.tasks["two"].tuned_blocks() == (BLOCK, LAST)
 
