@@ -9,6 +9,7 @@ another order. Heads are always separate.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -89,34 +90,32 @@ def run_unit(model: Any, unit: str, variables: PyTree, x: jax.Array) -> jax.Arra
   return model.apply(nested, x, start=unit, stop=stop)
 
 
+@functools.lru_cache(maxsize=64)
 def program(
-  model: Any, plan: plan_lib.Plan, order: Sequence[Step], seen: preprocess.Preprocessing
+  model: Any, plan: plan_lib.Plan, order: tuple[Step, ...], seen: preprocess.Preprocessing
 ) -> Any:
-  """The function from weights and images to the answers of every task.
+  """The jitted function from weights and images to the answers of every task.
 
   Args:
     model: a backbone of `subtune_jax.models`; its number of classes is not used.
-    plan: what is computed.
+    plan: what is computed; `Plan.anonymous`, so that networks of one shape share a program.
     order: of `steps`.
     seen: how images are normalised.
 
   Returns:
-    A pure function of (variables of each step, images [n, h, w, 3] in 0..255) that returns task ->
-    `Answers`.
+    A function of (variables of each step, images [n, h, w, 3] in 0..255) that returns `Answers` of
+    each task, in the order of `plan.tasks`.
   """
 
-  def run(own: Sequence[PyTree], images: jax.Array) -> dict[str, Answers]:
+  def run(own: Sequence[PyTree], images: jax.Array) -> tuple[Answers, ...]:
     first = preprocess.normalize(images, seen)
     outputs: dict[int | None, jax.Array] = {None: first}
     for step, variables in zip(order, own, strict=True):
       run_step(model, plan, step, variables, outputs)
-    answers = {}
-    for task in plan.tasks:
-      leaf = plan.leaf(task)
-      answers[task] = Answers(outputs[leaf], outputs[plan.nodes[leaf].parent])
-    return answers
+    leaves = [plan.leaf(task) for task in plan.tasks]
+    return tuple(Answers(outputs[i], outputs[plan.nodes[i].parent]) for i in leaves)
 
-  return run
+  return jax.jit(run)
 
 
 def run_step(

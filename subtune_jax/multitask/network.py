@@ -134,11 +134,12 @@ class MultiTask:
         f"images have shape {tuple(images.shape)}; the tasks read [n, {wanted[0]}, {wanted[1]}, 3]"
       )
     run, weights = self.compiled(tasks)
-    found = run(weights, images)
-    return {name: found[name] for name in self._asked(tasks)}  # jit returns them sorted
+    return dict(zip(self._asked(tasks), run(weights, images), strict=True))
 
   def compiled(self, tasks: Iterable[str] | None = None) -> tuple[Any, tuple[PyTree, ...]]:
-    """(jitted function of weights and images, the weights) for some of the tasks.
+    """(jitted function of weights and images that returns `Answers` of each task, the weights).
+
+    Networks whose plans have one shape share the function, whatever their weights.
 
     Args:
       tasks: names; None is all.
@@ -147,7 +148,7 @@ class MultiTask:
     if asked not in self._ready:
       plan = self.plan.only(asked)
       order = execution.steps(plan, self.forms)
-      run = jax.jit(execution.program(self._model, plan, order, self.preprocessing))
+      run = execution.program(self._model, plan.anonymous(), order, self.preprocessing)
       self._ready[asked] = run, tuple(self.weights_of_step(step, plan) for step in order)
     return self._ready[asked]
 

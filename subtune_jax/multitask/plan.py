@@ -111,6 +111,18 @@ class Plan:
         kept.append(dataclasses.replace(node, tasks=own, parent=parent))
     return Plan(self.units, tuple(kept), tuple(task for task in self.tasks if task in tasks))
 
+  def anonymous(self) -> "Plan":
+    """The plan without names and digests: plans of one shape are equal, and share a program."""
+    tasks = {name: str(i) for i, name in enumerate(self.tasks)}
+    digests: dict[str, str] = {}
+    for node in self.nodes:
+      digests.setdefault(node.weights, str(len(digests)))
+    nodes = tuple(
+      Node(node.unit, node.parent, digests[node.weights], tuple(map(tasks.get, node.tasks)), False)
+      for node in self.nodes
+    )
+    return Plan(self.units, nodes, tuple(tasks.values()))
+
   def segments(self) -> tuple[Segment, ...]:
     """The tree with what runs in a row as one, parents first, each followed by its children."""
     children: dict[int | None, list[int]] = {}

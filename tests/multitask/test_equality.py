@@ -1,6 +1,5 @@
 """Every task answers as its own network does, whatever other tasks are there."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -96,7 +95,7 @@ def test_other_forms_are_equal_to_rounding(bases, family, form):
 
 def flops(network, tasks=None):
   run, weights = network.compiled(tasks)
-  return jax.jit(run).lower(weights, made.images(1)).compile().cost_analysis()["flops"]
+  return run.lower(weights, made.images(1)).compile().cost_analysis()["flops"]
 
 
 def test_a_task_that_is_not_asked_for_costs_nothing(bases):
@@ -107,3 +106,13 @@ def test_a_task_that_is_not_asked_for_costs_nothing(bases):
   assert flops(both) > 1.9 * flops(alone)
   shared = both.removed("b").added("c", made.task(base, ("block3/unit1",), 3))
   assert flops(shared) < 1.5 * flops(alone)
+
+
+def test_networks_of_one_shape_share_a_program(bases):
+  base = bases["resnet"]
+  a, b = (
+    multitask.MultiTask({name: made.task(base, ("block3/unit1",), seed)})
+    for name, seed in (("a", 1), ("b", 2))
+  )
+  assert a.compiled()[0] is b.compiled()[0]
+  assert not np.array_equal(a.apply(made.images())["a"].logits, b.apply(made.images())["b"].logits)
