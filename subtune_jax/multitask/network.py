@@ -99,6 +99,12 @@ class MultiTask:
   def __str__(self) -> str:
     return plan_lib.text(self.plan, self.macs, self.forms)
 
+  def draw(self) -> Any:
+    """The plan as a matplotlib figure; see `figure.draw`."""
+    from subtune_jax.multitask import figure  # matplotlib where a picture is asked for
+
+    return figure.draw(self.plan, self.macs)
+
   def added(self, name: str, source: Source) -> "MultiTask":
     """The network with one more task. Errors: those of `MultiTask`, and a name that is there."""
     if name in self.tasks:

@@ -10,8 +10,9 @@ from tests import config_files
 
 SMALL = {
   "backbone.name": "resnet14", "backbone.weights": "random", "backbone.preprocessing": "half",
-  "backbone.options": "width=4,stage_sizes=(1,1,1)", "data.image_size": 16, "data.num_train": 72, "methods": ("subtuning", "ft"),
-  "on_one_backbone": ("subtuning",), "subtuning.blocks": ("block3/unit1",),
+  "backbone.options": "width=4,stage_sizes=(1,1,1)", "data.image_size": 16, "data.num_train": 72,
+  "methods": ("subtuning", "ft"), "on_one_backbone": ("subtuning",),
+  "subtuning.blocks": ("block3/unit1",),
   "subtuning.epochs": 1, "ft.epochs": 2, "subtuning.learning_rates": (1e-2,),
   "ft.learning_rates": (1e-2,), "batch_size": 36,
 }  # fmt: skip
