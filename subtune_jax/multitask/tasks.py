@@ -209,7 +209,7 @@ def _facts_of_backbone(own: Backbone) -> dict[str, Any]:
 
 def _facts_of_network(model, image_size, preprocessing, interpolation, digest) -> dict[str, Any]:
   options = {
-    f"the network's {field.name}": getattr(model, field.name)
+    f"the network's {field.name}": _without_classes(getattr(model, field.name))
     for field in dataclasses.fields(model)
     if field.name not in (*_NOT_COMPARED, "image_size")
   }
@@ -219,6 +219,11 @@ def _facts_of_network(model, image_size, preprocessing, interpolation, digest) -
     "interpolation": interpolation, **options,
     "a backbone of digest": digest[:12],
   }  # fmt: skip
+
+
+def _without_classes(value: Any) -> Any:
+  """A network inside a network (side-tuning) has a number of classes that nothing reads."""
+  return value.clone(num_classes=1, parent=None) if hasattr(value, "num_classes") else value
 
 
 def _frozen_leaves(tasks: Mapping[str, Task], backbone: Backbone | None) -> dict[str, Any]:

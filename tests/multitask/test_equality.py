@@ -7,7 +7,7 @@ from subtune_jax import multitask
 from tests.multitask import made
 
 FAMILIES = {"resnet": made.RESNET, "vit": made.VIT, "lite": made.LITE}
-CASES = [("resnet", 0), ("resnet", 1), ("vit", 0), ("lite", 0)]
+CASES = [("resnet", 0), ("vit", 0), ("lite", 0)]
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,7 @@ def test_features_are_what_the_head_reads(bases):
   np.testing.assert_allclose(found, answers.logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["stacked", "batched"])
-@pytest.mark.parametrize("family", ["resnet", "vit"])
+@pytest.mark.parametrize(("family", "form"), [("resnet", "batched"), ("vit", "stacked")])
 def test_other_forms_are_equal_to_rounding(bases, family, form):
   base = bases[family]
   names = base.model.block_names
