@@ -8,7 +8,7 @@ The last two move numbers by float rounding, since another batch size or another
 another order. Heads are always separate.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -94,11 +94,18 @@ def run_unit(model: Any, unit: str, variables: PyTree, x: jax.Array) -> jax.Arra
 def program(
   model: Any, plan: plan_lib.Plan, order: tuple[Step, ...], seen: preprocess.Preprocessing
 ) -> Any:
-  """The jitted function from weights and images to the answers of every task.
+  """`function`, compiled; with `Plan.anonymous`, networks of one shape share it."""
+  return jax.jit(function(model, plan, order, seen))
+
+
+def function(
+  model: Any, plan: plan_lib.Plan, order: Sequence[Step], seen: preprocess.Preprocessing
+) -> Callable[[Sequence[PyTree], jax.Array], tuple[Answers, ...]]:
+  """The function from weights and images to the answers of every task.
 
   Args:
     model: a backbone of `subtune_jax.models`; its number of classes is not used.
-    plan: what is computed; `Plan.anonymous`, so that networks of one shape share a program.
+    plan: what is computed.
     order: of `steps`.
     seen: how images are normalised.
 
@@ -115,7 +122,7 @@ def program(
     leaves = [plan.leaf(task) for task in plan.tasks]
     return tuple(Answers(outputs[i], outputs[plan.nodes[i].parent]) for i in leaves)
 
-  return jax.jit(run)
+  return run
 
 
 def run_step(
