@@ -91,7 +91,7 @@ def measure(network: network_lib.MultiTask, batch_size: int, rounds: int = 7) ->
     sizes = tuple(sorted(map(len, classes)))
     key = (_kind(network.model, unit), shapes[plan.nodes[own[0]].parent].shape, sizes, len(parents))
     if key not in seen:
-      forms = execution.FORMS if len(classes) > 1 else execution.FORMS[:2]
+      forms: tuple[str, ...] = execution.FORMS if len(classes) > 1 else execution.FORMS[:2]
       forms = forms if max(sizes) > 1 else tuple(form for form in forms if form != "stacked")
       programs = {form: _of_unit(network, unit, form, shapes) for form in forms}
       seen[key] = medians(programs, rounds)

@@ -92,7 +92,7 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _model(name: str, image_size: int | None) -> Any:
-  options = {} if image_size is None else {"image_size": image_size}
+  options: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
   return models.create(name, CLASSES, **options)
 
 

@@ -85,7 +85,8 @@ class Plan:
 
   def path(self, task: str) -> tuple[int, ...]:
     """Positions of what a task runs, input to output. Errors: see `leaf`."""
-    found, at = [], self.leaf(task)
+    found: list[int] = []
+    at: int | None = self.leaf(task)
     while at is not None:
       found.append(at)
       at = self.nodes[at].parent
@@ -118,7 +119,13 @@ class Plan:
     for node in self.nodes:
       digests.setdefault(node.weights, str(len(digests)))
     nodes = tuple(
-      Node(node.unit, node.parent, digests[node.weights], tuple(map(tasks.get, node.tasks)), False)
+      Node(
+        node.unit,
+        node.parent,
+        digests[node.weights],
+        tuple(tasks[name] for name in node.tasks),
+        False,
+      )
       for node in self.nodes
     )
     return Plan(self.units, nodes, tuple(tasks.values()))
