@@ -24,6 +24,13 @@ def mean_forgetting(method: Row) -> float:
   return sum(lost) / len(lost)
 
 
+def short_names(record: Row) -> list[str]:
+  """The tasks' names without what stands before the last "/", where that tells them apart."""
+  names = [task["name"] for task in record["tasks"]]
+  short = [name.rpartition("/")[2] for name in names]
+  return short if len(set(short)) == len(short) else names
+
+
 def headline(record: Row) -> list[str]:
   """What was forgotten, method by method."""
   lines = []
@@ -32,13 +39,14 @@ def headline(record: Row) -> list[str]:
       moved = method["logits_moved"]
       text = "no logit of an earlier task moved" if moved == 0 else f"logits moved by {moved:.1e}"
     else:
-      text = f"{100 * mean_forgetting(method):.1f} points of accuracy forgotten, mean of the tasks"
+      lost = 100 * mean_forgetting(method)
+      text = f"earlier tasks {'lost' if lost > 0 else 'gained'} {abs(lost):.1f} points of accuracy"
     lines.append(f"{method['title']}: {text}; {words.num_bytes(method['num_bytes'])} of weights.")
   return lines
 
 
 def _final(record: Row) -> Section:
-  header = ["At the end", *(task["name"] for task in record["tasks"]), "Forgetting", "Weights"]
+  header = ["At the end", "Forgetting", *short_names(record), "Weights"]
   rows = []
   for method in record["methods"]:
     cells = [
@@ -46,12 +54,12 @@ def _final(record: Row) -> Section:
       for own in method["final"]
     ]
     lost = f"{100 * mean_forgetting(method):.1f}"
-    rows.append([method["title"], *cells, lost, words.num_bytes(method["num_bytes"])])
+    rows.append([method["title"], lost, *cells, words.num_bytes(method["num_bytes"])])
   return Section("Accuracy and forgetting", [Table(header, rows), Text(_NOTE)])
 
 
 def _matrix(record: Row, method: Row) -> Section:
-  names = [task["name"] for task in record["tasks"]]
+  names = short_names(record)
   rows = [
     [f"after {names[at]}", *(f"{100 * a:.1f}" for a in own), *[""] * (len(names) - len(own))]
     for at, own in enumerate(method["matrix"])
