@@ -30,6 +30,7 @@ def finished(tmp_path_factory):
   return run.run(small(), workdir, stream=stream), workdir, stream.getvalue()
 
 
+@pytest.mark.slow
 def test_nothing_is_forgotten_on_one_backbone(finished):
   record, _, _ = finished
   shared, in_sequence = record["methods"]
@@ -44,6 +45,7 @@ def test_nothing_is_forgotten_on_one_backbone(finished):
   assert shared["num_bytes"] < 5 * in_sequence["num_bytes"]
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_forgotten(finished):
   _, workdir, out = finished
   assert "SubTuning: no logit of an earlier task moved" in out
@@ -60,6 +62,7 @@ def test_names_are_short_where_that_tells_them_apart():
   assert page.short_names({"tasks": [{"name": name} for name in names]}) == names
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_repeated(finished, monkeypatch):
   record, workdir, _ = finished
   monkeypatch.setattr(run.loop, "fit", lambda *a, **k: pytest.fail("trained again"))
