@@ -39,7 +39,6 @@ OVERRIDES = {
   "dataset_size": SEARCH | {"sizes": (60, 90), "data.num_train": 0},
   "fashion_mnist": COMPARE | {"data.interpolation": "bicubic"},
   "finetune": COMPARE,
-  "glyphs": COMPARE | {"data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",)},
   "greedy": SEARCH,
   "multitask": {
     **{k: v for k, v in NETWORK.items() if k != "tensorboard"},
@@ -51,7 +50,9 @@ OVERRIDES = {
   "pretrain_cifar10": FULL,
   "pretrain_fashion_mnist": FULL,
   "profile": SEARCH,
-  "quickstart": COMPARE,
+  "quickstart": COMPARE | {
+    "data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",),
+  },
   "robustness": COMPARE | {"robustness.num_alphas": 2},
   "shift": NETWORK | SETS | SHORT | {"data.shift": ""},
 }  # fmt: skip
