@@ -161,7 +161,7 @@ def _weights(seed: int) -> Callable[[Any, Any], np.ndarray]:
   def draw(path: Any, leaf: Any) -> np.ndarray:
     if jax.tree_util.keystr(path[-1:], simple=True) in ("scale", "var"):
       return np.ones(leaf.shape, leaf.dtype)
-    fan_in = max(1, leaf.size // leaf.shape[-1])
+    fan_in = max(1, leaf.size // (leaf.shape or (1,))[-1])
     return (rng.standard_normal(leaf.shape, np.float32) / fan_in**0.5).astype(leaf.dtype)
 
   return draw

@@ -37,8 +37,8 @@ def backbone(network, seed=0):
     name = jax.tree_util.keystr(path[-1:], simple=True)
     if name in ("scale", "var"):
       return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
-    fan_in = max(1, leaf.size // leaf.shape[-1])
-    return (rng.normal(size=leaf.shape) * (2 / fan_in) ** 0.5).astype(leaf.dtype)
+    fan_in = max(1, leaf.size // (leaf.shape or (1,))[-1])
+    return np.asarray(rng.normal(size=leaf.shape) * (2 / fan_in) ** 0.5, leaf.dtype)
 
   variables = jax.tree_util.tree_map_with_path(draw, dict(shapes))
   return multitask.Backbone(model, variables, SEEN)
@@ -50,7 +50,7 @@ def moved(variables, chosen, seed, by=0.05):
 
   def move(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    add = by * rng.uniform(0.1, 1, leaf.shape).astype(leaf.dtype)
+    add = by * np.asarray(rng.uniform(0.1, 1, leaf.shape), leaf.dtype)
     return np.asarray(leaf) + add if chosen(name) else np.asarray(leaf)
 
   return jax.tree_util.tree_map_with_path(move, variables)

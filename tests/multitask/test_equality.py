@@ -1,5 +1,7 @@
 """Every task answers as its own network does, whatever other tasks are there."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,16 @@ def test_adding_and_removing_a_task_moves_no_other(bases):
   for after in (all_.apply(images), all_.apply(images, ["a"]), all_.removed("c").apply(images)):
     np.testing.assert_array_equal(after["a"].logits, before.logits)
     np.testing.assert_array_equal(after["a"].features, before.features)
+
+
+def test_adapters_count_as_tuned():
+  network = dataclasses.replace(made.VIT, method="lora")
+  base = made.backbone(network)
+  tasks = {"probe": made.task(base, (), 1), "lora": made.task(base, ("encoderblock_1",), 2)}
+  found = multitask.MultiTask(tasks)
+  assert [len(own) for own in found.plan.levels().values()] == [1, 1, 2, 2, 2, 2]
+  for name, answers in found.apply(made.images()).items():
+    np.testing.assert_array_equal(answers.logits, made.own_answers(tasks[name], made.images()))
 
 
 def test_features_are_what_the_head_reads(bases):
