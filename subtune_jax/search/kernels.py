@@ -93,12 +93,12 @@ def gradient_kernels(
   begin = time.perf_counter()
   feature_size = _feature_size(apply, params, images)
   vectors = _probes(probes, feature_size, seed)
-  chosen = [leaves[i] for i in sum(places.values(), [])]
+  chosen = [leaves[i] for own in places.values() for i in own]
   run = _Run(apply, leaves, treedef, places, buckets, images, batch_size, mesh)
   groups = dict.fromkeys(names)
   features = compile_seconds = None
   for number, vector in enumerate(vectors):
-    hashes = _hashes(chosen, buckets, jax.random.fold_in(jax.random.key(seed), number))
+    hashes = _hashes(chosen, buckets, np.random.default_rng((seed, number)))
     features, sketches, first = run.sketches(vector, hashes)
     compile_seconds = compile_seconds or first
     for name in names:
@@ -149,17 +149,16 @@ def _probes(probes: int | np.ndarray, size: int, seed: int) -> np.ndarray:
   return probes
 
 
-def _hashes(leaves: list[Any], buckets: int | None, key: jax.Array) -> list[Any]:
+def _hashes(leaves: list[Any], buckets: int | None, rng: np.random.Generator) -> list[Any]:
   """Random signs (int8, in the shape of the leaf) and where a leaf's first entry goes."""
   if buckets is None:
     return [None] * len(leaves)
-  keys = jax.random.split(key, 2 * len(leaves))
   return [
     (
-      jax.random.bits(keys[2 * i], np.shape(leaf), jnp.uint8).astype(jnp.int8) | 1,
-      jax.random.randint(keys[2 * i + 1], (), 0, buckets),
+      jnp.asarray(rng.integers(0, 2, np.shape(leaf), np.int8) * 2 - 1),
+      jnp.asarray(rng.integers(0, buckets), jnp.int32),
     )
-    for i, leaf in enumerate(leaves)
+    for leaf in leaves
   ]
 
 
@@ -217,7 +216,7 @@ class _Run:
 
 def _program(apply: Apply, treedef: Any, places: Mapping[str, list[int]], buckets: int | None):
   """(leaves, images, probe, hashes) -> features [b, D], group -> sketches [b, buckets]."""
-  order = sum(places.values(), [])
+  order = [place for own in places.values() for place in own]
   where = {place: i for i, place in enumerate(order)}
 
   def one(leaves, image, vector, hashes):
