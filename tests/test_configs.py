@@ -41,6 +41,7 @@ OVERRIDES = {
   "finetune": COMPARE,
   "glyphs": COMPARE | {"data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",)},
   "greedy": SEARCH,
+  "which_layers": SEARCH | {"search.probes": 1},
   "my_data": {k: v for k, v in SEARCH.items() if k != "search.units"},
   "pretrain_cifar10": FULL,
   "pretrain_fashion_mnist": FULL,
