@@ -46,8 +46,9 @@ def main() -> None:
   names, where = problem.network.names, store.Store(args.store)
   trainers = []
   for rate in args.rates:
-    config.search.learning_rate = rate
-    recipe = search_config.make_recipe(config, train.class_names)
+    own = config.copy_and_resolve_references()  # a recipe reads its config later
+    own.search.learning_rate = rate
+    recipe = search_config.make_recipe(own, train.class_names)
     trainers.append(evaluator.Evaluator(problem, recipe, engine, where))
   truth = best_rates(trainers, [(), *greedy.profile(problem.network)])
   trained_seconds = sum(trainer.seconds for trainer in trainers)

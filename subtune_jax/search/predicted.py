@@ -74,6 +74,7 @@ class Predictor:
     self.choices: dict[tuple[scores.Units, int], Choice] = {}
     self.seconds = 0.0
     self._cells: dict[tuple[scores.Units, int], np.ndarray] = {}
+    self._places: dict[int, int] = {}
 
   def evaluate(self, sets: Sequence[scores.Units]) -> dict[scores.Units, scores.Score]:
     """The predicted score of each set; `scores.Evaluate`. Cells hold one answer an image."""
@@ -85,16 +86,25 @@ class Predictor:
   def outputs(self, units: scores.Units, fold: int) -> np.ndarray:
     """[held out, classes] predictions of a set for the images that a fold holds out."""
     rest, held = self.folds[fold]
+    first = self._head(fold) if units else None
     best = None
     for rate in self.rates if units else self.rates[:1]:
       kernel = self.kernel(units, rest, rate)
       own = kernel[np.ix_(rest, rest)]
-      found = ridge.fit(own, self.residual(rest), self.groups[rest], self.strengths)
+      found = ridge.fit(own, self.residual(rest), self.groups[rest], self.strengths, first)
       if best is None or found.error < best[0].error:
         best = found, rate, ridge.centre_others(kernel[np.ix_(held, rest)], own)
     found, rate, others = best
+    if not units:
+      self._places[fold] = found.place
     self.choices[units, fold] = Choice(rate, found.strength, found.error)
     return self.start[held] + found.mean + others @ found.dual
+
+  def _head(self, fold: int) -> int:
+    """The place of the head's own strength, from which those of sets are sought downhill."""
+    if fold not in self._places:
+      self.outputs((), fold)
+    return self._places[fold]
 
   def residual(self, rows: np.ndarray) -> np.ndarray:
     """[rows, classes] what the start leaves of the labels."""

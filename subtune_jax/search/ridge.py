@@ -3,13 +3,16 @@
 For a kernel K of m images, centred as Kc = C K C with C = I - 11'/m, the fit of targets Y is
 H Y with H = 11'/m + Kc (Kc + l I)^-1. H is the smoother of a penalised least-squares problem, so
 the residual of a group G of images under the fit without it is (I - H_GG)^-1 (Y - HY)_G, exactly,
-and no group is refitted. One eigendecomposition of Kc serves all strengths l. All in float64.
+and no group is refitted. With A = (Kc + l I)^-1, I - H = l A - 11'/m: one Cholesky factor and its
+inverse serve a strength l. All in float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 
 import numpy as np
+from scipy import linalg
 
 STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-8, 5))  # times the mean eigenvalue of Kc
 
@@ -23,12 +26,14 @@ class Fit:
     mean: [classes] of the targets.
     strength: the l that was chosen, in units of the kernel.
     error: mean squared residual of left-out groups at that strength.
+    place: of the strength among those given, in rising order.
   """
 
   dual: np.ndarray
   mean: np.ndarray
   strength: float
   error: float
+  place: int = 0
 
 
 def centre(kernel: np.ndarray) -> np.ndarray:
@@ -56,6 +61,7 @@ def fit(
   targets: np.ndarray,
   groups: np.ndarray,
   strengths: Sequence[float] = STRENGTHS,
+  first: int | None = None,
 ) -> Fit:
   """Fits targets with the strength whose left-out groups have the least squared residual.
 
@@ -64,6 +70,7 @@ def fit(
     targets: [m, classes].
     groups: [m] images that are left out together; all different leaves out one at a time.
     strengths: to choose from, as multiples of the mean eigenvalue of the centred kernel.
+    first: place in them, in rising order, to go downhill from; None tries all.
 
   Raises:
     ValueError: one group, a strength that is not above 0, or values that are not finite.
@@ -76,40 +83,65 @@ def fit(
   if not (np.isfinite(kernel).all() and np.isfinite(targets).all()):
     raise ValueError("a kernel or its targets are not finite")
   mean = targets.mean(axis=0)
-  values, vectors = np.linalg.eigh(centre(kernel))
-  values = np.maximum(values, 0.0)
-  rotated = vectors.T @ (targets - mean)
-  scale = max(float(values.mean()), np.finfo(np.float64).tiny)
-  chosen = None
-  for strength in sorted({scale * s for s in strengths}, reverse=True):
-    shrink = values / (values + strength)
-    residual = targets - mean - vectors @ (shrink[:, None] * rotated)
-    error = float(np.mean(np.square(left_out(vectors, shrink, residual, members))))
-    if chosen is None or error < chosen[1]:
-      chosen = strength, error
-  strength, error = chosen
-  dual = vectors @ (rotated / (values + strength)[:, None])
-  return Fit(dual, mean, strength, error)
+  centred = centre(kernel)
+  scale = max(float(np.trace(centred)) / len(centred), np.finfo(np.float64).tiny)
+  grid = sorted(scale * strength for strength in set(strengths))
+
+  @functools.cache
+  def tried(place: int) -> tuple[float, np.ndarray]:
+    inverse = _inverse(centred, grid[place])
+    left = left_out(inverse, grid[place], targets - mean, members)
+    return float(np.mean(np.square(left))), inverse @ (targets - mean)
+
+  place = _descend(lambda place: tried(place)[0], len(grid), first)
+  error, dual = tried(place)
+  return Fit(dual, mean, grid[place], error, place)
+
+
+def _descend(error: Callable[[int], float], count: int, first: int | None) -> int:
+  """The place of the least error: of all, or downhill from the first."""
+  if first is None:
+    return min(range(count), key=error)
+  place = min(first, count - 1)
+  while True:
+    near = [p for p in (place - 1, place + 1) if 0 <= p < count]
+    better = min(near, key=error, default=place)
+    if not error(better) < error(place):
+      return place
+    place = better
+
+
+def _inverse(kernel: np.ndarray, strength: float) -> np.ndarray:
+  """(K + l I)^-1 of a positive semidefinite K, but for rounding, which is within l."""
+  shifted = kernel + strength * np.eye(len(kernel))
+  factor, failed = linalg.lapack.dpotrf(shifted, lower=True)
+  if not failed:
+    half, failed = linalg.lapack.dpotri(factor, lower=True)
+  if failed:
+    raise ValueError(
+      f"a kernel is not positive semidefinite to within {strength:.1e}; give larger strengths"
+    )
+  half = np.tril(half)
+  return half + np.tril(half, -1).T
 
 
 def left_out(
-  vectors: np.ndarray, shrink: np.ndarray, residual: np.ndarray, members: Sequence[np.ndarray]
+  inverse: np.ndarray, strength: float, targets: np.ndarray, members: Sequence[np.ndarray]
 ) -> np.ndarray:
   """Residuals of each group under the fit without it, [m, classes].
 
   Args:
-    vectors: [m, m] eigenvectors of the centred kernel.
-    shrink: [m] eigenvalue / (eigenvalue + strength).
-    residual: [m, classes] of the fit with all.
+    inverse: [m, m] A, of the centred kernel and the strength.
+    strength: l.
+    targets: [m, classes], centred.
     members: the positions of each group.
   """
-  count = len(residual)
+  count = len(targets)
+  residual = strength * (inverse @ targets)
   if len(members) == count:
-    leverage = 1 / count + np.square(vectors) @ shrink
-    return residual / (1 - leverage)[:, None]
+    return residual / (strength * np.diag(inverse) - 1 / count)[:, None]
   found = np.empty_like(residual)
   for rows in members:
-    own = vectors[rows]
-    hat = (own * shrink) @ own.T + 1 / count
-    found[rows] = np.linalg.solve(np.eye(len(rows)) - hat, residual[rows])
+    own = strength * inverse[np.ix_(rows, rows)] - 1 / count
+    found[rows] = np.linalg.solve(own, residual[rows])
   return found
