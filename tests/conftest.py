@@ -11,6 +11,8 @@ import tempfile
 
 from tests import xla_flags
 
+# Several workers share the cores: BLAS's own threads would spin beside them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
   + " --xla_force_host_platform_device_count=4 "

@@ -1,5 +1,6 @@
 """What a stage reads of the training and validation set: images, or activations kept of them."""
 
+import functools
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -75,8 +76,14 @@ def activation(training: under_way.Training, examples: Any, unit: str) -> jax.Sh
   """What `unit` reads of one image, [1, ...]."""
   shared = isinstance(examples, prefix_lib.Rows)
   shape = (examples.prefix if shared else examples).images.shape[1:]
-  model, image = training.engine.model, jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-  return jax.eval_shape(lambda v, i: model.apply(v, i, stop=unit), training.variables, image)
+  image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  return _before.eval_shape(training.engine.model, training.variables, image, unit)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "unit"))
+def _before(model, variables, image, unit):
+  """Traced once for all that ask for the same."""
+  return model.apply(variables, image, stop=unit)
 
 
 def _present(training: under_way.Training) -> list[Any]:

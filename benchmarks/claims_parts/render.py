@@ -1,0 +1,152 @@
+"""docs/claims.md and its figures, from the rows and the archives."""
+
+from collections.abc import Sequence
+import functools
+import itertools
+
+from benchmarks.claims_parts import archive as archive_lib
+from benchmarks.claims_parts import effects, rows
+from subtune_jax.report import chart_elements, charts, estimate, style, words
+
+_VERDICT = {
+  estimate.HIGHER: "holds", estimate.LOWER: "**does not hold**", estimate.UNDECIDED: "undecided",
+}  # fmt: skip
+_COLOR = {estimate.HIGHER: "#0072B2", estimate.LOWER: "#D55E00", estimate.UNDECIDED: "#8C8C8C"}
+_REGIMES = {  # archive -> title of its panel
+  "lpft_glyphs": "Handwritten glyphs:\npretrained features do not serve",
+  "lpft_fashion_contrast": "Low contrast to clean and noise:\nthe shift is large",
+}
+_METHODS = {"ft": "Full fine-tuning", "lp_ft": "LP-FT", "subtuning": "SubTuning"}
+
+Answered = tuple[rows.Row, estimate.Estimate]
+
+
+@functools.cache
+def _archive(name: str) -> archive_lib.Archive:
+  return archive_lib.read(name)
+
+
+@functools.cache
+def answered() -> tuple[Answered, ...]:
+  """Every row with its difference."""
+  return tuple((row, row.effect(_archive(row.archive))) for row in rows.table())
+
+
+def document() -> str:
+  """The whole of docs/claims.md."""
+  found = answered()
+  counts = {verdict: sum(e.verdict == verdict for _, e in found) for verdict in _VERDICT}
+  lines = [
+    "# The papers' claims, measured",
+    "",
+    "Made by `python benchmarks/claims.py` from the answers of the runs below, which are kept in "
+    "`benchmarks/results/claims`. Each row is one claim in one setting, as a difference with its "
+    "95 % interval over groups of test images and seeds (of features: over seeds).",
+    "",
+    f"{len(found)} rows: {counts[estimate.HIGHER]} hold, {counts[estimate.LOWER]} do not, "
+    f"{counts[estimate.UNDECIDED]} are undecided.",
+    "",
+    "![All rows with their intervals](images/claims.png)",
+    "",
+  ]
+  for source, group in itertools.groupby(found, key=lambda own: own[0].source.partition(",")[0]):
+    lines += [f"## {source}", "", "| claim | setting | difference | |", "|---|---|---|---|"]
+    for row, effect in sorted(group, key=_claim_order(found)):
+      place = row.source.partition(", ")[2]
+      claim = f"{row.claim} ({place})" if place else row.claim
+      lines.append(
+        f"| {claim} | {row.where} | {_difference(row, effect)} | {_VERDICT[effect.verdict]} |"
+      )
+    lines.append("")
+  return "\n".join([*lines, *_runs(found), *_READING, ""])
+
+
+def _claim_order(found: Sequence[Answered]):
+  """The same claim in several settings stands together, in the order of first mention."""
+  first: dict[str, int] = {}
+  for number, (row, _) in enumerate(found):
+    first.setdefault(row.claim, number)
+  return lambda own: first[own[0].claim]
+
+
+def _difference(row: rows.Row, effect: estimate.Estimate) -> str:
+  ends = (effect.mean, effect.low, effect.high)
+  mean, low, high = (f"{100 * x:+.1f}".replace("-", words.MINUS) for x in ends)
+  return f"{mean} [{low}, {high}] {row.unit}"
+
+
+def _runs(found: Sequence[Answered]) -> list[str]:
+  """The command of each run, and what was chosen in it."""
+  lines = ["## Runs", ""]
+  for name in dict.fromkeys(row.archive for row, _ in found):
+    facts = _archive(name).facts
+    versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if k in ("jax", "flax"))
+    lines += [f"**{name}** ({facts['created'][:10]}, {versions}): {_about(facts)}", "", "```bash"]
+    lines += [facts["command"].replace(" --", " \\\n  --"), "```", ""]
+  return lines
+
+
+def _about(facts) -> str:
+  """Seeds and learning rates."""
+  seeds = words.count(len(facts["seeds"]), "seed")
+  rates = [
+    f"{name} {words.setting_value(rate)}{' (edge of its grid)' if edge else ''}"
+    for name, (rate, edge) in facts.get("rates", {}).items() if name != "lp"
+  ]  # fmt: skip
+  return f"{seeds}; rates {', '.join(rates)}" if rates else seeds
+
+
+def figure() -> bytes:
+  """All rows as points with intervals, coloured by what they say."""
+  found = [own for own in answered() if own[0].unit != "% of their norm"]
+  made = charts.new_figure(12.6, 1.2 + 0.23 * len(found))
+  axes = made.subplots()
+  for place, (_, effect) in enumerate(found):
+    color = _COLOR[effect.verdict]
+    chart_elements.interval(axes, place, effect, color, horizontal=True)
+    axes.plot(100 * effect.mean, place, "o", color=color, markersize=4)
+  axes.axvline(0, color=style.INK, linewidth=0.8)
+  axes.set_yticks(
+    range(len(found)), [charts.plain(f"{row.claim}  ({row.where})") for row, _ in found]
+  )
+  axes.tick_params(axis="y", labelsize=6)
+  axes.set_ylim(len(found) - 0.4, -0.6)
+  charts.clean(axes, grid="x")
+  axes.set_xlabel("difference in points (AUSUC in hundredths); the claim is that it is above 0")
+  for verdict, label in ((estimate.HIGHER, "holds"), (estimate.LOWER, "does not hold"),
+                         (estimate.UNDECIDED, "undecided")):  # fmt: skip
+    axes.plot([], [], "o-", color=_COLOR[verdict], label=label)
+  axes.legend(loc="lower right", frameon=False, fontsize=charts.SMALL)
+  return charts.png(made)
+
+
+def regimes() -> bytes:
+  """Three methods against the probe, in and out of distribution, in two settings side by side."""
+  made = charts.new_figure(9.0, 3.6)
+  every = made.subplots(1, len(_REGIMES), sharey=True)
+  for axes, (name, title) in zip(every, _REGIMES.items(), strict=True):
+    archive = _archive(name)
+    _regime(axes, archive, title)
+  every[0].set_ylabel("points above the linear probe")
+  every[-1].legend(loc="lower left", frameon=False, fontsize=charts.SMALL)
+  return charts.png(made)
+
+
+def _regime(axes, archive: archive_lib.Archive, title: str) -> None:
+  colors = style.colors(list(_METHODS))
+  data = archive.facts["data"]
+  for side, sets in enumerate(([data["id"]], data["ood"])):
+    for place, method in enumerate(_METHODS):
+      effect = effects.difference(archive, sets, method, "lp")
+      at = side + 0.22 * (place - 1)
+      chart_elements.interval(axes, at, effect, colors[method], cap=0.04)
+      label = _METHODS[method] if side == 0 else None
+      axes.plot(at, 100 * effect.mean, "o", color=colors[method], label=label)
+  axes.axhline(0, color=style.INK, linewidth=0.8)
+  axes.set_xticks((0, 1), ("in distribution", "out of distribution"))
+  axes.set_xlim(-0.5, 1.5)
+  axes.set_title(title, fontsize=charts.SIZE, loc="left")
+  charts.clean(axes)
+
+
+_READING: list[str] = []

@@ -1,0 +1,190 @@
+"""The claims, each as a question to an archive, put so that the papers expect more than 0."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+from benchmarks.claims_parts import archive as archive_lib
+from benchmarks.claims_parts import collect, effects
+from subtune_jax.report import estimate
+
+Effect = Callable[[archive_lib.Archive], estimate.Estimate]
+KUMAR = "Kumar et al. 2022"
+SUBTUNING = "SubTuning"
+SURGICAL = "Lee et al. 2023"
+MAI = "Mai et al. 2024"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One question to one run.
+
+  Attributes:
+    claim: what is said, as a difference that is above 0 if it is true.
+    source: paper and place.
+    archive: name of the run.
+    where: data and condition, for a reader.
+    effect: archive -> the difference; the claim is that it is above 0.
+    unit: "points" of accuracy, or what else the difference is in.
+  """
+
+  claim: str
+  source: str
+  archive: str
+  where: str
+  effect: Effect
+  unit: str = "points"
+
+
+def _id(first: str, second: str) -> Effect:
+  return lambda a: effects.difference(a, [a.facts["data"]["id"]], first, second)
+
+
+def _ood(first: str, second: str, after: str = "") -> Effect:
+  def effect(a: archive_lib.Archive) -> estimate.Estimate:
+    return effects.difference(a, [s + after for s in a.facts["data"]["ood"]], first, second)
+
+  return effect
+
+
+def _moved(first: tuple[str, str], second: tuple[str, str]) -> Effect:
+  """Relative distances of the last block's features: (method, side) twice."""
+
+  def effect(a: archive_lib.Archive) -> estimate.Estimate:
+    one, two = (a.facts["moved"][method][side] for method, side in (first, second))
+    return effects.over_seeds(one, two)
+
+  return effect
+
+
+def _lp_ft(archive: str, where: str) -> list[Row]:
+  """The paper of LP-FT in one setting."""
+  after = collect.AFTER_EPOCHS
+  asked: list[tuple[str, str, Effect, str]] = [
+    ("In distribution, full fine-tuning is above the probe", "table 1",
+     _id("ft", "lp"), "points"),
+    ("Out of distribution, the probe is above full fine-tuning", "table 2",
+     _ood("lp", "ft"), "points"),
+    ("In distribution, LP-FT is above full fine-tuning", "table 1",
+     _id("lp_ft", "ft"), "points"),
+    ("Out of distribution, LP-FT is above full fine-tuning", "table 2",
+     _ood("lp_ft", "ft"), "points"),
+    ("Out of distribution, LP-FT is above the probe", "table 2", _ood("lp_ft", "lp"), "points"),
+    ("The best epoch and rate by OOD test labels leave full fine-tuning below the probe",
+     "section 4", _ood("lp by oracle", "ft by oracle", after), "points"),
+    ("Full fine-tuning moves features more than LP-FT (in distribution)", "section 4.3",
+     _moved(("ft", "id"), ("lp_ft", "id")), "% of their norm"),
+    ("Full fine-tuning moves ID features more than OOD ones", "section 3",
+     _moved(("ft", "id"), ("ft", "ood")), "% of their norm"),
+  ]  # fmt: skip
+  return [Row(c, f"{KUMAR}, {s}", archive, where, e, unit) for c, s, e, unit in asked]
+
+
+def _subtuning(archive: str, where: str, blocks: str) -> list[Row]:
+  """A comparison of SubTuning with its rivals."""
+  asked: list[tuple[str, Effect]] = [
+    (f"In distribution, SubTuning ({blocks}) is above the probe", _id("subtuning", "lp")),
+    (f"In distribution, SubTuning ({blocks}) is above full fine-tuning", _id("subtuning", "ft")),
+    (f"Out of distribution, SubTuning ({blocks}) is above the probe", _ood("subtuning", "lp")),
+    (f"Out of distribution, SubTuning ({blocks}) is above full fine-tuning",
+     _ood("subtuning", "ft")),
+  ]  # fmt: skip
+  return [Row(c, f"{SUBTUNING}, section 3", archive, where, e) for c, e in asked]
+
+
+def _held_out(shift: str, first: str, second: str) -> Effect:
+  return lambda a: effects.difference(a, [f"{shift}, held out"], first, second)
+
+
+def _on(name: str, first: str, second: str) -> Effect:
+  return lambda a: effects.difference(a, [name], first, second)
+
+
+def _shifts(archive: str) -> list[Row]:
+  """Which block under which shift: profiles of ResNet-14 on held-out folds, methods on tests."""
+  stem, last = "stem", "block3/unit2"
+  where = "Fashion-MNIST, 1,000 images, ResNet-14, {}, 5 folds"
+  asked: list[tuple[str, str, str, Effect]] = [
+    ("Noise on the input: the first block is worth more than the last", SURGICAL,
+     "gaussian_noise/5", _held_out("gaussian_noise", stem, last)),
+    ("Blur of the input: the first block is worth more than the last", SURGICAL,
+     "defocus_blur/5", _held_out("defocus_blur", stem, last)),
+    ("Low contrast: the first block is worth more than the last", SURGICAL,
+     "contrast/5", _held_out("contrast", stem, last)),
+    ("Labels changed: the last block is worth more than the first", SURGICAL,
+     "flip_labels", _held_out("flip_labels", last, stem)),
+  ]  # fmt: skip
+  for shift in ("gaussian_noise", "defocus_blur", "contrast", "flip_labels"):
+    asked += [
+      ("One block, chosen on other folds, is above the head alone", f"{SUBTUNING}, fig. 1", shift,
+       _held_out(shift, collect.CROSS_FITTED, collect.HEAD)),
+      ("One block, chosen on other folds, is above all blocks", f"{SUBTUNING}, fig. 1", shift,
+       _held_out(shift, collect.CROSS_FITTED, collect.EVERYTHING)),
+    ]  # fmt: skip
+  return [Row(c, s, archive, where.format(shift), e) for c, s, shift, e in asked]
+
+
+def _calibration(archive: str, target: str, where: str) -> list[Row]:
+  """Fine-tuning on some of the classes: who forgets what, and what one number gives back."""
+
+  def among(first: str, second: str, of: str) -> Effect:
+    return lambda a: effects.difference(a, [target], first, second, of)
+
+  def area(row: str) -> Effect:
+    return lambda a: estimate.Estimate(*a.facts["ausuc"][row])
+
+  absent, seen, whole = effects.ABSENT, effects.SEEN, effects.ALL
+  asked: list[tuple[str, str, Effect, str]] = [
+    ("Fine-tuning on seen classes lowers the accuracy of absent ones (U/Y)", "table 1",
+     among("pretrained", "ft", absent), "points"),
+    ("It raises that of seen ones (S/Y)", "table 1", among("ft", "pretrained", seen), "points"),
+    ("ALG, from training data, brings U/Y up", "table 1",
+     among("ft + alg", "ft", absent), "points"),
+    ("PCV brings U/Y up", "table 1", among("ft + pcv", "ft", absent), "points"),
+    ("With ALG, fine-tuning is above the source model on all classes (Y/Y)", "table 1",
+     among("ft + alg", "pretrained", whole), "points"),
+    ("With PCV, it is above the source model on all classes (Y/Y)", "table 1",
+     among("ft + pcv", "pretrained", whole), "points"),
+    ("Among absent classes alone, accuracy rises by fine-tuning on the others (U/U)", "fig. 4",
+     among("ft among absent", "pretrained among absent", absent), "points"),
+    ("Nearest class means recognise absent classes better than the source model's features",
+     "fig. 3", among("ft by nearest means", "pretrained by nearest means", absent), "points"),
+    ("AUSUC of fine-tuning is above the source model's", "fig. 7", area("ft none - pretrained"),
+     "hundredths"),
+    ("AUSUC of fine-tuning is above that of the frozen classifier", "table 2",
+     lambda a: -area("frozen_classifier none - ft")(a), "hundredths"),
+  ]  # fmt: skip
+  return [Row(c, f"{MAI}, {s}", archive, where, e, unit) for c, s, e, unit in asked]
+
+
+def _sizes(archive: str, test: str, sizes: Sequence[int], where: str) -> list[Row]:
+  """Few images against many."""
+  made = []
+  for size in sizes:
+    made += [
+      Row("SubTuning is above full fine-tuning with few images", f"{SUBTUNING}, fig. 4", archive,
+          f"{where}, {size} images", _on(test, f"subtuning {size}", f"ft {size}")),
+      Row("SubTuning is above the probe", f"{SUBTUNING}, fig. 4", archive,
+          f"{where}, {size} images", _on(test, f"subtuning {size}", f"lp {size}")),
+    ]  # fmt: skip
+  return made
+
+
+def table() -> list[Row]:
+  """All rows, in the order of the document."""
+  handwriting = "glyphs, handwriting, 64 px, EfficientNet-Lite0"
+  clean = "Fashion-MNIST, 800 clean images, noise and blur OOD, ResNet-14"
+  contrast = "Fashion-MNIST, 800 of low contrast, clean and noise OOD, ResNet-14"
+  return [
+    *_lp_ft("lpft_glyphs", handwriting),
+    *_lp_ft("lpft_fashion_clean", clean),
+    *_lp_ft("lpft_fashion_contrast", contrast),
+    *_subtuning("lpft_glyphs", handwriting, "the last four units"),
+    *_subtuning("lpft_fashion_clean", clean, "the last two units"),
+    *_subtuning("lpft_fashion_contrast", contrast, "two units in the middle"),
+    *_sizes("sizes_glyphs", "glyph_domains/handwriting", (180, 360, 936), "glyphs, 32 px"),
+    *_shifts("shifts_fashion"),
+    *_calibration("calibration_glyphs", "glyph_domains/handwriting",
+                  "glyphs, serif to handwriting, 18 of 36 classes seen, 32 px"),
+    *_calibration("calibration_fashion", "fashion_mnist+contrast/5",
+                  "Fashion-MNIST, clean to low contrast, 5 of 10 classes seen, ResNet-14"),
+  ]  # fmt: skip
