@@ -18,7 +18,16 @@ import scipy.stats
 from subtune_jax.models import compile_cache
 from subtune_jax.runner import examples
 from subtune_jax.runner import network as network_lib
-from subtune_jax.search import criteria, evaluator, greedy, kernel_store, predicted, scores, store
+from subtune_jax.search import (
+  criteria,
+  evaluator,
+  greedy,
+  kernel_store,
+  predicted,
+  ridge,
+  scores,
+  store,
+)
 from subtune_jax.statistics import intervals
 from subtune_jax.studies import arguments
 from subtune_jax.studies.search import config as search_config
@@ -129,12 +138,12 @@ def of_draws(names, draws, make) -> None:
   """How much draws of probes differ: kernels, predicted accuracies, order."""
   if len(draws) < 2:
     return
-  errors = {
-    name: np.linalg.norm(draws[0].groups[name] - draws[1].groups[name])
-    / np.linalg.norm(draws[0].groups[name] + draws[1].groups[name]) * 2
-    for name in names
-  }  # fmt: skip
-  print("\ndifference of two draws by their mean, Frobenius, in %:")
+  errors = {}
+  for name in names:
+    first, second = (ridge.centre(draw.groups[name]) for draw in draws[:2])
+    first, second = first / np.trace(first), second / np.trace(second)
+    errors[name] = 2 * np.linalg.norm(first - second) / np.linalg.norm(first + second)
+  print("\ntwo draws, centred and scaled to one trace: difference by their mean, Frobenius, in %:")
   print(" ".join(f"{name} {100 * error:.0f}" for name, error in errors.items()))
   singles = [(name,) for name in names]
   means = np.array([[s.mean for s in make(draw).evaluate(singles).values()] for draw in draws])
@@ -158,10 +167,10 @@ def of_sets(args, problem, trainers, truth, task) -> None:
   best = max((u for u in truth if u), key=lambda units: truth[units].mean())
   print("\ngreedy sets of the prediction, trained (against the best trained single block)")
   for units in wanted:
-    score = task.predictor.evaluate([units])[units].mean
-    print(f"{'+'.join(units)}: predicted {100 * score:.1f}, trained "
-          f"{100 * found[units].mean():.1f}, {difference(found[units], truth[best])} against {'+'.join(best)}; "
-          f"{difference(found[units], truth[()])} against the head")  # fmt: skip
+    score, mean = task.predictor.evaluate([units])[units].mean, found[units].mean()
+    print(f"{'+'.join(units)}: predicted {100 * score:.1f}, trained {100 * mean:.1f}")
+    print(f"  against {'+'.join(best)} {difference(found[units], truth[best])}")
+    print(f"  against the head {difference(found[units], truth[()])}", flush=True)
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> str:
