@@ -91,7 +91,7 @@ def section(record: Row, drawn: Mapping[str, document.Figure]) -> Section:
       )
     rows.append(row)
   header = [
-    "Predicted, %", "Held-out accuracy", "Against the head, points",
+    "Set of blocks", "Predicted accuracy, %", "Against the head, points",
     Cell("Parameters trained", plain="trained"),
   ]  # fmt: skip
   parts: list[document.Part] = [Table(header + (["When trained"] if trained else []), rows)]
