@@ -115,8 +115,8 @@ def figures(record: Row) -> dict[str, document.Figure]:
     (
       "predicted_trained", "Predicted against trained", against_trained(record),
       "Scatter of the trained accuracy of sets over the predicted one.",
-      "A point for each set that was both predicted and trained, with the 95 % interval of the "
-      "trained accuracy; filled: the chosen set. Dashes: equality.",
+      "A point for each set that was both predicted and trained, in mean accuracy over the same "
+      "folds; filled: the chosen set. Dashes: equality. Intervals are in the tables.",
     ),
   ]  # fmt: skip
   return {figure.name: figure for figure in document.rendered(drawn)}
@@ -132,28 +132,31 @@ def against_trained(record: Row) -> "Figure | None":
   ]
   if len(both) < 2:
     return None
-  figure = charts.new_figure(6.4, 5.2)
+  head = next((pair for pair in both if not pair[0]["units"]), None)
+  zero = [side["mean"] for side in head] if head else [0.0, 0.0]
+  points = [(100 * (p["mean"] - zero[0]), 100 * (t["mean"] - zero[1]), t) for p, t in both]
+  figure = charts.new_figure(7.2, 4.6)
   axes = figure.add_subplot()
-  best = sorted(both, key=lambda pair: -pair[1]["mean"])[:_NAMED]
+  low, high = min(y for _, y, _ in points), max(y for _, y, _ in points)
+  ends = [min(x for x, *_ in points), max(x for x, *_ in points)]
+  axes.plot(ends, ends, color=chart_elements.QUIET, linestyle=(0, (4, 3)), zorder=0)
+  best = sorted((y for _, y, _ in points), reverse=True)[: _NAMED + 1][-1]
   names = search_record.unit_names(record)
-  for predicted, tried in both:
-    value, at = search_record.estimate(tried), 100 * predicted["mean"]
-    color = search_figures.COLOR if tried["units"] else search_figures.HEAD_COLOR
-    chart_elements.mean(
-      axes, at, value, color=color, marker=search_figures.MARKER,
-      filled=tried["units"] == record["chosen"], size=6, line=1.0, cap=0.0,
+  for x, y, tried in points:
+    chart_elements.point(
+      axes, x, y, marker=search_figures.MARKER, filled=tried["units"] == record["chosen"], size=7,
+      color=search_figures.COLOR if tried["units"] else search_figures.HEAD_COLOR,
     )  # fmt: skip
-    if (predicted, tried) in best or not tried["units"]:
+    if y > best or not tried["units"]:
       label = words.shorten(search_record.set_name(tried["units"], names), 28)
       axes.annotate(
-        charts.plain(label), (at, 100 * value.mean), (6, 5), textcoords="offset points",
-        fontsize=charts.SMALL,
-      )  # fmt: skip
-  values = [100 * side["mean"] for pair in both for side in pair]
-  low, high = min(values) - 3, max(values) + 3
-  axes.plot([low, high], [low, high], color=chart_elements.QUIET, linestyle=(0, (4, 3)), zorder=0)
-  axes.set_xlim(low, high)
-  chart_elements.accuracy_axis(axes, [*(v / 100 for v in values)], "trained accuracy, %")
-  axes.set_xlabel("predicted accuracy, %", fontsize=charts.SIZE)
+        charts.plain(label), (x, y), (7, -3), textcoords="offset points", fontsize=charts.SMALL
+      )
+  room = 0.08 * max(high - low, 1.0)
+  axes.set_ylim(low - room, high + room)
+  what = "gain over the head alone, points" if head else "accuracy, %"
+  axes.set_xlabel(f"predicted {what}", fontsize=charts.SIZE)
+  axes.set_ylabel(f"trained {what}", fontsize=charts.SIZE)
+  axes.margins(x=0.14)
   charts.clean(axes)
   return figure
