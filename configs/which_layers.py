@@ -15,7 +15,7 @@ Result of 2026-11-28 at 64 px, 936 images of glyph_domains/handwriting, 3 folds 
 
 97 sets were predicted. The gradients took 128 s of processor time with compiling, 77 s without; the
 fits of the sets about as long (on two cores with fifteen other processes, 16 minutes of the wall).
-What trainings say of it: benchmarks/results/selection_cpu.md.
+Trained, sets chosen so were above every single block: benchmarks/results/selection_cpu.md.
 """
 
 from subtune_jax.studies import arguments
