@@ -4,7 +4,7 @@ r"""Which layers are worth training? Answered from gradients, without training o
   python -m subtune_jax.main --config=configs/which_layers.py:dataset=folder:/path/to/images
   python -m subtune_jax.main --config=configs/which_layers.py:verify=8      # and trains the best 8
 
-Arguments after the colon, all optional: dataset, units, backbone and weights (together), image_size,
+Arguments after the colon, all optional: dataset, units, backbone and weights (both), image_size,
 epochs, folds (all as in configs/profile.py), and verify: how many of the sets of the highest
 predicted accuracy are trained and raced, with the chosen one beside the other methods on the test
 split after that. The method: docs/selection.md.
