@@ -39,14 +39,15 @@ OVERRIDES = {
   "dataset_size": SEARCH | {"sizes": (60, 90), "data.num_train": 0},
   "fashion_mnist": COMPARE | {"data.interpolation": "bicubic"},
   "finetune": COMPARE,
-  "glyphs": COMPARE | {"data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",)},
   "greedy": SEARCH,
   "which_layers": SEARCH | {"search.probes": 1},
   "my_data": {k: v for k, v in SEARCH.items() if k != "search.units"},
   "pretrain_cifar10": FULL,
   "pretrain_fashion_mnist": FULL,
   "profile": SEARCH,
-  "quickstart": COMPARE,
+  "quickstart": COMPARE | {
+    "data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",),
+  },
   "robustness": COMPARE | {"robustness.num_alphas": 2},
   "shift": NETWORK | SETS | SHORT | {"data.shift": ""},
 }  # fmt: skip

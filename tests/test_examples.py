@@ -72,3 +72,18 @@ def test_the_scanned_model_takes_its_stacked_parameters_back():
   with jax.numpy_rank_promotion("allow"):
     own, ours = both(result["stacked"], result["after"]["params"])
   np.testing.assert_allclose(ours, own, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_adapters_on_a_linen_model_that_is_not_ours():
+  pytest.importorskip("flaxmodels")
+  with jax.numpy_rank_promotion("allow"):
+    result = importlib.import_module("examples.adapters.linen_model").run()
+  assert result["error"] < 1e-3
+  assert result["losses"][-1] < result["losses"][0]
+
+
+def test_adapters_on_an_nnx_model():
+  result = importlib.import_module("examples.adapters.nnx_model").run()
+  assert result["fresh"]
+  assert result["error"] < 1e-5

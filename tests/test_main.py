@@ -15,7 +15,7 @@ from subtune_jax import save_model
 from tests import command
 
 ROOT = command.ROOT
-CONFIG = "--config=configs/quickstart.py"
+CONFIG = "--config=configs/quickstart.py:train=emoji_domains/noto"
 SMALL = [
   CONFIG, "--config.data.image_size=32", "--config.seeds=(0,1)",
   "--config.methods=('lp','subtuning')",

@@ -162,10 +162,10 @@ def _answers(arrays, absent: np.ndarray, gammas: Mapping[str, float]) -> dict[st
     made[f" + {kind}"] = np.asarray(calibration.calibrate(logits, absent, gamma)).argmax(-1)
   made[" among absent"] = np.where(absent, logits, -np.inf).argmax(-1)
   if "test/features" in arrays:
-    means, _ = calibration.class_means(
+    means, counts = calibration.class_means(
       arrays["train/features"], arrays["train/labels"], len(absent)
     )
-    scores = calibration.ncm_logits(arrays["test/features"], means)
+    scores = calibration.ncm_logits(arrays["test/features"], means, counts)
     made[" by nearest means"] = np.asarray(scores).argmax(-1)
   return made
 
@@ -188,7 +188,7 @@ def _corruptions(workdir: pathlib.Path, record: Row) -> archive_lib.Archive:
   for row in record["rows"]:
     folder = workdir / row["folder"]
     sets[f"{row['corruption']}, held out"] = _profile(
-      folder, files.read_record(folder / compare_record.RESULTS)
+      folder / "search", files.read_record(folder / compare_record.RESULTS)
     )
     if (folder / "final").is_dir():
       run = compare_record.load(folder / "final")

@@ -13,8 +13,8 @@ _VERDICT = {
 }  # fmt: skip
 _COLOR = {estimate.HIGHER: "#0072B2", estimate.LOWER: "#D55E00", estimate.UNDECIDED: "#8C8C8C"}
 _REGIMES = {  # archive -> title of its panel
-  "lpft_glyphs": "Handwritten glyphs:\npretrained features do not serve",
-  "lpft_fashion_contrast": "Low contrast to clean and noise:\nthe shift is large",
+  "lpft_glyphs": "Handwritten letters and digits:\npretrained features do not serve the task",
+  "lpft_fashion_clean": "Clean clothes, noise and blur:\npretrained features serve the task",
 }
 _METHODS = {"ft": "Full fine-tuning", "lp_ft": "LP-FT", "subtuning": "SubTuning"}
 
@@ -122,13 +122,13 @@ def figure() -> bytes:
 
 def regimes() -> bytes:
   """Three methods against the probe, in and out of distribution, in two settings side by side."""
-  made = charts.new_figure(9.0, 3.6)
-  every = made.subplots(1, len(_REGIMES), sharey=True)
+  made = charts.new_figure(9.0, 3.9)
+  every = made.subplots(1, len(_REGIMES))
   for axes, (name, title) in zip(every, _REGIMES.items(), strict=True):
     archive = _archive(name)
     _regime(axes, archive, title)
   every[0].set_ylabel("points above the linear probe")
-  every[-1].legend(loc="lower left", frameon=False, fontsize=charts.SMALL)
+  charts.method_legend(made, list(_METHODS), _METHODS)
   return charts.png(made)
 
 
@@ -140,8 +140,7 @@ def _regime(axes, archive: archive_lib.Archive, title: str) -> None:
       effect = effects.difference(archive, sets, method, "lp")
       at = side + 0.22 * (place - 1)
       chart_elements.interval(axes, at, effect, colors[method], cap=0.04)
-      label = _METHODS[method] if side == 0 else None
-      axes.plot(at, 100 * effect.mean, "o", color=colors[method], label=label)
+      axes.plot(at, 100 * effect.mean, "o", color=colors[method])
   axes.axhline(0, color=style.INK, linewidth=0.8)
   axes.set_xticks((0, 1), ("in distribution", "out of distribution"))
   axes.set_xlim(-0.5, 1.5)

@@ -47,12 +47,14 @@ class Network:
     options: of `models.create`.
     dtype: of the computation, "float32" or "bfloat16".
     method: the one that changed the network (`methods.Declaration.prepare`); "" for none.
+    method_options: its options.
   """
 
   name: str
   options: Mapping[str, Any]
   dtype: str = "float32"
   method: str = ""
+  method_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def build(self, num_classes: int, image_size: int) -> tuple[nn.Module, Any]:
     """(model, its variables as shapes). Errors: see `models.create`."""
@@ -64,13 +66,19 @@ class Network:
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     if not self.method:
       return model, shapes
-    change, changed = methods.DECLARED[self.method].prepare, model
+    declared = methods.DECLARED[self.method]
+    change, changed = declared.prepare, model
     if change is None:
       raise ValueError(f"{self.method} changes no network")
 
+    unknown = sorted(set(self.method_options) - set(declared.options))
+    if unknown:
+      raise ValueError(f"{self.method} has no option {_shown(unknown[0])}")
+    given = methods.options_of(declared, self.method_options)
+
     def prepare(variables: Any) -> Any:
       nonlocal changed
-      changed, own = change(model, variables, jax.random.key(0))
+      changed, own = change(model, variables, jax.random.key(0), given)
       return own
 
     shapes = jax.eval_shape(prepare, shapes)
@@ -145,8 +153,12 @@ def _network(given: Mapping[str, Any]) -> Network:
     changing = [name for name, own in methods.DECLARED.items() if own.prepare is not None]
     choices.check("network.method", method, changing)
   options = _field(given, "options", dict, "network.")
-  _check_option(options)
-  return Network(name, options, dtype, method)
+  method_options = given.get("method_options", {})
+  if not isinstance(method_options, dict):
+    raise ValueError(f"network.method_options is {_shown(method_options)}; dict is expected")
+  for each in (options, method_options):
+    _check_option(each)
+  return Network(name, options, dtype, method, method_options)
 
 
 def _check_option(value: Any) -> None:

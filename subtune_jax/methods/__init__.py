@@ -5,14 +5,16 @@ what configs, help, the README and reports need. A new relative of fine-tuning i
 declaration in one file of this folder, or a `Stage` of your own, not a branch in the loop.
 """
 
+from subtune_jax.methods import adapted as _adapted
 from subtune_jax.methods import auto_rates as _auto_rates
 from subtune_jax.methods import fine_tuning as _fine_tuning
 from subtune_jax.methods import probing as _probing
 from subtune_jax.methods import regularised as _regularised
 from subtune_jax.methods import side as _side
 from subtune_jax.methods import subset as _subset
+from subtune_jax.methods.adapted import adapter_tuning
 from subtune_jax.methods.auto_rates import SNR_THRESHOLD, auto_rgn, auto_snr
-from subtune_jax.methods.declaration import Context, Declaration, Option, markdown
+from subtune_jax.methods.declaration import Context, Declaration, Option, markdown, options_of
 from subtune_jax.methods.fine_tuning import (
   frozen_embedding,
   full_fine_tuning,
@@ -58,7 +60,7 @@ _ORDER = (
 )  # fmt: skip
 _ALL = {
   own.name: own
-  for family in (_probing, _fine_tuning, _subset, _auto_rates, _regularised, _side)
+  for family in (_probing, _fine_tuning, _subset, _auto_rates, _regularised, _side, _adapted)
   for own in family.DECLARATIONS
 }
 # Name -> declaration, in the order of tables.

@@ -14,8 +14,8 @@ DECADES = (1e-5, 1e-4, 1e-3, 1e-2)
 
 # (learning rate, further fields of a stage) -> the stages.
 Builder = Callable[..., stage_lib.Method]
-# (model, variables, key) -> (model, variables): a network with added leaves, or another head.
-Prepare = Callable[[Any, Any, Any], tuple[Any, Any]]
+# (model, variables, key, options of the method) -> (model, variables): a network with added leaves.
+Prepare = Callable[[Any, Any, Any, Mapping[str, Any]], tuple[Any, Any]]
 
 
 class Context(NamedTuple):
@@ -71,6 +71,18 @@ class Declaration:
   probe_first: bool = False
   needs: frozenset[str] = frozenset()
   prepare: Prepare | None = None
+
+
+def options_of(own: Declaration, section: Mapping[str, Any] | None) -> dict[str, Any]:
+  """The options of a method that changes the network, from its section of a config.
+
+  Args:
+    own: the method.
+    section: its fields; None, and fields that are not there: as declared.
+  """
+  given = {} if section is None else section
+  found = {name: given.get(name, option.default) for name, option in own.options.items()}
+  return {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
 
 
 def gradient(

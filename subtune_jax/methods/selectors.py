@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from subtune_jax import adapters as adapters_lib
+
 
 def backbone(path: str, leaf: Any) -> bool:
   """Selects every leaf outside the head."""
@@ -33,3 +35,10 @@ class Outside:
 
   def __call__(self, path: str, leaf: Any) -> bool:
     return backbone(path, leaf) and not any(f"{path}/".startswith(f"{b}/") for b in self.blocks)
+
+
+def adapters(path: str, leaf: Any) -> bool:
+  """Selects the leaves of adapters that train (`subtune_jax.adapters`)."""
+  del leaf
+  parts = path.split("/")
+  return adapters_lib.SCOPE in parts and parts[-1] not in adapters_lib.CONSTANTS

@@ -14,10 +14,10 @@ def side_tuning(
   return (stage_lib.tune("side", "/side/tuned", learning_rate, head_learning_rate, stage),)
 
 
-def _beside(model: Any, variables: Any, key: Any) -> tuple[Any, Any]:
+def _beside(model: Any, variables: Any, key: Any, options: Any) -> tuple[Any, Any]:
   from subtune_jax.models import side  # linen modules: not needed by methods that change no network
 
-  del key
+  del key, options
   return side.wrap(model, variables)
 
 

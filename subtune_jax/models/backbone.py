@@ -50,6 +50,12 @@ class Backbone(nn.Module, kw_only=True):
     """
     raise NotImplementedError
 
+  @nn.nowrap
+  def alone(self, block: str, module: nn.Module) -> nn.Module:
+    """A block as it is run outside the model: `module`, from `make_block`, or around it."""
+    del block
+    return module
+
   def check_images(self, x: jax.Array) -> None:
     """Raises ValueError when images [n, h, w, 3] are not what the first block reads."""
     if x.ndim != 4 or x.shape[-1] != 3:
@@ -122,7 +128,7 @@ def block_module(model: Backbone, name: str, use_batch_statistics: bool) -> nn.M
     use_batch_statistics: see `Backbone.make_block`.
   """
   make_block = inspect.unwrap(type(model).make_block)  # Flax's wrapper would make it a child
-  return make_block(model, name, "block", use_batch_statistics)
+  return model.alone(name, make_block(model, name, "block", use_batch_statistics))
 
 
 def unit_range(

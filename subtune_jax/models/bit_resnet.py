@@ -41,6 +41,11 @@ class StdConv(nn.Module):
     with inference.constants():
       w = w - jnp.mean(w, axis=(0, 1, 2), keepdims=True)
       w = w * lax.rsqrt(jnp.mean(jnp.square(w), axis=(0, 1, 2), keepdims=True) + 1e-10)
+    return self.convolve(x, w)
+
+  @nn.nowrap
+  def convolve(self, x: jax.Array, w: jax.Array) -> jax.Array:
+    """The convolution with a kernel as it is."""
     x, w = x.astype(self.dtype), w.astype(self.dtype)
     if self.kernel == 1:
       return convolution.pointwise(resnet.strided(x, self.stride), w)

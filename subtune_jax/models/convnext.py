@@ -57,8 +57,13 @@ class Depthwise(nn.Module):
     features = x.shape[-1]
     kernel = self.param("kernel", _init, (_KERNEL, _KERNEL, 1, features), jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
-    y = convolution.depthwise(x.astype(self.dtype), kernel.astype(self.dtype), 1)
+    y = self.convolve(x, kernel)
     return y + batch_norm.per_channel(bias, y.ndim).astype(self.dtype)
+
+  @nn.nowrap
+  def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution with a kernel."""
+    return convolution.depthwise(x.astype(self.dtype), kernel.astype(self.dtype), 1)
 
 
 class Unit(nn.Module):

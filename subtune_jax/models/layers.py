@@ -51,15 +51,22 @@ class ConvBN(nn.Module):
     w = self.param("kernel", init, shape, jnp.float32)
     bn = BatchNorm(self.features, self.momentum, self.epsilon, name="bn")
     if self.use_batch_statistics:
-      return bn.normalize(self._convolve(x, w), self.act)
+      return bn.normalize(self.linear_map(x, w), self.act)
     with inference.constants():
       gain, shift = bn.fold()
       w = w * batch_norm.per_channel(gain, 4)
-    y = self._convolve(x, w)
+    y = self.linear_map(x, w, gain)
     y = y + batch_norm.per_channel(shift, x.ndim).astype(self.dtype)
     return batch_norm.activate(y, self.act)
 
-  def _convolve(self, x: jax.Array, w: jax.Array) -> jax.Array:
+  def linear_map(self, x: jax.Array, w: jax.Array, gain: jax.Array | None = None) -> jax.Array:
+    """The convolution, for adapters to join: `gain` [features] is what `w` has been scaled by."""
+    del gain
+    return self.convolve(x, w)
+
+  @nn.nowrap
+  def convolve(self, x: jax.Array, w: jax.Array) -> jax.Array:
+    """The convolution with a kernel."""
     x, w = x.astype(self.dtype), w.astype(self.dtype)
     if self.kind == "pointwise":
       return convolution.pointwise(x, w)
@@ -123,13 +130,18 @@ class PatchConv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    p = self.patch
-    n, h, w, c = x.shape[0], x.shape[1] // p, x.shape[2] // p, x.shape[3]
     init = nn.initializers.lecun_normal()
-    kernel = self.param("kernel", init, (p, p, c, self.features), jnp.float32)
-    x = x[:, : h * p, : w * p].reshape(n, h, p, w, p, c).transpose(0, 1, 3, 2, 4, 5)
-    y = jnp.dot(x.reshape(n, h, w, -1), kernel.astype(self.dtype).reshape(-1, self.features))
+    shape = (self.patch, self.patch, x.shape[3], self.features)
+    y = self.convolve(x, self.param("kernel", init, shape, jnp.float32))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       y = y + batch_norm.per_channel(bias, y.ndim).astype(self.dtype)
     return y
+
+  @nn.nowrap
+  def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution with a kernel [patch, patch, c, features]."""
+    p, features = self.patch, kernel.shape[-1]
+    n, h, w, c = x.shape[0], x.shape[1] // p, x.shape[2] // p, x.shape[3]
+    x = x[:, : h * p, : w * p].reshape(n, h, p, w, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return jnp.dot(x.reshape(n, h, w, -1), kernel.astype(self.dtype).reshape(-1, features))

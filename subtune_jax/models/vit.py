@@ -111,8 +111,12 @@ class Projection(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-    x = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    x = self.linear_map(x.astype(self.dtype), kernel.astype(self.dtype))
     return vit_layers.unit_length(x) if self.normalize else x
+
+  def linear_map(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The product, for adapters to join."""
+    return jnp.dot(x, kernel)
 
 
 class ViT(backbone.Backbone, kw_only=True):

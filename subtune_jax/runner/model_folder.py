@@ -7,6 +7,7 @@ from typing import Any
 
 from subtune_jax import methods, weights
 from subtune_jax.deploy import classifier, description, folder
+from subtune_jax.models import adapted
 from subtune_jax.runner import network as network_lib
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import export
@@ -30,16 +31,19 @@ def write(
 
   Errors: see `deploy.folder.save` and `training.export.load_task`.
   """
-  engine, pretrained = network_lib.prepared(method, engine, pretrained)
+  engine, pretrained = network_lib.prepared(method, config, engine, pretrained)
+  model = engine.model
   variables, _ = export.load_task(task, pretrained.variables)
   declared = methods.DECLARED.get(method)
   changed = declared is not None and declared.prepare is not None
-  options = network_lib.options(config.backbone.options)
+  if isinstance(model, adapted.Adapted) and model.merges:
+    model, variables, changed = model.base, model.merged(variables), False
   network = description.Network(
-    config.backbone.name, options, config.backbone.dtype, method if changed else ""
-  )
+    config.backbone.name, network_lib.options(config.backbone.options), config.backbone.dtype,
+    method if changed else "", network_lib.method_options(method, config) if changed else {},
+  )  # fmt: skip
   made = classifier.Classifier(
-    engine.model, variables, pretrained.preprocessing, config.data.image_size,
+    model, variables, pretrained.preprocessing, config.data.image_size,
     config.data.interpolation, tuple(class_names), engine.batch_size, dict(said),
   )  # fmt: skip
   return folder.save(path, network, made, task=task)

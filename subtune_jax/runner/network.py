@@ -76,17 +76,28 @@ def options(text: str) -> dict[str, Any]:
 
 
 def prepared(
-  name: str, engine: loop.Engine, pretrained: weights.Pretrained
+  name: str, config: Any, engine: loop.Engine, pretrained: weights.Pretrained
 ) -> tuple[loop.Engine, weights.Pretrained]:
   """The network and its variables as a method's declaration changes them, if it does."""
   declared = methods.DECLARED.get(name)
   if declared is None or declared.prepare is None:
     return engine, pretrained
-  model, variables = declared.prepare(engine.model, pretrained.variables, jax.random.key(0))
+  options = method_options(name, config)
+  model, variables = declared.prepare(
+    engine.model, pretrained.variables, jax.random.key(0), options
+  )
   return (
     dataclasses.replace(engine, model=model),
     pretrained._replace(variables=variables),
   )
+
+
+def method_options(name: str, config: Any) -> dict[str, Any]:
+  """The options with which a method changes the network, by the config; {} if it changes none."""
+  declared = methods.DECLARED.get(name)
+  if declared is None or declared.prepare is None:
+    return {}
+  return methods.options_of(declared, config.get(name))
 
 
 def backbone_row(config: Any, model: Any, pretrained: weights.Pretrained) -> Row:

@@ -52,7 +52,7 @@ class Run:
 
   def network_of(self, name: str) -> tuple[loop.Engine, weights.Pretrained]:
     """The network that a method trains: the run's, or what the method makes of it."""
-    return network.prepared(name, self.engine, self.pretrained)
+    return network.prepared(name, self.config, self.engine, self.pretrained)
 
   @functools.cached_property
   def network(self) -> str:
@@ -147,18 +147,24 @@ def describe(
       del described[section][own]
   criterion = criteria.of(config)
   chosen = {} if criterion.name == criteria.ACCURACY else {"select_by": criterion.name}
-  return chosen | {
-    "config": described,
-    "train": train.fingerprint(),
-    "validation": validation.fingerprint() if validation else None,
-    "weights": run.pretrained.sha256,
-    "variables": run.network,
-    "preprocessing": ledger_lib.plain(run.engine.preprocessing),
-    "head": "kept" if config.backbone.keep_head else heads.DRAW,
-    "method": name,
-    "stages": [ledger_lib.plain(stage) for stage in method],
-    "seed": seed,
-  }
+  changed = network.method_options(name, config)
+  options = {"options": ledger_lib.plain(changed)} if changed else {}
+  return (
+    chosen
+    | options
+    | {
+      "config": described,
+      "train": train.fingerprint(),
+      "validation": validation.fingerprint() if validation else None,
+      "weights": run.pretrained.sha256,
+      "variables": run.network,
+      "preprocessing": ledger_lib.plain(run.engine.preprocessing),
+      "head": "kept" if config.backbone.keep_head else heads.DRAW,
+      "method": name,
+      "stages": [ledger_lib.plain(stage) for stage in method],
+      "seed": seed,
+    }
+  )
 
 
 def _train_method_on(

@@ -1,13 +1,16 @@
 """Methods that change the network, in a comparison end to end on a small one."""
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
 
 from subtune_jax import models, weights
-from subtune_jax.models import side
+from subtune_jax.deploy import folder
+from subtune_jax.models import adapted, side
 from subtune_jax.runner import examples, network
+from subtune_jax.studies.compare import best
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -48,7 +51,7 @@ def test_side_tuning_is_a_method_of_a_comparison(tmp_path):
   restored, _ = export.load_task(tmp_path / "run" / "tasks" / chosen["key"], variables)
   (test,), _ = examples.load_tests(config, tuple(record["data"]["class_names"]))
   engine, _ = network.load_network(config, len(record["data"]["class_names"]))
-  own, _ = network.prepared("side_tuning", engine, pretrained)
+  own, _ = network.prepared("side_tuning", config, engine, pretrained)
   assert own.model == both
   stored = np.load(tmp_path / "run" / chosen["test"][test.name]["logits"])["logits"]
   np.testing.assert_array_equal(own.predict(restored, test.images), stored)
@@ -82,3 +85,31 @@ def test_a_config_can_build_the_network_that_a_folder_of_weights_states(tmp_path
   config.backbone.options = "depth 2"
   with pytest.raises(ValueError, match=r"backbone\.options is .depth 2.; give name=value pairs"):
     network.load_network(config, 3)
+
+
+def test_adapters_are_methods_of_a_comparison_and_their_networks_can_be_kept(tmp_path):
+  config = make_config()
+  config.methods = ("lp", "lora", "houlsby")
+  for name in ("lora", "houlsby"):
+    config[name].epochs, config[name].rank, config[name].where = 1, 2, ("/block3/unit1",)
+  stream = io.StringIO()
+  record = compare.run(config, tmp_path / "run", stream=stream)
+  lp, lora, houlsby = record["methods"]
+  assert (lora["title"], houlsby["title"]) == ("LoRA", "Houlsby adapters")
+  assert lora["stages"][0]["blocks"] == ["block3/unit1", "head"]
+  assert lora["trained_params"] - lp["trained_params"] == 2 * (9 * 16 + 32 + 9 * 32 + 32 + 16 + 32)
+  assert "LoRA" in stream.getvalue()
+  images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+  run = compare_record.load(tmp_path / "run")
+  classes = tuple(record["data"]["class_names"])
+  engine, pretrained = network.load_network(config, len(classes))
+  for name in ("lora", "houlsby"):
+    row = best.choose(run.record, name)
+    path = best.write(run, row, config, engine, pretrained, tmp_path / name)
+    loaded = folder.load(path)
+    assert isinstance(loaded.model, adapted.Adapted) == (name == "houlsby")  # LoRA is merged
+    own, start = network.prepared(name, config, engine, pretrained)
+    variables, _ = export.load_task(tmp_path / "run" / "tasks" / row["key"], start.variables)
+    again = dataclasses.replace(engine, model=loaded.model)
+    wanted = own.predict(variables, images)
+    np.testing.assert_allclose(again.predict(loaded.variables, images), wanted, atol=1e-5)

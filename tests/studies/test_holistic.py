@@ -3,12 +3,14 @@
 import dataclasses
 import io
 import json
+import types
 
 import numpy as np
 import pytest
 
 import subtune_jax
 from subtune_jax import calibration, data
+from subtune_jax.calibration import class_splits
 from subtune_jax.data import registry
 from subtune_jax.report import terminal
 from subtune_jax.studies.holistic_transfer import config as holistic_config
@@ -260,6 +262,26 @@ def test_sizes_blocks_sweep_and_pseudo_splits(done):
         if place:
           assert set(file["held_out/labels"]) == set(place["seen"])
           assert set(split["pseudo_absent"]) < set(place["seen"])
+
+
+def test_a_pseudo_split_takes_steps_in_proportion_to_its_images():
+  made = config()
+  made.optimizer.steps_per_epoch = 8
+  labels = np.repeat(np.arange(6), 10)
+  study = types.SimpleNamespace(
+    run=types.SimpleNamespace(config=made),
+    target=types.SimpleNamespace(train=types.SimpleNamespace(labels=labels)),
+  )
+  masks = {
+    "seen": np.arange(6) < 2, "pseudo_absent": (np.arange(6) >= 2) & (np.arange(6) < 4),
+    "absent": np.arange(6) >= 4,
+  }  # fmt: skip
+  images = types.SimpleNamespace(labels=labels[labels < 2])
+  steps = lambda p: holistic_study._with_steps(study, images, p).optimizer.steps_per_epoch  # noqa: E731
+  assert steps(class_splits.Partition(**masks)) == 4  # 20 of 40 images
+  whole = masks | {"seen": np.arange(6) < 4, "pseudo_absent": np.zeros(6, bool)}
+  assert steps(class_splits.Partition(**whole)) == 8
+  assert made.optimizer.steps_per_epoch == 8
 
 
 def test_a_second_start_trains_nothing_and_another_config_is_refused(done):

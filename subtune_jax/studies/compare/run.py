@@ -239,7 +239,7 @@ def _check_methods(config, grids, engine, pretrained, class_names) -> None:
   Without class names their weights are not looked at.
   """
   for name, rates in grids.items():
-    own, start = network.prepared(name, engine, pretrained)
+    own, start = network.prepared(name, config, engine, pretrained)
     method = recipes.make_method(config, name, rates[0], own.model.block_names)
     if class_names is not None:
       method = recipes.balanced(config, method, class_names)

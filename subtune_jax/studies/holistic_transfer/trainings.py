@@ -186,13 +186,30 @@ def train(
 
   every = kind in config.holistic.along and not tag
   last = config[holistic_config.section(kind)].epochs
+  images = holistic_data.select(study.prefix, target.train, seen, columns)
   run_here = dataclasses.replace(
     study.run,
-    train=holistic_data.select(study.prefix, target.train, seen, columns),
+    config=_with_steps(study, images, partition),
+    train=images,
     validation=holistic_data.subset(target.validation, seen),
     watch=epoch_files.watch(study.workdir, look, lambda epoch: every or epoch["epoch"] == last),
   )
   return trainings.train_once(run_here, name, rate, seed)
+
+
+def _with_steps(study: Study, images: Any, partition: class_splits.Partition) -> Any:
+  """The config, a fixed number of steps in proportion to the images of a pseudo split.
+
+  As many steps on half of the images would part seen and absent logits further than the training
+  does whose gamma is sought.
+  """
+  steps = study.run.config.optimizer.steps_per_epoch
+  if not steps or not partition.pseudo_absent.any():
+    return study.run.config
+  whole = int((~partition.absent)[study.target.train.labels].sum())
+  config = study.run.config.copy_and_resolve_references()
+  config.optimizer.steps_per_epoch = max(1, round(steps * len(images.labels) / whole))
+  return config
 
 
 def _source_logits(study: Study, partition: class_splits.Partition) -> np.ndarray:
