@@ -197,7 +197,9 @@ class _Run:
       )
     self._program = jax.jit(program)
 
-  def sketches(self, vector: np.ndarray, hashes: list[Any]):
+  def sketches(
+    self, vector: np.ndarray, hashes: list[Any]
+  ) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
     """([n, D] features, group -> [n, buckets], seconds of the first batch) of one probe."""
     count, found, first = len(self._images), [], 0.0
     for begin in range(0, count, self._batch_size):
