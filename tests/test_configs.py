@@ -40,6 +40,7 @@ OVERRIDES = {
   "fashion_mnist": COMPARE | {"data.interpolation": "bicubic"},
   "finetune": COMPARE,
   "greedy": SEARCH,
+  "which_layers": SEARCH | {"search.probes": 1},
   "my_data": {k: v for k, v in SEARCH.items() if k != "search.units"},
   "pretrain_cifar10": FULL,
   "pretrain_fashion_mnist": FULL,
