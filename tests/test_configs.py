@@ -46,6 +46,7 @@ OVERRIDES = {
     "methods": ("lp", "subtuning", "ft"), "lp.l2": (0.1,), "subtuning.epochs": 1, "ft.epochs": 1,
     "subtuning.blocks": ("block3/unit1",),
   },
+  "which_layers": SEARCH | {"search.probes": 1},
   "my_data": {k: v for k, v in SEARCH.items() if k != "search.units"},
   "pretrain_cifar10": FULL,
   "pretrain_fashion_mnist": FULL,
