@@ -39,6 +39,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--dataset", default="glyph_domains/handwriting")
   parser.add_argument("--store", required=True)
+  parser.add_argument(
+    "--resnet14", metavar="FILE",
+    help="weights of configs/pretrain_fashion_mnist.py: the problem of configs/corruption.py, whose "
+    "own ledger, WORKDIR/corruptions/SHIFT/search, can be the store (with --rates 1e-3)",
+  )  # fmt: skip
+  parser.add_argument("--flip_labels", action="store_true")
   parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-4])
   parser.add_argument("--probes", type=int, default=2, help="of a draw")
   parser.add_argument("--draws", type=int, default=1, help="of probes; the criteria read the sum")
@@ -48,7 +54,9 @@ def main() -> None:
   args = parser.parse_args()
   compile_cache.enable()
   config = make_config(args.dataset)
-  train = examples.load_split(config, config.data.train, "train")
+  if args.resnet14:
+    use_resnet14(config, args)
+  train = examples.load_split(config, config.data.train, config.search.split)
   engine, pretrained = network_lib.load_network(config, len(train.class_names))
   engine = engine.__class__(**{**vars(engine), "in_pieces": True})
   problem = search_run.make_problem(config, train, engine, pretrained)
@@ -72,8 +80,9 @@ def main() -> None:
     )
     print(f"  ({time.perf_counter() - begin:.0f} s in this call)", flush=True)
   kernels = mean_kernels(draws)
+  start = kernel_store.start_outputs(problem, engine) if config.backbone.keep_head else None
   make = lambda kernels: predicted.Predictor(  # noqa: E731
-    kernels, train.labels, problem.folds, groups=train.groups, rates=tuple(args.eta)
+    kernels, train.labels, problem.folds, groups=train.groups, start=start, rates=tuple(args.eta)
   )
   predictor = make(kernels)
   task = criteria.Problem(predictor)
@@ -91,6 +100,17 @@ def make_config(dataset: str):
   config.data.image_size = 64
   config.search.head, config.search.epochs, config.search.folds = "probe", 4, 3
   return config
+
+
+def use_resnet14(config, args) -> None:
+  """As in configs/corruption.py."""
+  config.data.image_size, config.data.ood = 20, ()
+  config.data.flip_labels = args.flip_labels
+  config.backbone.name, config.backbone.weights = "resnet14", args.resnet14
+  config.backbone.preprocessing, config.backbone.keep_head = "half", True
+  config.batch_size = 32
+  config.search.head, config.search.epochs, config.search.folds = "random", 5, 5
+  config.search.split = "trainval"
 
 
 def best_rates(trainers, sets) -> dict[scores.Units, np.ndarray]:
