@@ -41,8 +41,8 @@ def main() -> None:
   parser.add_argument("--store", required=True)
   parser.add_argument(
     "--resnet14", metavar="FILE",
-    help="weights of configs/pretrain_fashion_mnist.py: the problem of configs/corruption.py, whose "
-    "own ledger, WORKDIR/corruptions/SHIFT/search, can be the store (with --rates 1e-3)",
+    help="weights of configs/pretrain_fashion_mnist.py: the problem of configs/corruption.py, whose"
+    " own ledger, WORKDIR/corruptions/SHIFT/search, can be the store (with --rates 1e-3)",
   )  # fmt: skip
   parser.add_argument("--flip_labels", action="store_true")
   parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-4])
