@@ -40,6 +40,13 @@ OVERRIDES = {
   "fashion_mnist": COMPARE | {"data.interpolation": "bicubic"},
   "finetune": COMPARE,
   "greedy": SEARCH,
+  "multitask": {
+    **{k: v for k, v in NETWORK.items() if k != "tensorboard"},
+    "tasks": (NOTO, "glyph_domains/sans"), "data.num_train": 72,
+    "methods": ("lp", "subtuning", "ft"), "lp.l2": (0.1,), "subtuning.epochs": 1, "ft.epochs": 1,
+    "subtuning.blocks": ("block3/unit1",),
+  },
+  "which_layers": SEARCH | {"search.probes": 1},
   "my_data": {k: v for k, v in SEARCH.items() if k != "search.units"},
   "pretrain_cifar10": FULL,
   "pretrain_fashion_mnist": FULL,

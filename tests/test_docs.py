@@ -11,7 +11,7 @@ import pytest
 
 from subtune_jax import export
 from subtune_jax.deploy import folder
-from tests import config_files, deploy_network, documented
+from tests import config_files, deploy_network, documented, tiny
 
 PREPARE = "subtune_jax.data.prepare"
 SAVE = "subtune_jax.save_model"
@@ -112,6 +112,21 @@ def test_search_in_python(tmp_path, monkeypatch, capsys):
     block = block.replace(old, new)
   exec(block, {})
   assert "best" in capsys.readouterr().out
+
+
+def test_selection_in_python(capsys):
+  (block,) = python_blocks("selection.md")
+  model, variables = tiny.make()
+  train = tiny.examples(18)
+  rows = np.arange(18)
+  space = {
+    "params": variables["params"], "images": train.images.astype(np.float32) / 64,
+    "features": lambda params, x: model.apply({**variables, "params": params}, x, stop="head"),
+    "classes": train.labels, "groups": rows // 3,
+    "folds": [(rows[rows // 3 % 2 != k], rows[rows // 3 % 2 == k]) for k in range(2)],
+  }  # fmt: skip
+  exec(block, space)
+  assert "('early', 'late')" in capsys.readouterr().out
 
 
 def test_calibration_in_python():

@@ -64,7 +64,14 @@ class Classifier:
     Raises:
       ValueError: as of `images` and `calibrated`.
     """
-    logits = self.logits(images)
+    return self.answer(self.logits(images), calibrate=calibrate)
+
+  def answer(self, logits: np.ndarray, *, calibrate: bool = False) -> Predictions:
+    """What logits [n, num_classes] of this network say; see `predict`.
+
+    Raises:
+      ValueError: as of `calibrated`.
+    """
     if calibrate:
       logits = self.calibrated(logits)
     return Predictions(

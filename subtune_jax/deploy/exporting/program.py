@@ -34,15 +34,16 @@ class ExportError(ValueError):
 
 def in_float32(classifier: classifier_lib.Classifier) -> classifier_lib.Classifier:
   """The classifier computing in float32, without kernels of one vendor."""
-  return dataclasses.replace(classifier, model=_plain(classifier.model))
+  return dataclasses.replace(classifier, model=plain(classifier.model))
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def plain(model: nn.Module) -> nn.Module:
+  """The model computing in float32, without kernels of one vendor."""
   changes: dict[str, Any] = {"dtype": jnp.float32, "parent": None}
   if hasattr(model, "attention"):
     changes["attention"] = None
   if isinstance(model, side.SideTuned):
-    changes["base"] = _plain(model.base)
+    changes["base"] = plain(model.base)
   return model.clone(**changes)
 
 

@@ -18,7 +18,7 @@ from subtune_jax.statistics import criteria
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
-KINDS = ("profile", "windows2", "windows3", "pairs", "greedy")
+KINDS = ("profile", "windows2", "windows3", "pairs", "greedy", "predicted")
 STARTS = ("none", "all", "both")
 HEADS = ("random", "probe")
 SPLITS = ("train", "trainval")
@@ -32,13 +32,20 @@ def default() -> ml_collections.ConfigDict:
   config.name = "search"
   config.title = "Which layers?"
   config.search = search = ml_collections.ConfigDict()
-  search.kinds = ("profile",)  # of "profile", "windows2", "windows3", "pairs", "greedy"; in order
+  search.kinds = ("profile",)  # of "profile", "windows2", "windows3", "pairs", "greedy",
+  # "predicted" (from gradients, without training: docs/selection.md); in order
+  search.propose = 0  # of "predicted": race so many sets of the highest predicted accuracy; 0: none
+  search.probes = 4  # of "predicted": random combinations of the features; more cost more time
+  search.eta = (
+    1.0,
+  )  # of "predicted": weights of a block's kernel beside the head's, to choose from
+  search.statistics = "running"  # of "predicted": BatchNorm on those of the weights, or of "images"
   search.units = "blocks"  # "blocks", "stages", "6" (runs), or "early: stem block0; late: block15"
   search.split = "train"  # labelled images that the search sees: "train" or "trainval"
   search.folds = 5  # of cross-validation; 1 trains on train and scores on validation
   search.fold_seed = 0  # which of the possible foldings
   search.seeds = (0,)  # trainings of each set on each fold; a score is the mean over them
-  search.references = True  # score the head alone and all units on the same folds too
+  search.references = True  # score the head alone and all units on the same folds too, by training
   search.learning_rate = 1e-3  # peak rate, the same for every set
   search.head_factor = 1.0  # the head's rate as a multiple of it
   search.epochs = 8
@@ -82,6 +89,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"search.kinds is {kinds}; give at least one of {', '.join(KINDS)}, each once")
   for kind in kinds:
     choices.check("kind of search", kind, KINDS)
+  _check_predicted(search)
   choices.check("search.split", search.split, SPLITS)
   choices.check("search.start", search.start, STARTS)
   choices.check("search.baseline", search.baseline, ("none", "head"))
@@ -106,6 +114,27 @@ def check(config: ml_collections.ConfigDict) -> None:
   make_rule(config, 0.0)
   make_budget(config)
   make_recipe(config).method(("block",))
+
+
+def trains(config: ml_collections.ConfigDict) -> bool:
+  """Whether the search trains at all: sets may be predicted alone."""
+  return tuple(config.search.kinds) != ("predicted",) or config.search.propose > 0
+
+
+def _check_predicted(search: Any) -> None:
+  """Raises ValueError for options of "predicted" that make no sense."""
+  choices.check("search.statistics", search.statistics, ("running", "images"))
+  if search.probes < 1 or search.propose < 0:
+    raise ValueError(
+      f"search.probes is {search.probes}, search.propose {search.propose}; give at least 1 and 0"
+    )
+  if not search.eta or not min(search.eta) > 0:
+    raise ValueError(f"search.eta is {tuple(search.eta)}; give at least one weight, each above 0")
+  if search.propose and "predicted" not in search.kinds:
+    raise ValueError(
+      f"search.propose is {search.propose}, and search.kinds {tuple(search.kinds)} has no "
+      "'predicted', which proposes; add it, or set search.propose to 0"
+    )
 
 
 def make_rule(config: ml_collections.ConfigDict, overlap: float) -> rules.Rule:
@@ -175,7 +204,8 @@ def use_arguments(
     config: of a search or a study.
     argument: "" for none. Every config of searches takes dataset, kinds, units, backbone, weights,
       image_size, epochs and folds.
-    more: further keys, of "racing", "rule" and "start".
+    more: further keys, of "racing", "rule", "start" and "verify": how many predicted sets to train,
+      which ends in the final comparison too.
 
   Raises:
     ValueError: see `arguments.parse_argument`; a backbone without weights.
@@ -192,6 +222,9 @@ def use_arguments(
   if "racing" in given:
     choices.check("racing", given["racing"], ("yes", "no"))
     search.racing = given["racing"] == "yes"
+  if "verify" in given:
+    search.propose = arguments.integer("verify", given["verify"])
+    search.final = search.propose > 0
   for name in ("units", "rule", "start"):
     if name in given:
       search[name] = given[name]

@@ -79,6 +79,7 @@ def measure(config: Any, trainer: evaluator.Evaluator) -> Forecast:
     seconds = shared + sum(curve(units) for units, *_ in jobs)
   spent, compiling = watch.lap()
   bound = config.search.racing and "greedy" in config.search.kinds
+  bound = bound or config.search.propose > 0
   seconds /= len(trainer.engines)  # each device takes trainings of its own
   return Forecast(len(jobs), epochs, seconds, bound, more, compiling, spent)
 
@@ -91,12 +92,15 @@ def planned(config: Any, trainer: evaluator.Evaluator) -> tuple[list[scores.Unit
   """
   options, network = config.search, trainer.problem.network
   names = network.names
-  found: list[scores.Units] = [(), names] if options.references else []
+  references = options.references and search_config.trains(config)
+  found: list[scores.Units] = [(), names] if references else []
   more = False
   for kind in options.kinds:
     if kind == "greedy":
       own, more = _greedy_sets(options, names)
       found += own
+    elif kind == "predicted":  # which sets, is not known
+      found += [*greedy.profile(network), *greedy.pairs(network)][: options.propose]
     elif kind == "profile":
       found += greedy.profile(network)
     elif kind == "pairs":
@@ -168,6 +172,8 @@ def say(
     workdir: of the search; nothing is written.
     line: takes a line.
   """
+  if not search_config.trains(config) and not config.search.final:
+    return
   found = measure(config, trainer)
   line(found.text())
   if not config.search.final:

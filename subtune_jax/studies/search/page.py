@@ -14,7 +14,7 @@ from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import figures as search_figures
-from subtune_jax.studies.search import greedy_figure, sentences
+from subtune_jax.studies.search import greedy_figure, predicted_page, sentences
 from subtune_jax.studies.search import record as search_record
 
 Row = search_record.Row
@@ -262,11 +262,27 @@ def _searched(record: Row) -> Section:
       rows.append(("Greedy", sentences.path(record, search)))
     elif search["kind"] == search_record.WINDOWS:
       rows.append(("Windows", f"every {search['width']} units in a row"))
+    elif search["kind"] == search_record.PREDICTED:
+      names = search_record.unit_names(record)
+      sets = "; ".join(search_record.set_name(units, names) for units in search["proposed"])
+      text = f"proposed and trained: {sets}" if sets else "predicted, nothing was trained"
+      rows.append(("Predicted", text))
     else:
       text = {"profile": "every unit alone", "pairs": "every two units"}[search["kind"]]
       rows.append((search["kind"].capitalize(), text))
   parts = [Facts(rows, page_only=False)] if rows else []
   return Section("What was searched", parts, level=3)
+
+
+def _predicted(record: Row) -> list[document_lib.Part]:
+  """What was predicted without training; first of all where nothing else is there."""
+  if not record.get("predicted"):
+    return []
+  found = predicted_page.section(record, predicted_page.figures(record))
+  if not record["sets"]:
+    return [found, _certificate(predicted_page.view(record))]
+  lines = map(Text, predicted_page.headline(record))
+  return [dataclasses.replace(found, parts=[*lines, *found.parts])]
 
 
 def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
@@ -279,20 +295,20 @@ def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
   Raises:
     FileNotFoundError, ValueError: the final comparison that the record names cannot be read.
   """
-  data, drawn = record["data"], figures(record)
-  first, *others = sentences.headline(record)
+  data, trained = record["data"], bool(record["sets"])
+  drawn = figures(record) if trained else {}
+  first, *others = sentences.headline(record) if trained else predicted_page.headline(record)
   network = [drawn.pop("network")] if "network" in drawn else []
   cost = [Text(line) for line in sentences.cost(record)]
+  searched = [_best_sets(record), _certificate(record), _profile(record), *drawn.values()]
   parts = [
     Text(first, tone="best"),
     *map(Text, others),
     *network,
     *_final(record, pathlib.Path(workdir)),
-    _best_sets(record),
-    _certificate(record),
-    _profile(record),
-    *drawn.values(),
-    Section("Cost of the search", cost, terminal_only=True),
+    *(searched if trained else []),
+    *_predicted(record),
+    Section("Cost of the search", cost if trained else [], terminal_only=True),
     _run_facts(record),
     _searched(record),
     sections.settings(record["config"]),

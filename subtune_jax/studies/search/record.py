@@ -20,7 +20,8 @@ from subtune_jax.studies.search import checks
 Row = checks.Row
 Units = checks.Units
 
-PROFILE, WINDOWS, PAIRS, GREEDY = SEARCHES = ("profile", "windows", "pairs", "greedy")
+SEARCHES = ("profile", "windows", "pairs", "greedy", "predicted")
+PROFILE, WINDOWS, PAIRS, GREEDY, PREDICTED = SEARCHES
 FORWARD, BACKWARD = STARTS = ("none", "all")
 RULES = ("gain", "significance", "tolerant", "size")
 _SET = {
@@ -63,6 +64,15 @@ _COST = {
   "prefix_budget_bytes": fields.NUMBER,
   "notes": list,
 }
+_PREDICTED = {
+  "sets": list,
+  "chosen": list,
+  "probes": int,
+  "statistics": str,
+  "kernel_seconds": fields.NUMBER,
+  "compile_seconds": fields.NUMBER,
+  "fit_seconds": fields.NUMBER,
+}
 
 
 def load(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -79,20 +89,10 @@ def check(record: Any, where: str = "record") -> None:
   fields.check_fields(record, wanted, where)
   for name in ("certificate", "final"):
     fields.check_fields(record, {name: (dict, type(None))}, where)
-  for i, tried in enumerate(record["sets"]):
-    place = f"{where}: sets[{i}]"
-    fields.check_fields(tried, _SET, place)
-    checks.check_units(tried["units"], units, f"{place}: units")
-    checks.check_estimate(tried, place)
-    checks.check_folds(tried, num_folds, place)
-    whole = None not in tried["by_fold"] and not tried.get("diverged")
-    if tried["complete"] != whole:
-      raise ValueError(f"{place}: complete is {tried['complete']}, by_fold {tried['by_fold']}.")
-  names = [tuple(tried["units"]) for tried in record["sets"]]
-  twice = next((name for name in names if names.count(name) > 1), None)
-  if not names or twice is not None:
-    what = "are none" if not names else f"hold {list(twice)} twice"
-    raise ValueError(f"{where}: sets {what}; at least one set is needed, each once.")
+  predicted = record.get("predicted")
+  _check_sets(record["sets"], units, num_folds, f"{where}: sets", least=0 if predicted else 1)
+  if predicted is not None:
+    _check_predicted(predicted, units, num_folds, f"{where}: predicted")
   for i, search in enumerate(record["searches"]):
     _check_one_search(search, units, f"{where}: searches[{i}]")
   checks.check_units(record["chosen"], units, f"{where}: chosen")
@@ -100,6 +100,37 @@ def check(record: Any, where: str = "record") -> None:
   fields.check_fields(record["cost"], _COST, f"{where}: cost")
   if record["final"] is not None:
     checks.check_folder(record["final"].get("folder"), f"{where}: final")
+
+
+def _check_sets(sets: list, units: Units, num_folds: int, where: str, least: int = 1) -> None:
+  """Raises unless every entry is a set of units with its accuracies, each set once."""
+  for i, tried in enumerate(sets):
+    place = f"{where}[{i}]"
+    fields.check_fields(tried, _SET, place)
+    checks.check_units(tried["units"], units, f"{place}: units")
+    checks.check_estimate(tried, place)
+    checks.check_folds(tried, num_folds, place)
+    whole = None not in tried["by_fold"] and not tried.get("diverged")
+    if tried["complete"] != whole:
+      raise ValueError(f"{place}: complete is {tried['complete']}, by_fold {tried['by_fold']}.")
+  names = [tuple(tried["units"]) for tried in sets]
+  twice = next((name for name in names if names.count(name) > 1), None)
+  if len(names) < least or twice is not None:
+    what = "are none" if twice is None else f"hold {list(twice)} twice"
+    raise ValueError(f"{where} {what}; at least one set is needed, each once.")
+
+
+def _check_predicted(entry: Any, units: Units, num_folds: int, where: str) -> None:
+  fields.check_fields(entry, _PREDICTED, where)
+  _check_sets(entry["sets"], units, num_folds, f"{where}: sets")
+  checks.check_units(entry["chosen"], units, f"{where}: chosen")
+  checks.check_certificate(entry["certificate"], units, f"{where}: certificate")
+  known = [tried["units"] for tried in entry["sets"]]
+  for needed in ([], entry["chosen"]):
+    if needed not in known:
+      raise ValueError(
+        f"{where}: sets lack {needed}; the head alone and the chosen set are needed."
+      )
 
 
 def _check_one_search(search: Any, units: Units, where: str) -> None:

@@ -22,14 +22,14 @@ from subtune_jax.runner import examples, provenance
 from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
-from subtune_jax.search import certificate, cost, evaluator, greedy, racing, scores, significance
+from subtune_jax.search import certificate, evaluator, greedy, racing, scores
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
 from subtune_jax.studies import data_table, publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
-from subtune_jax.studies.search import forecast
+from subtune_jax.studies.search import forecast, predicting, rows
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.training import loop
 
@@ -87,9 +87,14 @@ def run(
     )
   if forecasted:
     forecast.say(config, search.evaluator, workdir, search.progress.line)
-  found = _run_kinds(search)
-  record = _record(search, found, pretrained, command)
-  search.progress.line(record["certificate"]["text"])
+  prediction = None
+  if predicting.PREDICTED in config.search.kinds:
+    args = (config, problem, search.evaluator.engines[0], store.folder, search.progress.line)
+    prediction = predicting.predict(*args)
+  found = _run_kinds(search, prediction)
+  record = _record(search, found, prediction, pretrained, command)
+  if record["certificate"]:
+    search.progress.line(record["certificate"]["text"])
   search.evaluator.close()
   search.progress.close()
   if config.search.final:
@@ -181,16 +186,19 @@ def _first_line(config, problem, engine, workdir) -> str:
   )
 
 
-def _run_kinds(search: _Search) -> list[Row]:
+def _run_kinds(search: _Search, prediction: predicting.Prediction | None) -> list[Row]:
   """Every kind of search asked for, as the record has it."""
   found = []
-  if search.config.search.references:
+  if search.config.search.references and search_config.trains(search.config):
     search.progress.what = progress_lib.REFERENCES
     search.evaluator.evaluate([(), search.network.names])
   for kind in search.config.search.kinds:
     search.progress.what = kind
     if kind == "greedy":
       found += _greedy(search)
+      continue
+    if kind == predicting.PREDICTED:
+      found.append(_verify(search, prediction))
       continue
     sets = {
       "profile": greedy.profile, "pairs": greedy.pairs,
@@ -203,10 +211,25 @@ def _run_kinds(search: _Search) -> list[Row]:
   return found
 
 
+def _verify(search: _Search, prediction: predicting.Prediction) -> Row:
+  """Races the sets of the highest predicted accuracy, if that is asked for."""
+  options = search.config.search
+  budget = search_config.make_budget(search.config)
+  sets = prediction.proposed(search.problem, budget, options.propose)
+  if sets:
+    _race(search)(sets, None)
+  return {"kind": predicting.PREDICTED, "proposed": [list(units) for units in sets]}
+
+
 def _pick(search: _Search) -> greedy.Pick:
   """How the best of a step is found: exactly, or by a race."""
-  if not search.config.search.racing:
-    return greedy.exact(search.network, search.evaluator.evaluate)
+  if search.config.search.racing:
+    return _race(search)
+  return greedy.exact(search.network, search.evaluator.evaluate)
+
+
+def _race(search: _Search) -> greedy.Pick:
+  """Finds the best of some sets by a race."""
 
   def pick(sets: Sequence[scores.Units], incumbent: scores.Score | None) -> greedy.Picked:
     del incumbent
@@ -269,8 +292,13 @@ def tried_scores(trainer: evaluator.Evaluator) -> dict[scores.Units, scores.Scor
   }
 
 
-def _choose(search: _Search, found: Sequence[Row], tried) -> tuple[scores.Units, str]:
-  """The set that the run stands for: greedy's, or the best of those that were tried."""
+def _choose(search: _Search, found: Sequence[Row], prediction, tried) -> tuple[scores.Units, str]:
+  """The set that the run stands for: greedy's, or the best of those that were tried.
+
+  Where nothing was trained, that which was predicted.
+  """
+  if not tried:
+    return tuple(prediction.row["chosen"]), "predicted, nothing was trained"
   paths = [row for row in found if row["kind"] == "greedy"]
   if paths:
     ends = {tuple(row["chosen"]): row for row in paths if row["score"] is not None}
@@ -286,17 +314,19 @@ def _choose(search: _Search, found: Sequence[Row], tried) -> tuple[scores.Units,
 
 
 def _record(
-  search: _Search, found: list[Row], pretrained: weights.Pretrained, command: str
+  search: _Search, found: list[Row], prediction: predicting.Prediction | None,
+  pretrained: weights.Pretrained, command: str,
 ) -> Row:  # fmt: skip
   config, problem, network = search.config, search.problem, search.network
   tried = tried_scores(search.evaluator)
-  chosen, why = _choose(search, found, tried)
+  chosen, why = _choose(search, found, prediction, tried)
   # By name: trainings on several devices end in any order, and the certificate's draws follow it.
   order = sorted(tried, key=lambda units: (len(units), [network.names.index(u) for u in units]))
-  sure = certificate.certify(
-    [tried[units] for units in order if not tried[units].diverged], chosen,
-    overlap=problem.overlap, level=config.search.level,
-  )  # fmt: skip
+  sound = [tried[units] for units in order if not tried[units].diverged]
+  overlap, trainer = problem.overlap, search.evaluator
+  sure = None
+  if tried:
+    sure = certificate.certify(sound, chosen, overlap=overlap, level=config.search.level)
   train = problem.train
   engine = search.evaluator.engines[0]
   return {
@@ -316,73 +346,14 @@ def _record(
        "macs": network.unit_macs(unit.name)} for unit in network.units.values()
     ],
     "head_params": network.head_params, "head_macs": network.head_macs,
-    "sets": [_set_row(search, tried[units]) for units in order],
-    "searches": found, "chosen": list(chosen), "chosen_by": why,
-    "certificate": _certificate_row(sure),
-    "cost": _cost_row(search),
-    "final": None,
-  }  # fmt: skip
-
-
-def _set_row(search: _Search, score: scores.Score) -> Row:
-  network, rows = search.network, search.evaluator.rows(score.units)
-  # Over folds, and no narrower than the held-out images allow.
-  low = high = 0.0
-  if not score.diverged:
-    low, high = significance.interval(score, search.problem.overlap, images=True)
-  return {
-    "units": list(score.units),
-    "by_fold": [
-      None if cell is None else 0.0 if score.diverged else float(np.mean(cell))
-      for cell in score.cells
+    "sets": [
+      rows.set_row(network, overlap, tried[units], trainer.rows(units)) for units in order
     ],
-    "diverged": score.diverged,
-    "exploded": sorted({row["exploded"] for row in rows if "exploded" in row}),
-    "mean": score.mean, "low": low, "high": high, "complete": score.complete,
-    "trained_params": network.trained_params(score.units),
-    "fork_macs": network.fork_macs(score.units), "trainings": len(rows),
-    "seconds": round(sum(row["seconds"] for row in rows), 3),
-    "compile_seconds": round(sum(row["compile_seconds"] for row in rows), 3),
-  }  # fmt: skip
-
-
-def _certificate_row(sure: certificate.Certificate) -> Row:
-  return {
-    "chosen": list(sure.chosen), "probability_best": sure.probability_best,
-    "expected_regret": sure.expected_regret, "level": sure.level,
-    "undecided": [{"units": list(u), "probability": p} for u, p in sure.undecided],
-    "text": certificate.describe(sure),
-  }  # fmt: skip
-
-
-def _cost_row(search: _Search) -> Row:
-  """What the search took, and what it would have taken without sharing and racing."""
-  config, problem, trainer = search.config, search.problem, search.evaluator
-  shared = config.search.prefix_bytes > 0
-  flops = plain = 0
-  for row in trainer.used.values():
-    rest, held = problem.folds[row["fold"]]
-    macs = [
-      cost.training_macs(
-        search.network, tuple(row["units"]), num_train=len(rest), num_held_out=len(held),
-        epochs=config.search.epochs if row["units"] else 1, shared_prefix=share,
-      )
-      for share in (shared, False)
-    ]  # fmt: skip
-    flops, plain = flops + 2 * macs[0], plain + 2 * macs[1]
-  saved = sum(race.saved for race in search.races) * len(problem.seeds)
-  used = len(trainer.used)
-  if shared:
-    flops += 2 * cost.prefix_macs(search.network, len(problem.train))
-  notes = [note for prefix in trainer.prefixes for note in prefix.notes.values()]
-  return {
-    "trainings": used, "dropped_by_race": saved,
-    "seconds": round(sum(row["seconds"] for row in trainer.used.values()), 2),
-    "compile_seconds": round(sum(row["compile_seconds"] for row in trainer.used.values()), 2),
-    "flops": float(flops), "plain_trainings": used + saved,
-    "plain_flops": float(plain) * (used + saved) / max(used, 1),
-    "prefix_peak_bytes": max(prefix.peak_bytes for prefix in trainer.prefixes),
-    "prefix_budget_bytes": config.search.prefix_bytes, "notes": sorted(set(notes)),
+    "searches": found, "chosen": list(chosen), "chosen_by": why,
+    "certificate": rows.certificate_row(sure) if sure else None,
+    "predicted": prediction.row if prediction else None,
+    "cost": rows.cost_row(config, trainer, search.races),
+    "final": None,
   }  # fmt: skip
 
 

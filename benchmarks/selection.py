@@ -1,0 +1,206 @@
+"""Criteria that train nothing against the trained profile of single blocks.
+
+  python benchmarks/selection.py --dataset glyph_domains/handwriting --store /tmp/selection
+  python benchmarks/selection.py --dataset emoji_domains/noto --store /tmp/selection --draws 4
+
+Truth: EfficientNet-Lite0 at 64 px, each block and the head alone trained on 3 folds for 4 epochs
+from the fold's probe, at each learning rate; a fold's score is at the rate that is best on the
+other folds. All trainings and kernels are kept in --store, so that a second call trains nothing.
+The greedy sets of the prediction are trained too (--sizes without a number: none).
+"""
+
+import argparse
+import time
+
+import numpy as np
+import scipy.stats
+
+from subtune_jax.models import compile_cache
+from subtune_jax.runner import examples
+from subtune_jax.runner import network as network_lib
+from subtune_jax.search import (
+  criteria,
+  evaluator,
+  greedy,
+  kernel_store,
+  predicted,
+  ridge,
+  scores,
+  store,
+)
+from subtune_jax.statistics import intervals
+from subtune_jax.studies import arguments
+from subtune_jax.studies.search import config as search_config
+from subtune_jax.studies.search import run as search_run
+
+
+def main() -> None:
+  """Prints the tables."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--dataset", default="glyph_domains/handwriting")
+  parser.add_argument("--store", required=True)
+  parser.add_argument(
+    "--resnet14", metavar="FILE",
+    help="weights of configs/pretrain_fashion_mnist.py: the problem of configs/corruption.py, whose"
+    " own ledger, WORKDIR/corruptions/SHIFT/search, can be the store (with --rates 1e-3)",
+  )  # fmt: skip
+  parser.add_argument("--flip_labels", action="store_true")
+  parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-4])
+  parser.add_argument("--probes", type=int, default=2, help="of a draw")
+  parser.add_argument("--draws", type=int, default=1, help="of probes; the criteria read the sum")
+  parser.add_argument("--eta", type=float, nargs="+", default=[1.0])
+  parser.add_argument("--statistics", default="running")
+  parser.add_argument("--sizes", type=int, nargs="*", default=[2, 3], help="greedy sets to train")
+  args = parser.parse_args()
+  compile_cache.enable()
+  config = make_config(args.dataset)
+  if args.resnet14:
+    use_resnet14(config, args)
+  train = examples.load_split(config, config.data.train, config.search.split)
+  engine, pretrained = network_lib.load_network(config, len(train.class_names))
+  engine = engine.__class__(**{**vars(engine), "in_pieces": True})
+  problem = search_run.make_problem(config, train, engine, pretrained)
+  names, where = problem.network.names, store.Store(args.store)
+  trainers = []
+  for rate in args.rates:
+    own = config.copy_and_resolve_references()  # a recipe reads its config later
+    own.search.learning_rate = rate
+    recipe = search_config.make_recipe(own, train.class_names)
+    trainers.append(evaluator.Evaluator(problem, recipe, engine, where))
+  truth = best_rates(trainers, [(), *greedy.profile(problem.network)])
+  trained_seconds = sum(trainer.seconds for trainer in trainers)
+
+  draws = []
+  for seed in range(args.draws):
+    begin = time.perf_counter()
+    options = kernel_store.Options(args.probes, seed, args.statistics)
+    draws.append(kernel_store.unit_kernels(problem, engine, options, args.store))
+    print(
+      f"draw {seed}: {draws[-1].seconds:.0f} s + {draws[-1].compile_seconds:.0f} s of compiling"
+    )
+    print(f"  ({time.perf_counter() - begin:.0f} s in this call)", flush=True)
+  kernels = mean_kernels(draws)
+  start = kernel_store.start_outputs(problem, engine) if config.backbone.keep_head else None
+  make = lambda kernels: predicted.Predictor(  # noqa: E731
+    kernels, train.labels, problem.folds, groups=train.groups, start=start, rates=tuple(args.eta)
+  )
+  predictor = make(kernels)
+  task = criteria.Problem(predictor)
+  print(f"\n{args.dataset}: {len(train)} images, trainings took {trained_seconds:.0f} s")
+  profile(names, truth, predictor)
+  compare(names, truth, task)
+  of_draws(names, draws, make)
+  of_sets(args, problem, trainers, truth, task)
+
+
+def make_config(dataset: str):
+  """The search of configs/profile.py at 64 px with 3 folds."""
+  config = search_config.default()
+  arguments.use_dataset(config, dataset)
+  config.data.image_size = 64
+  config.search.head, config.search.epochs, config.search.folds = "probe", 4, 3
+  return config
+
+
+def use_resnet14(config, args) -> None:
+  """As in configs/corruption.py."""
+  config.data.image_size, config.data.ood = 20, ()
+  config.data.flip_labels = args.flip_labels
+  config.backbone.name, config.backbone.weights = "resnet14", args.resnet14
+  config.backbone.preprocessing, config.backbone.keep_head = "half", True
+  config.batch_size = 32
+  config.search.head, config.search.epochs, config.search.folds = "random", 5, 5
+  config.search.split = "trainval"
+
+
+def best_rates(trainers, sets) -> dict[scores.Units, np.ndarray]:
+  """Set -> [folds] accuracy, each at the rate that is best on the other folds."""
+  found = [trainer.evaluate(sets) for trainer in trainers]
+  best = {}
+  for units in sets:
+    table = np.stack([by_rate[units].by_fold for by_rate in found])  # [rates, folds]
+    others = (table.sum(axis=1, keepdims=True) - table) / (table.shape[1] - 1)
+    best[units] = table[others.argmax(axis=0), np.arange(table.shape[1])]
+  return best
+
+
+def mean_kernels(draws):
+  """The mean over draws of probes."""
+  first = draws[0]
+  groups = {n: sum(draw.groups[n] for draw in draws) / len(draws) for n in first.groups}
+  return first.__class__(first.head, groups, first.num_params, first.square_norms)
+
+
+def profile(names, truth, predictor) -> None:
+  """Predicted and trained accuracy of each block."""
+  found = predictor.evaluate([(), *((name,) for name in names)])
+  print(f"{'':<10}{'predicted':>10}{'trained':>9}")
+  for units in [(), *((name,) for name in names)]:
+    label = units[0] if units else "head alone"
+    print(f"{label:<10}{100 * found[units].mean:>10.1f}{100 * truth[units].mean():>9.1f}")
+
+
+def compare(names, truth, task) -> None:
+  """The table of criteria on single blocks."""
+  trained = np.array([truth[name,].mean() for name in names])
+  best = int(trained.argmax())
+  print(f"\n{'criterion':<20}{'tau':>6}{'top 3':>7}  {'pick':<9}regret, points")
+  for name, criterion in criteria.CRITERIA.items():
+    values = criterion(task, ())
+    tau = scipy.stats.kendalltau(values, trained).statistic
+    top = set(np.argsort(-values)[:3]) & set(np.argsort(-trained)[:3])
+    pick = int(values.argmax())
+    print(f"{name:<20}{tau:>6.2f}{len(top):>5}/3  {names[pick]:<9}"
+          f"{difference(truth[names[best],], truth[names[pick],])}")  # fmt: skip
+
+
+def of_draws(names, draws, make) -> None:
+  """How much draws of probes differ: kernels, predicted accuracies, order."""
+  if len(draws) < 2:
+    return
+  errors = {}
+  for name in names:
+    first, second = (ridge.centre(draw.groups[name]) for draw in draws[:2])
+    first, second = first / np.trace(first), second / np.trace(second)
+    errors[name] = 2 * np.linalg.norm(first - second) / np.linalg.norm(first + second)
+  print("\ntwo draws, centred and scaled to one trace: difference by their mean, Frobenius, in %:")
+  print(" ".join(f"{name} {100 * error:.0f}" for name, error in errors.items()))
+  singles = [(name,) for name in names]
+  means = np.array([[s.mean for s in make(draw).evaluate(singles).values()] for draw in draws])
+  spread = 100 * means.std(axis=0, ddof=1)
+  taus = [
+    scipy.stats.kendalltau(means[i], means[j]).statistic
+    for i in range(len(draws)) for j in range(i)
+  ]  # fmt: skip
+  print(f"predicted accuracy: standard deviation over draws {spread.mean():.2f} points (at most "
+        f"{spread.max():.2f}); tau between two draws {np.mean(taus):.2f}")  # fmt: skip
+  print("picks of single draws:", ", ".join(names[i] for i in means.argmax(axis=1)))
+
+
+def of_sets(args, problem, trainers, truth, task) -> None:
+  """The predicted greedy sets, trained."""
+  if not args.sizes:
+    return
+  sets = criteria.greedy_sets(criteria.CRITERIA["predicted"], task, max(args.sizes))
+  wanted = [units for units in sets if len(units) in args.sizes]
+  found = best_rates(trainers, wanted)
+  best = max((u for u in truth if u), key=lambda units: truth[units].mean())
+  print("\ngreedy sets of the prediction, trained (against the best trained single block)")
+  for units in wanted:
+    score, mean = task.predictor.evaluate([units])[units].mean, found[units].mean()
+    print(f"{'+'.join(units)}: predicted {100 * score:.1f}, trained {100 * mean:.1f}")
+    print(f"  against {'+'.join(best)} {difference(found[units], truth[best])}")
+    print(f"  against the head {difference(found[units], truth[()])}", flush=True)
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> str:
+  """Mean difference in points over folds with its interval."""
+  mean = 100 * (first - second).mean()
+  found = intervals.fold_difference(first, second)
+  if found is None or np.array_equal(first, second):
+    return f"{mean:.1f}"
+  return f"{mean:+.1f} [{100 * found[1]:+.1f}, {100 * found[2]:+.1f}]"
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,162 @@
+"""Kernels of the units of a search, kept on disk by everything that they depend on."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from subtune_jax import files
+from subtune_jax.data import choices, preprocess
+from subtune_jax.search import evaluator, kernels
+from subtune_jax.training import evaluate, export, loop
+from subtune_jax.training import ledger as ledger_lib
+
+PyTree = Any
+STATISTICS = ("running", "images")  # of BatchNorm
+FOLDER = "kernels"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How kernels are measured.
+
+  Attributes:
+    probes: random combinations of the features; see `kernels.gradient_kernels`.
+    seed: of probes and sketches.
+    statistics: BatchNorm "running" on those of the weights, or on those of the "images" of the
+      search (`reestimate`), in all blocks at once.
+    batch_size: images at a time.
+  """
+
+  probes: int = 4
+  seed: int = 0
+  statistics: str = "running"
+  batch_size: int = 64
+
+  def __post_init__(self):
+    choices.check("statistics", self.statistics, STATISTICS)
+    if self.probes < 1 or self.batch_size < 1:
+      raise ValueError(
+        f"probes is {self.probes}, batch_size {self.batch_size}; each must be at least 1"
+      )
+
+
+def unit_kernels(
+  problem: evaluator.Problem, engine: loop.Engine, options: Options, folder: str | os.PathLike
+) -> kernels.Kernels:
+  """The kernels of all units, read from FOLDER/kernels/KEY.npz or measured and written there.
+
+  Args:
+    problem: of a search. Its labels and folds are not read.
+    engine: model, preprocessing and mesh.
+    options: see there.
+    folder: that of the search's store.
+  """
+  path = pathlib.Path(folder) / FOLDER / f"{key(problem, engine, options)}.npz"
+  names = problem.network.names
+  if path.exists():
+    return _read(path, names)
+  model, variables = engine.model, problem.variables
+  if options.statistics == "images":
+    variables = reestimate(engine, variables, problem.train.images, options.batch_size)
+  params = dict(variables["params"])
+  others = {name: value for name, value in variables.items() if name != "params"}
+
+  def apply(params, images):
+    images = preprocess.normalize(images, engine.preprocessing)
+    return model.apply({**others, "params": params}, images, stop="head")
+
+  labels = kernels.unit_labels(params, {n: problem.network.units[n].blocks for n in names})
+  found = kernels.gradient_kernels(
+    apply, params, problem.train.images, labels, probes=options.probes, seed=options.seed,
+    batch_size=options.batch_size, mesh=engine.mesh if engine.mesh.size > 1 else None,
+  )  # fmt: skip
+  found = dataclasses.replace(found, groups={name: found.groups[name] for name in names})
+  path.parent.mkdir(parents=True, exist_ok=True)
+  files.write_npz(path, _arrays(found))
+  return found
+
+
+def key(problem: evaluator.Problem, engine: loop.Engine, options: Options) -> str:
+  """Identity of kernels: all that they depend on."""
+  units = [[unit.name, list(unit.blocks)] for unit in problem.network.units.values()]
+  described = dataclasses.asdict(options)
+  if options.statistics == "running":
+    del described["batch_size"]  # an option of speed
+  return ledger_lib.key_of(
+    {
+      "version": 1,
+      "data": problem.train.fingerprint(),
+      "variables": export.backbone_digest(problem.variables),
+      "model": repr(engine.model),
+      "preprocessing": ledger_lib.plain(engine.preprocessing),
+      "units": units,
+      "buckets": kernels.BUCKETS,
+      **described,
+    }
+  )
+
+
+def reestimate(engine: loop.Engine, variables: PyTree, images: Any, batch_size: int) -> PyTree:
+  """The network with its BatchNorm statistics measured on images, all blocks normalising by batch.
+
+  Means and variances are averaged over batches in a seeded order; images that fill no batch are
+  left out. A network without BatchNorm comes back as it is.
+  """
+  if not variables.get("batch_stats"):
+    return variables
+  model = engine.model.clone(norm_momentum=0.0)  # the statistics are those of the last batch
+  blocks = frozenset(model.block_names)
+
+  @jax.jit
+  def one(images):
+    images = preprocess.normalize(images, engine.preprocessing)
+    _, changed = model.apply(
+      variables, images, stop="head", train_blocks=blocks, mutable=["batch_stats"]
+    )
+    return changed["batch_stats"]
+
+  order = np.random.default_rng(0).permutation(len(images))
+  size = min(batch_size, len(images))
+  batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+  found = [one(np.asarray(images[np.sort(rows)])) for rows in batches]
+  mean = jax.tree.map(lambda *values: sum(values) / len(values), *found)
+  return {**variables, "batch_stats": mean}
+
+
+def start_outputs(problem: evaluator.Problem, engine: loop.Engine) -> np.ndarray:
+  """[n, classes] probabilities of the head that the weights have."""
+  logits = evaluate.run_units(
+    engine.model, problem.variables, problem.train.images, preprocessing=engine.preprocessing,
+    batch_size=engine.batch_size, mesh=engine.mesh,
+  )  # fmt: skip
+  return np.asarray(jax.nn.softmax(np.asarray(logits), axis=-1), np.float64)
+
+
+def _arrays(found: kernels.Kernels) -> dict[str, np.ndarray]:
+  names = list(found.groups)
+  return {
+    "head": found.head,
+    "groups": np.stack([found.groups[name] for name in names]),
+    "num_params": np.array([found.num_params[name] for name in names]),
+    "square_norms": np.array([found.square_norms[name] for name in names]),
+    "seconds": np.array([found.seconds, found.compile_seconds]),
+  }
+
+
+def _read(path: pathlib.Path, names: tuple[str, ...]) -> kernels.Kernels:
+  try:
+    with np.load(path) as arrays:
+      found = dict(arrays)
+    return kernels.Kernels(
+      found["head"],
+      dict(zip(names, found["groups"], strict=True)),
+      dict(zip(names, found["num_params"].tolist(), strict=True)),
+      dict(zip(names, found["square_norms"].tolist(), strict=True)),
+      *found["seconds"].tolist(),
+    )
+  except Exception as e:
+    raise ValueError(f"{path} cannot be read ({e}); remove it to measure the kernels again") from e

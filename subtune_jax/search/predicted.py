@@ -1,0 +1,149 @@
+"""Held-out accuracy of any set of units without training one, from kernels of gradients.
+
+To first order, training the head and the blocks of a set S is kernel regression with
+K_S = K_head + sum over b in S of eta_b K_b (docs/selection.md). Each set is fitted on the training
+part of each fold, in closed form, and answers the images that the fold holds out; scores read as
+those of trained sets do, so greedy search, intervals and certificate take them as they are. Labels
+of held-out images are read for nothing but that score: strength and eta are chosen by leaving out
+groups of the training part.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import time
+
+import numpy as np
+
+from subtune_jax.data import choices
+from subtune_jax.search import kernels as kernels_lib
+from subtune_jax.search import ridge, scores
+
+Folds = Sequence[tuple[np.ndarray, np.ndarray]]
+RATES = (1.0,)  # eta, of kernels scaled to the trace of the head's
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """What the training part of a fold chose for a set: `ridge.Fit` without its arrays, and eta."""
+
+  rate: float
+  strength: float
+  error: float
+
+
+class Predictor:
+  """Scores sets of units by kernel ridge regression.
+
+  Args:
+    kernels: of the images; the units are its groups.
+    labels: [n] classes.
+    folds: (rows to fit on, rows held out) of each fold.
+    groups: [n] images that stay together when strength and eta are chosen; None: each by itself.
+    start: [n, classes] outputs that a training starts from (probabilities of a pretrained head);
+      None starts from nothing. What is fitted is what they leave of the labels; they must not
+      depend on the labels.
+    rates: eta to choose from, shared by the units of a set.
+    strengths: see `ridge.fit`.
+
+  Raises:
+    ValueError: sizes that do not fit, or an option out of range.
+  """
+
+  def __init__(
+    self,
+    kernels: kernels_lib.Kernels,
+    labels: np.ndarray,
+    folds: Folds,
+    *,
+    groups: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    rates: Sequence[float] = RATES,
+    strengths: Sequence[float] = ridge.STRENGTHS,
+  ):
+    self.kernels, self.labels = kernels, np.asarray(labels, np.int64)
+    self.folds = [(np.asarray(rest), np.asarray(held)) for rest, held in folds]
+    count = len(self.labels)
+    self.groups = np.arange(count) if groups is None else np.asarray(groups)
+    self.start = start
+    self.rates, self.strengths = tuple(rates), tuple(strengths)
+    self._check(count)
+    self.names = tuple(kernels.groups)
+    classes = int(self.labels.max()) + 1 if start is None else np.shape(start)[1]
+    self.targets = np.eye(classes)[self.labels]
+    self.start = np.zeros_like(self.targets) if start is None else np.asarray(start, np.float64)
+    self.choices: dict[tuple[scores.Units, int], Choice] = {}
+    self.seconds = 0.0
+    self._cells: dict[tuple[scores.Units, int], np.ndarray] = {}
+    self._places: dict[int, int] = {}
+
+  def evaluate(self, sets: Sequence[scores.Units]) -> dict[scores.Units, scores.Score]:
+    """The predicted score of each set; `scores.Evaluate`. Cells hold one answer an image."""
+    folds = range(len(self.folds))
+    return {
+      units: scores.Score(units, tuple(self._cell(units, fold) for fold in folds)) for units in sets
+    }
+
+  def outputs(self, units: scores.Units, fold: int) -> np.ndarray:
+    """[held out, classes] predictions of a set for the images that a fold holds out."""
+    rest, held = self.folds[fold]
+    first = self._head(fold) if units else None
+    best = None
+    for rate in self.rates if units else self.rates[:1]:
+      kernel = self.kernel(units, rest, rate)
+      own = kernel[np.ix_(rest, rest)]
+      found = ridge.fit(own, self.residual(rest), self.groups[rest], self.strengths, first)
+      if best is None or found.error < best[0].error:
+        best = found, rate, ridge.centre_others(kernel[np.ix_(held, rest)], own)
+    found, rate, others = best
+    if not units:
+      self._places[fold] = found.place
+    self.choices[units, fold] = Choice(rate, found.strength, found.error)
+    return self.start[held] + found.mean + others @ found.dual
+
+  def _head(self, fold: int) -> int:
+    """The place of the head's own strength, from which those of sets are sought downhill."""
+    if fold not in self._places:
+      self.outputs((), fold)
+    return self._places[fold]
+
+  def residual(self, rows: np.ndarray) -> np.ndarray:
+    """[rows, classes] what the start leaves of the labels."""
+    return self.targets[rows] - self.start[rows]
+
+  def kernel(self, units: scores.Units, rest: np.ndarray, rate: float = 1.0) -> np.ndarray:
+    """[n, n] K_S; each part has the centred trace len(rest) on the rows `rest`, times its eta."""
+    total = self.kernels.head * _weight(self.kernels.head, rest)
+    for name in units:
+      choices.check("unit", name, self.names)
+      own = self.kernels.groups[name]
+      total = total + own * np.float32(rate * _weight(own, rest))
+    return total
+
+  def _cell(self, units: scores.Units, fold: int) -> np.ndarray:
+    if (units, fold) not in self._cells:
+      begin = time.perf_counter()
+      _, held = self.folds[fold]
+      right = self.outputs(units, fold).argmax(axis=1) == self.labels[held]
+      self._cells[units, fold] = right.astype(np.float64)
+      self.seconds += time.perf_counter() - begin
+    return self._cells[units, fold]
+
+  def _check(self, count: int) -> None:
+    shape = np.shape(self.kernels.head)
+    if shape != (count, count) or self.groups.shape != (count,):
+      raise ValueError(
+        f"kernels of {shape[0]} images, {count} labels and {len(self.groups)} groups; all need one "
+        "for each image, in one order"
+      )
+    if self.start is not None and (np.ndim(self.start) != 2 or len(self.start) != count):
+      raise ValueError(f"start has shape {np.shape(self.start)}; it needs [{count}, classes]")
+    if not self.rates or not min(self.rates) > 0:
+      raise ValueError(f"rates are {self.rates}; give at least one, each above 0")
+
+
+def _weight(kernel: np.ndarray, rows: np.ndarray) -> np.float32:
+  """1 / the mean diagonal of the kernel centred on the rows; 0 where they are all alike."""
+  own = kernel[np.ix_(rows, rows)].astype(np.float64)
+  mean, diagonal = own.mean(), own.trace() / len(rows)
+  alike = diagonal - mean <= 1e-6 * abs(diagonal)
+  return np.float32(0.0 if alike else 1 / (diagonal - mean))

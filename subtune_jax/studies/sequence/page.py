@@ -1,0 +1,107 @@
+"""The report of tasks in sequence, from its record."""
+
+import pathlib
+from typing import Any
+
+from subtune_jax import files
+from subtune_jax.report import document as document_lib
+from subtune_jax.report import estimate, html, words
+from subtune_jax.report.document import Cell, Facts, Section, Table, Text
+from subtune_jax.studies import sections
+from subtune_jax.studies.sequence import figures as sequence_figures
+
+Row = dict[str, Any]
+_NOTE = (
+  "Accuracy at the end of the sequence, in % of the test images, with 95 % intervals over groups "
+  "of them; another seed or order is not in the intervals. Forgetting: accuracy after a task's own "
+  "training minus that at the end, in points, mean over the tasks but the last."
+)
+
+
+def mean_forgetting(method: Row) -> float:
+  """Accuracy lost since a task's own training, mean over all tasks but the last."""
+  lost = method["forgetting"][:-1]
+  return sum(lost) / len(lost)
+
+
+def short_names(record: Row) -> list[str]:
+  """The tasks' names without what stands before the last "/", where that tells them apart."""
+  names = [task["name"] for task in record["tasks"]]
+  short = [name.rpartition("/")[2] for name in names]
+  return short if len(set(short)) == len(short) else names
+
+
+def headline(record: Row) -> list[str]:
+  """What was forgotten, method by method."""
+  lines = []
+  for method in record["methods"]:
+    if method["on_one_backbone"]:
+      moved = method["logits_moved"]
+      text = "no logit of an earlier task moved" if moved == 0 else f"logits moved by {moved:.1e}"
+    else:
+      lost = 100 * mean_forgetting(method)
+      text = f"earlier tasks {'lost' if lost > 0 else 'gained'} {abs(lost):.1f} points of accuracy"
+    lines.append(f"{method['title']}: {text}; {words.num_bytes(method['num_bytes'])} of weights.")
+  return lines
+
+
+def _final(record: Row) -> Section:
+  header = ["At the end", "Forgetting", *short_names(record), "Weights"]
+  rows = []
+  for method in record["methods"]:
+    cells = [
+      document_lib.interval(estimate.Estimate(own["accuracy"], own["low"], own["high"]))
+      for own in method["final"]
+    ]
+    lost = f"{100 * mean_forgetting(method):.1f}"
+    rows.append([method["title"], lost, *cells, words.num_bytes(method["num_bytes"])])
+  return Section("Accuracy and forgetting", [Table(header, rows), Text(_NOTE)])
+
+
+def _matrix(record: Row, method: Row) -> Section:
+  names = short_names(record)
+  rows = [
+    [f"after {names[at]}", *(f"{100 * a:.1f}" for a in own), *[""] * (len(names) - len(own))]
+    for at, own in enumerate(method["matrix"])
+  ]
+  table = Table([Cell("Test accuracy, %"), *names], rows)
+  return Section(method["title"], [table], level=3, page_only=True)
+
+
+def report(record: Row) -> document_lib.Document:
+  """The whole report."""
+  first, *others = headline(record)
+  drawn = [
+    (
+      "over_time", "Each task over time", sequence_figures.over_time(record),
+      "Test accuracy of each task from its own training to the end, a line per method.",
+      "A panel per task, from the moment when it was learnt; all panels have one scale, which may "
+      "not start at 0.",
+    )
+  ]  # fmt: skip
+  facts = [
+    *sections.run_rows(record),
+    *sections.backbone_rows(record["backbone"]),
+    *(
+      (task["name"], f"{task['classes']} classes, {task['num_train']:,} training and "
+       f"{task['num_test']:,} test images")
+      for task in record["tasks"]
+    ),
+  ]  # fmt: skip
+  parts = [
+    Text(first, tone="best"),
+    *map(Text, others),
+    *document_lib.rendered(drawn),
+    _final(record),
+    *(_matrix(record, method) for method in record["methods"]),
+    Section("The run", [Facts(facts)], page_only=True),
+    sections.settings(record["config"]),
+    sections.attribution({task["name"]: task["attribution"] for task in record["tasks"]}),
+  ]
+  subtitle = f"{record['name']}, {record['created']}. {len(record['tasks'])} tasks in sequence."
+  return document_lib.Document(record["title"], subtitle, parts)
+
+
+def write_report(workdir: str) -> pathlib.Path:
+  """Reads the record in `workdir` and writes the page again."""
+  return html.write(workdir, report(files.read_record(pathlib.Path(workdir) / "results.json")))

@@ -1,0 +1,33 @@
+"""A multi-task network as StableHLO, read back by jax alone."""
+
+import json
+
+import jax
+from jax import export
+import numpy as np
+import pytest
+
+from subtune_jax import multitask
+from subtune_jax.deploy.exporting import program
+from subtune_jax.multitask import exporting
+from tests.multitask import made
+
+
+def test_a_program_answers_for_every_task(tmp_path, monkeypatch):
+  base = made.backbone(made.RESNET)
+  tasks = {"a": made.task(base, ("block3/unit1",), 1), "b": made.task(base, (), 2, num_classes=5)}
+  network = multitask.MultiTask(tasks)
+  folder = exporting.write_stablehlo(network, tmp_path / "out", platforms=("cpu",))
+  data = (folder / "model.stablehlo").read_bytes()
+  found = jax.jit(export.deserialize(bytearray(data)).call)(made.images(2))
+  said = json.loads((folder / "model.json").read_text())
+  for name, own in network.apply(made.images(2)).items():
+    np.testing.assert_allclose(found[name]["logits"], own.logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[name]["probabilities"].sum(-1), 1, rtol=1e-5)
+    assert len(said["tasks"][name]["class_names"]) == own.logits.shape[-1]
+  with pytest.raises(program.ExportError, match="is there"):
+    exporting.write_stablehlo(network, folder, platforms=("cpu",))
+  other = multitask.MultiTask({"a": made.task(base, ("stem",), 3), "b": tasks["b"]})
+  with pytest.raises(program.ExportError, match="'a': the program's logits differ"):
+    exporting._check(other, data, "uint8")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
