@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def _facts(record: Mapping[str, Any]) -> Row:
   """How to run it again."""
   names = ("command", "created", "versions", "devices")
   made = {name: record[name] for name in names if name in record}
+  made["command"] = re.sub(r" '?--workdir=\S+", "", made["command"])  # a place on one machine
   data_ = record["data"]
   made["data"] = {
     k: data_[k] for k in ("train", "id", "ood", "num_train", "num_test") if k in data_
