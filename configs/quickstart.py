@@ -9,7 +9,7 @@ distribution; `fonts` is how many of the 26 training fonts of a glyph domain are
 subset lies in every larger one. 64 px, one learning rate per method, the ones that validation chose
 over decades: on handwriting for glyphs, on noto (configs/compare.py) for emoji.
 
-Result of 2026-11-28 on two CPU cores beside other work in 11 minutes, at most 3.2 GiB of memory (jax
+Result of 2026-11-28 on two CPU cores beside other work in 11 minutes, at most 3.2 GiB (jax
 0.10.2). Trained on handwriting; test accuracy in %, ± half the 95 % interval over test fonts and
 seeds (1,152 images of 32 fonts in each domain):
 

@@ -1,6 +1,7 @@
 """Differences of accuracies with intervals over groups of test images and seeds."""
 
 from collections.abc import Sequence
+import functools
 
 import numpy as np
 
@@ -34,9 +35,7 @@ def difference(
   seeds = max(
     len(archive.sets[name].predicted[column]) for name in sets for column in (first, second)
   )
-  rng = np.random.default_rng(0)
-  counts = intervals.draw_counts(rng, _RESAMPLES, len(groups))
-  drawn = intervals.draw_counts(rng, _RESAMPLES, seeds) / seeds
+  counts, drawn = _draws(len(groups), seeds)
   whole = np.ones((1, len(groups)))
   observed, resampled = (
     [
@@ -48,6 +47,14 @@ def difference(
   mean = float((observed[0] - observed[1]).mean())
   low, high = np.quantile((drawn * (resampled[0] - resampled[1])).sum(1), (0.025, 0.975))
   return estimate.Estimate(mean, float(low), float(high))
+
+
+@functools.lru_cache(maxsize=2)
+def _draws(groups: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+  """[resamples, groups] how often each is drawn, [resamples, seeds] weights; always the same."""
+  rng = np.random.default_rng(0)
+  counts = intervals.draw_counts(rng, _RESAMPLES, groups)
+  return counts, intervals.draw_counts(rng, _RESAMPLES, seeds) / seeds
 
 
 def over_seeds(first: Sequence[float], second: Sequence[float]) -> estimate.Estimate:
