@@ -12,6 +12,7 @@ from subtune_jax.studies.dataset_size import config as dataset_size
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.robustness import config as robustness_config
 from subtune_jax.studies.search import config as search_config
+from subtune_jax.studies.sequence import config as sequence_config
 from subtune_jax.studies.vtab import config as vtab_config
 from tests import config_files
 
@@ -21,7 +22,7 @@ BLOCKS = ("stem", "block0", "top")
 DECLARED = {
   "compare": compare_config, "vtab": vtab_config, "search": search_config,
   "dataset_size": dataset_size, "corruption": corruption, "robustness": robustness_config,
-  "holistic_transfer": holistic_config,
+  "holistic_transfer": holistic_config, "sequence": sequence_config,
 }  # fmt: skip
 
 

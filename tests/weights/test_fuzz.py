@@ -403,11 +403,15 @@ def _outcome(what: str, read: Callable, expected: dict[str, np.ndarray] | None) 
 
 
 def _read_within_memory(what: str, data: bytes, expected: dict | None) -> bool:
-  tracemalloc.reset_peak()
-  before = tracemalloc.get_traced_memory()[0]
-  read = _outcome(what, lambda: files.parse(data, "file.any"), expected)
-  peak = tracemalloc.get_traced_memory()[1] - before
-  assert peak < _PER_BYTE * len(data) + _LEAST, f"{what}: {peak} bytes for {len(data)}"
+  most = _PER_BYTE * len(data) + _LEAST
+  for _ in range(2):  # other threads of the process allocate too
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    read = _outcome(what, lambda: files.parse(data, "file.any"), expected)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    if peak < most:
+      break
+  assert peak < most, f"{what}: {peak} bytes for {len(data)}"
   return read
 
 
