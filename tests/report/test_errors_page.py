@@ -176,6 +176,7 @@ def validation(tmp_path, run: compare_record.Run, own: chosen.Answers, key: str)
   np.savez(folder / "examples.npz", labels=own.labels, ids=own.ids, groups=own.ids)
 
 
+@pytest.mark.slow
 def test_labels_are_checked_on_validation_or_by_the_cross_validated_probe(tmp_path):
   record = fake_run.write(tmp_path, class_names=("a", "b", "c"), methods=("ft",), num_test=30)
   for row in record["trainings"]:

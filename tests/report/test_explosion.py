@@ -35,6 +35,7 @@ def test_the_rule(history, moved, says):
   assert found is None if says is None else says in found
 
 
+@pytest.mark.slow
 def test_the_report_names_it(tmp_path):
   fake_run.write(tmp_path)
   assert "exploded" not in html.render(compare_page.report(*_read(tmp_path)))

@@ -69,6 +69,7 @@ def test_a_number_out_of_range_says_what_is_allowed(number):
     load(number)
 
 
+@pytest.mark.slow
 def test_the_record_has_the_indices(tmp_path):
   config = make_config(60)
   config.methods, config.seeds, config.lp.l2 = ("lp",), (0,), (0.1,)
