@@ -1,7 +1,6 @@
 """Takes out of a workdir what the table of claims needs; the workdir itself is not kept."""
 
 from collections.abc import Mapping
-import json
 import pathlib
 import re
 from typing import Any
@@ -15,6 +14,7 @@ from subtune_jax.studies import epoch_files
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import record as holistic_record
 from subtune_jax.studies.robustness import record as robustness_record
+from subtune_jax.training import ledger
 
 Row = dict[str, Any]
 CROSS_FITTED = "the block that the other folds choose"
@@ -210,8 +210,7 @@ def _profile(folder: pathlib.Path, record: Row) -> archive_lib.Answers:
   folds: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
   units = [unit["name"] for unit in record["units"]]
   titles = {(): HEAD, tuple(units): EVERYTHING} | {(u,): u for u in units}
-  for line in (folder / "ledger.jsonl").read_text().splitlines():
-    row = json.loads(line)
+  for row in ledger.Ledger(folder / "ledger.jsonl").rows().values():
     title = titles.get(tuple(row["units"]))
     if title is None or row["accuracy"] is None or row["seed"] != config["search"]["seeds"][0]:
       continue

@@ -60,7 +60,7 @@ def _draws(groups: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
 def over_seeds(first: Sequence[float], second: Sequence[float]) -> estimate.Estimate:
   """The mean of paired differences of one number a seed, by Student's t."""
   gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-  half = folds.t_half(0.95, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
+  half = folds.t_half(0.95, len(gaps) - 1) * folds.standard_error(gaps, overlap=0.0)
   return estimate.Estimate(float(gaps.mean()), float(gaps.mean() - half), float(gaps.mean() + half))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 from jax import export
-import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data import choices
@@ -15,8 +14,6 @@ from subtune_jax.deploy.exporting import program, stablehlo
 from subtune_jax.models import inference
 from subtune_jax.multitask import execution
 from subtune_jax.multitask import network as network_lib
-
-_TOLERANCE = 1e-4  # of logits, relative to the largest of them
 
 _README = """\
 # {count} tasks on one backbone as StableHLO
@@ -46,7 +43,7 @@ def function(
   """
   model = program.plain(network.model)
   order = execution.steps(network.plan, network.forms)
-  weights = [jax.tree.map(np.asarray, network.weights_of_step(step)) for step in order]
+  weights = program.constants([network.weights_of_step(step) for step in order])
   run = execution.function(model, network.plan, order, network.preprocessing)
 
   def answer(images: jax.Array) -> dict[str, dict[str, jax.Array]]:
@@ -71,25 +68,21 @@ def write_stablehlo(
     network: the tasks.
     path: of a new folder.
     dtype: of the images, one of `program.DTYPES`.
-    platforms: of `stablehlo.PLATFORMS`; the first is this machine's.
+    platforms: of `stablehlo.PLATFORMS`; the program is run where this machine is one of them.
 
   Returns:
     The folder.
 
   Raises:
-    ExportError: something lies at `path`, or the program's answers are others.
+    ExportError: the network cannot be exported, or something lies at `path`.
     ValueError: an unknown platform or type.
   """
   choices.check("input", dtype, program.DTYPES)
-  for platform in platforms:
-    choices.check("platform", platform, stablehlo.PLATFORMS)
-  size = network.image_size
-  (batch,) = export.symbolic_shape("batch")
-  images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.dtype(dtype))
-  target = platforms[0] if tuple(platforms) == ("cpu",) else "platforms"
-  made = export.export(jax.jit(function(network, target)), platforms=tuple(platforms))(images)
-  data = bytes(made.serialize())
-  _check(network, data, dtype)
+  stablehlo.check_platforms(platforms)
+  size, made = network.image_size, function(network, stablehlo.target_of(platforms))
+  data = stablehlo.serialized(made, size, dtype, platforms)
+  if stablehlo.runs_here(platforms):
+    _check(network, data, dtype)
   facts = {name: program.facts(task.network) for name, task in network.tasks.items()}
   with program.new_folder(path) as folder:
     (folder / stablehlo.PROGRAM).write_bytes(data)
@@ -109,9 +102,8 @@ def _check(network: network_lib.MultiTask, data: bytes, dtype: str) -> None:
     images = rng.integers(0, 256, (n, size, size, 3), np.uint8)
     wanted, found = network.apply(images), run(images.astype(dtype))
     for name, own in wanted.items():
-      logits, right = np.asarray(found[name]["logits"]), np.asarray(own.logits)
-      error = np.abs(logits - right).max() / max(1.0, np.abs(right).max())
-      if not error <= _TOLERANCE:
+      error = program.error_of(found[name], np.asarray(own.logits))
+      if error > program.TOLERANCE:
         raise program.ExportError(
           f"task {name!r}: the program's logits differ from the network's by {error:.1e}; nothing "
           "was written"

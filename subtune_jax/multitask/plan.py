@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 
 from subtune_jax.data import choices
+from subtune_jax.training import trainable_split
 
-HEAD = "head"
+HEAD = trainable_split.HEAD
 
 
 @dataclasses.dataclass(frozen=True)

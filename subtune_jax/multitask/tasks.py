@@ -18,10 +18,9 @@ import numpy as np
 from subtune_jax import methods
 from subtune_jax.data import preprocess
 from subtune_jax.deploy import classifier, description, folder
-from subtune_jax.training import checkpoint, export
+from subtune_jax.training import checkpoint, export, trainable_split
 
 PyTree = Any
-HEAD = "head"
 _NOT_COMPARED = ("parent", "name", "num_classes", "norm_momentum")  # the last is of training
 _AGAIN = "Tasks share one backbone: train them from the same weights, on images prepared alike."
 
@@ -142,7 +141,7 @@ def _of_model_folder(path: pathlib.Path) -> Task:
 def _of_export(path: pathlib.Path, backbone: Backbone) -> Task:
   variables, note = export.load_task(path, backbone.variables)
   own = folder.flatten(variables)
-  kernel = own[f"params/{HEAD}/kernel"]
+  kernel = own[f"params/{trainable_split.HEAD}/kernel"]
   names = note.get("class_names") or [str(i) for i in range(kernel.shape[-1])]
   if len(names) != kernel.shape[-1]:
     raise TaskError(f"{path} names {len(names)} classes, and its head has {kernel.shape[-1]}")

@@ -149,22 +149,20 @@ def describe(
   chosen = {} if criterion.name == criteria.ACCURACY else {"select_by": criterion.name}
   changed = network.method_options(name, config)
   options = {"options": ledger_lib.plain(changed)} if changed else {}
-  return (
-    chosen
-    | options
-    | {
-      "config": described,
-      "train": train.fingerprint(),
-      "validation": validation.fingerprint() if validation else None,
-      "weights": run.pretrained.sha256,
-      "variables": run.network,
-      "preprocessing": ledger_lib.plain(run.engine.preprocessing),
-      "head": "kept" if config.backbone.keep_head else heads.DRAW,
-      "method": name,
-      "stages": [ledger_lib.plain(stage) for stage in method],
-      "seed": seed,
-    }
-  )
+  return {
+    **chosen,
+    **options,
+    "config": described,
+    "train": train.fingerprint(),
+    "validation": validation.fingerprint() if validation else None,
+    "weights": run.pretrained.sha256,
+    "variables": run.network,
+    "preprocessing": ledger_lib.plain(run.engine.preprocessing),
+    "head": "kept" if config.backbone.keep_head else heads.DRAW,
+    "method": name,
+    "stages": [ledger_lib.plain(stage) for stage in method],
+    "seed": seed,
+  }
 
 
 def _train_method_on(

@@ -148,15 +148,11 @@ def _arrays(found: kernels.Kernels) -> dict[str, np.ndarray]:
 
 
 def _read(path: pathlib.Path, names: tuple[str, ...]) -> kernels.Kernels:
-  try:
-    with np.load(path) as arrays:
-      found = dict(arrays)
-    return kernels.Kernels(
-      found["head"],
-      dict(zip(names, found["groups"], strict=True)),
-      dict(zip(names, found["num_params"].tolist(), strict=True)),
-      dict(zip(names, found["square_norms"].tolist(), strict=True)),
-      *found["seconds"].tolist(),
-    )
-  except Exception as e:
-    raise ValueError(f"{path} cannot be read ({e}); remove it to measure the kernels again") from e
+  wanted = ("head", "groups", "num_params", "square_norms", "seconds")
+  found = files.read_npz(path, "the kernels of this search", wanted)
+  by_name = (dict(zip(names, found[key], strict=True)) for key in wanted[1:-1])
+  groups, num_params, square_norms = by_name
+  return kernels.Kernels(
+    found["head"], groups, {k: int(v) for k, v in num_params.items()},
+    {k: float(v) for k, v in square_norms.items()}, *found["seconds"].tolist(),
+  )  # fmt: skip

@@ -93,6 +93,16 @@ def paired_bootstrap(
   return Bootstrap(means, {name: _ends(x, level) for name, x in resampled.items()}, differences)
 
 
+def of_accuracy(right: npt.ArrayLike, groups: npt.ArrayLike) -> tuple[float, float]:
+  """The 95 % interval of one training's accuracy, by `paired_bootstrap`.
+
+  Args:
+    right: [num_examples] bool.
+    groups: [num_examples].
+  """
+  return paired_bootstrap({"own": np.asarray(right)[None]}, groups).intervals["own"]
+
+
 def draw_counts(rng: np.random.Generator, num_resamples: int, num_items: int) -> np.ndarray:
   """Draws `num_items` of `num_items` with replacement, `num_resamples` times.
 

@@ -2,6 +2,9 @@
 
 from flax import linen as nn
 import jax
+import optax
+
+from subtune_jax import masks
 
 
 class Block(nn.Module):
@@ -56,3 +59,22 @@ def net():
   images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
   model = Net()
   return model, jax.jit(model.init)(jax.random.key(1), images), images
+
+
+def make_step(adapted, labels, tx):
+  """(state, batch) -> (state, metrics) of what is labelled, as `masks.verify` takes it."""
+
+  def step(state, batch):
+    trained, frozen = masks.partition(state["params"], labels)
+
+    def loss_fn(trained):
+      both = masks.combine(trained, frozen)
+      logits = adapted.apply({"params": both["base"]}, both["adapters"], batch[0])
+      return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    loss, gradient = jax.value_and_grad(loss_fn)(trained)
+    updates, opt_state = tx.update(gradient, state["opt_state"], trained)
+    params = masks.combine(optax.apply_updates(trained, updates), frozen)
+    return {"params": params, "opt_state": opt_state}, {"loss": loss}
+
+  return step

@@ -8,6 +8,7 @@ import pytest
 
 from subtune_jax import adapters, masks
 from subtune_jax.models import vit
+from tests.adapters import models
 
 
 @pytest.fixture(scope="module")
@@ -15,23 +16,6 @@ def network():
   model = vit.ViT(num_classes=4, image_size=16, width=64, depth=2, heads=2, patch_size=4)
   images = jnp.linspace(-1, 1, 2 * 16 * 16 * 3).reshape(2, 16, 16, 3)
   return model, jax.jit(model.init)(jax.random.key(0), images), images
-
-
-def make_step(adapted, labels, tx):
-  def step(state, batch):
-    trained, frozen = masks.partition(state["params"], labels)
-
-    def loss_fn(trained):
-      both = masks.combine(trained, frozen)
-      logits = adapted.apply({"params": both["base"]}, both["adapters"], batch[0])
-      return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
-
-    loss, gradient = jax.value_and_grad(loss_fn)(trained)
-    updates, opt_state = tx.update(gradient, state["opt_state"], trained)
-    params = masks.combine(optax.apply_updates(trained, updates), frozen)
-    return {"params": params, "opt_state": opt_state}, {"loss": loss}
-
-  return step
 
 
 def start(network, rules, base_rules):
@@ -43,7 +27,7 @@ def start(network, rules, base_rules):
   tx = masks.multi_transform({name: optax.adamw(1e-3) for name in used}, labels)
   trained, _ = masks.partition(joint, labels)
   state = {"params": joint, "opt_state": tx.init(trained)}
-  return make_step(adapted, labels, tx), state, labels
+  return models.make_step(adapted, labels, tx), state, labels
 
 
 def flops(step, state, batch):

@@ -138,20 +138,7 @@ def test_a_step_leaves_the_base_as_it_is(net):
   trained, _ = masks.partition(joint, labels)
   state = {"params": joint, "opt_state": tx.init(trained)}
 
-  def step(state, batch):
-    trained, frozen = masks.partition(state["params"], labels)
-
-    def loss_fn(trained):
-      both = masks.combine(trained, frozen)
-      logits = adapted.apply({"params": both["base"]}, both["adapters"], batch[0])
-      return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
-
-    loss, gradient = jax.value_and_grad(loss_fn)(trained)
-    updates, opt_state = tx.update(gradient, state["opt_state"], trained)
-    params = masks.combine(optax.apply_updates(trained, updates), frozen)
-    return {"params": params, "opt_state": opt_state}, {"loss": loss}
-
-  after, _ = jax.jit(step)(state, (images, jnp.array([0, 1])))
+  after, _ = jax.jit(models.make_step(adapted, labels, tx))(state, (images, jnp.array([0, 1])))
   for path, leaf in masks.tree.flatten(after["params"])[0]:
     same = np.array_equal(leaf, dict(masks.tree.flatten(joint)[0])[path])
     assert same == (labels_of(labels)[path] == "frozen"), path

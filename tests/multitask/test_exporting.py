@@ -31,3 +31,10 @@ def test_a_program_answers_for_every_task(tmp_path, monkeypatch):
   with pytest.raises(program.ExportError, match="'a': the program's logits differ"):
     exporting._check(other, data, "uint8")
   assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_program_for_another_machine_is_written_without_a_run(tmp_path):
+  network = multitask.MultiTask({"a": made.task(made.backbone(made.RESNET), (), 1)})
+  folder = exporting.write_stablehlo(network, tmp_path / "out", platforms=("tpu",))
+  data = (folder / "model.stablehlo").read_bytes()
+  assert export.deserialize(bytearray(data)).platforms == ("tpu",)

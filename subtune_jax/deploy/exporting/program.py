@@ -17,14 +17,14 @@ import subtune_jax
 from subtune_jax import files, strict_json
 from subtune_jax.data import choices, preprocess
 from subtune_jax.deploy import classifier as classifier_lib
-from subtune_jax.models import inference, side
+from subtune_jax.models import inference
 from subtune_jax.training import evaluate
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
 DTYPES = ("uint8", "float32")
 FACTS, README = "model.json", "README.md"
-_TOLERANCE = 1e-4  # of logits, relative to the largest of them
+TOLERANCE = 1e-4  # of logits, relative to the largest of them
 _MAX_BYTES = 1_900_000_000  # of weights: protocol buffers and StableHLO's container hold 2 GiB
 
 
@@ -42,8 +42,9 @@ def plain(model: nn.Module) -> nn.Module:
   changes: dict[str, Any] = {"dtype": jnp.float32, "parent": None}
   if hasattr(model, "attention"):
     changes["attention"] = None
-  if isinstance(model, side.SideTuned):
-    changes["base"] = plain(model.base)
+  base = getattr(model, "base", None)  # of a network around another one
+  if isinstance(base, nn.Module):
+    changes["base"] = plain(base)
   return model.clone(**changes)
 
 
@@ -65,13 +66,7 @@ def function(
     ExportError: the weights are more than a file of these formats holds.
   """
   model = in_float32(classifier).model
-  variables = jax.tree.map(np.asarray, classifier.variables)
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-  if size > _MAX_BYTES:
-    raise ExportError(
-      f"the weights are {size / 1e9:.1f} GB, and such a file holds 2 GB; --format=safetensors "
-      "has no such limit"
-    )
+  variables = constants(classifier.variables)
 
   def answer(images: jax.Array) -> dict[str, jax.Array]:
     with inference.form(target):
@@ -80,6 +75,22 @@ def function(
     return dict(zip(OUTPUTS, (logits, jax.nn.softmax(logits, axis=-1)), strict=True))
 
   return answer
+
+
+def constants(variables: Any) -> Any:
+  """The weights as constants of a program.
+
+  Raises:
+    ExportError: they are more than a file of these formats holds.
+  """
+  variables = jax.tree.map(np.asarray, variables)
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+  if size > _MAX_BYTES:
+    raise ExportError(
+      f"the weights are {size / 1e9:.1f} GB, and such a file holds 2 GB; --format=safetensors "
+      "has no such limit"
+    )
+  return variables
 
 
 def facts(classifier: classifier_lib.Classifier, **more: Any) -> dict[str, Any]:
@@ -140,17 +151,28 @@ def check(
   reference = in_float32(classifier)
   for n in (1, 3):
     images = rng.integers(0, 256, (n, size, size, 3), np.uint8)
-    wanted = reference.logits(images)
-    found = run(images.astype(dtype))
-    logits, probabilities = (np.asarray(found[name]) for name in OUTPUTS)
-    if logits.shape != wanted.shape or not np.isfinite(logits).all():
-      raise ExportError(f"the program gives logits {logits.shape}; {wanted.shape} are expected")
-    error = np.abs(logits - wanted).max() / max(1.0, np.abs(wanted).max())
-    error = max(error, np.abs(probabilities - evaluate.probabilities(logits)).max())
-    if error > _TOLERANCE:
+    error = error_of(run(images.astype(dtype)), reference.logits(images))
+    if error > TOLERANCE:
       raise ExportError(
         f"the program's answers differ from the network's by {error:.1e}; nothing was written"
       )
+
+
+def error_of(found: Mapping[str, Any], wanted: np.ndarray) -> float:
+  """How far a program's outputs are from the network's logits, as a share of the largest.
+
+  Args:
+    found: `OUTPUTS` of the program; probabilities count by their distance from the softmax.
+    wanted: [n, num_classes] logits.
+
+  Raises:
+    ExportError: the program's logits have another shape, or are not finite.
+  """
+  logits, probabilities = (np.asarray(found[name]) for name in OUTPUTS)
+  if logits.shape != wanted.shape or not np.isfinite(logits).all():
+    raise ExportError(f"the program gives logits {logits.shape}; {wanted.shape} are expected")
+  error = np.abs(logits - wanted).max() / max(1.0, np.abs(wanted).max())
+  return float(max(error, np.abs(probabilities - evaluate.probabilities(logits)).max()))
 
 
 @contextlib.contextmanager

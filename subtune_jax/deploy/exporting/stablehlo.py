@@ -3,9 +3,10 @@
 The folder holds `model.stablehlo`, `model.json` and a README with the loader.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import os
 import pathlib
+from typing import Any
 
 import jax
 from jax import export
@@ -62,15 +63,13 @@ def write(
     ExportError: the network cannot be exported, or something lies at `path`.
     ValueError: an unknown platform or type.
   """
-  if not platforms or len(set(platforms)) < len(platforms):
-    raise ValueError(f"platforms={list(platforms)} is empty or has one twice")
-  for platform in platforms:
-    choices.check("platform", platform, PLATFORMS)
+  check_platforms(platforms)
   said = program.facts(classifier, **program.signature(classifier, dtype),
                        platforms=list(platforms), jax=jax.__version__)  # fmt: skip
   with program.new_folder(path) as folder:
-    data = serialized(classifier, dtype, platforms)
-    if jax.default_backend() in _ran(platforms):
+    made = program.function(classifier, target_of(platforms))
+    data = serialized(made, classifier.image_size, dtype, platforms)
+    if runs_here(platforms):
       run = jax.jit(export.deserialize(bytearray(data)).call)
       program.check(classifier, run, dtype)
     (folder / PROGRAM).write_bytes(data)
@@ -84,20 +83,32 @@ def write(
   return pathlib.Path(path)
 
 
+def check_platforms(platforms: Sequence[str]) -> None:
+  """Raises ValueError unless these are some of `PLATFORMS`, each once."""
+  if not platforms or len(set(platforms)) < len(platforms):
+    raise ValueError(f"platforms={list(platforms)} is empty or has one twice")
+  for platform in platforms:
+    choices.check("platform", platform, PLATFORMS)
+
+
+def target_of(platforms: Sequence[str]) -> str:
+  """What `inference.form` is asked for, for a program of these platforms."""
+  if len(platforms) > 1:
+    return "platforms"
+  return "cpu" if platforms[0] == "cpu" else "accelerator"
+
+
 def serialized(
-  classifier: classifier_lib.Classifier, dtype: str, platforms: Sequence[str]
+  function: Callable[[jax.Array], Any], image_size: int, dtype: str, platforms: Sequence[str]
 ) -> bytes:
-  """The program; its batch dimension is symbolic."""
-  target = "platforms"
-  if len(platforms) == 1:
-    target = "cpu" if platforms[0] == "cpu" else "accelerator"
-  size = classifier.image_size
+  """A function of images [batch, image_size, image_size, 3], compiled for any batch size."""
   (batch,) = export.symbolic_shape("batch")
-  images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.dtype(dtype))
-  run = jax.jit(program.function(classifier, target))
-  return bytes(export.export(run, platforms=tuple(platforms))(images).serialize())
+  images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.dtype(dtype))
+  made = export.export(jax.jit(function), platforms=tuple(platforms))(images)
+  return bytes(made.serialize())
 
 
-def _ran(platforms: Sequence[str]) -> set[str]:
-  """Names that JAX gives to the backends of platforms."""
-  return {"gpu" if each in ("cuda", "rocm") else each for each in platforms}
+def runs_here(platforms: Sequence[str]) -> bool:
+  """Whether a program of these platforms can be run on this machine's devices."""
+  backends = {"gpu" if each in ("cuda", "rocm") else each for each in platforms}
+  return jax.default_backend() in backends

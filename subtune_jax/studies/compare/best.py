@@ -107,7 +107,7 @@ def _figures(run: compare_record.Run, row: Mapping[str, Any]) -> dict[str, Row]:
 
 
 def _figure(accuracy: float, right: np.ndarray, groups: np.ndarray) -> Row:
-  low, high = intervals.paired_bootstrap({"own": right[None]}, groups).intervals["own"]
+  low, high = intervals.of_accuracy(right, groups)
   return {"images": len(right), "accuracy": accuracy, "low": low, "high": high}
 
 

@@ -13,7 +13,7 @@ import ml_collections
 from subtune_jax import methods
 from subtune_jax.data import choices
 from subtune_jax.runner import recipes
-from subtune_jax.search import evaluator, rules
+from subtune_jax.search import evaluator, kernel_store, rules
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
@@ -36,9 +36,8 @@ def default() -> ml_collections.ConfigDict:
   # "predicted" (from gradients, without training: docs/selection.md); in order
   search.propose = 0  # of "predicted": race so many sets of the highest predicted accuracy; 0: none
   search.probes = 4  # of "predicted": random combinations of the features; more cost more time
-  search.eta = (
-    1.0,
-  )  # of "predicted": weights of a block's kernel beside the head's, to choose from
+  # Of "predicted": weights of a block's kernel beside the head's, to choose from.
+  search.eta = (1.0,)
   search.statistics = "running"  # of "predicted": BatchNorm on those of the weights, or of "images"
   search.units = "blocks"  # "blocks", "stages", "6" (runs), or "early: stem block0; late: block15"
   search.split = "train"  # labelled images that the search sees: "train" or "trainval"
@@ -123,7 +122,7 @@ def trains(config: ml_collections.ConfigDict) -> bool:
 
 def _check_predicted(search: Any) -> None:
   """Raises ValueError for options of "predicted" that make no sense."""
-  choices.check("search.statistics", search.statistics, ("running", "images"))
+  choices.check("search.statistics", search.statistics, kernel_store.STATISTICS)
   if search.probes < 1 or search.propose < 0:
     raise ValueError(
       f"search.probes is {search.probes}, search.propose {search.propose}; give at least 1 and 0"

@@ -8,6 +8,7 @@ from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
+from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.sequence import figures as sequence_figures
 
 Row = dict[str, Any]
@@ -25,10 +26,8 @@ def mean_forgetting(method: Row) -> float:
 
 
 def short_names(record: Row) -> list[str]:
-  """The tasks' names without what stands before the last "/", where that tells them apart."""
-  names = [task["name"] for task in record["tasks"]]
-  short = [name.rpartition("/")[2] for name in names]
-  return short if len(set(short)) == len(short) else names
+  """The tasks' names as `compare_record.short_names` has them."""
+  return list(compare_record.short_names([task["name"] for task in record["tasks"]]).values())
 
 
 def headline(record: Row) -> list[str]:

@@ -204,7 +204,7 @@ def _trained(run: _Run, name: str, task: str, start: Mapping[str, Any]) -> pathl
 
 def _figure(logits: np.ndarray, test: data.Dataset) -> Row:
   right = evaluate.predictions(logits) == test.labels
-  low, high = intervals.paired_bootstrap({"own": right[None]}, test.groups).intervals["own"]
+  low, high = intervals.of_accuracy(right, test.groups)
   return {"accuracy": float(right.mean()), "low": low, "high": high}
 
 
