@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from subtune_jax.data import registry
-from subtune_jax.search import kernel_store
+from subtune_jax.search import norm_statistics
 from subtune_jax.studies.search import page, predicted_page
 from subtune_jax.studies.search import record as search_records
 from tests.search import small
@@ -104,7 +104,7 @@ def test_bad_input_is_one_error(tmp_path, fields, message):
 def test_statistics_of_the_images():
   net = small.model()
   given, images = small.variables(net), small.dataset().images
-  found = kernel_store.reestimate(small.engine(net), given, images, len(images))
+  found = norm_statistics.reestimate(small.engine(net), given, images, len(images))
   x = (images.astype(np.float32) - 127) / 64  # that of tiny.PREPROCESSING
   _, changed = net.clone(norm_momentum=0.0).apply(
     given, x, stop="head", train_blocks=frozenset(net.block_names), mutable=["batch_stats"]
@@ -115,3 +115,17 @@ def test_statistics_of_the_images():
   ):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
   assert found["params"] is given["params"]
+
+
+def test_features_of_a_candidate_have_its_own_statistics_alone():
+  net = small.model()
+  given, images = small.variables(net), small.dataset().images
+  network = small.problem(net).network
+  found = norm_statistics.candidate_features(small.engine(net), given, images, network, len(images))
+  x = (images.astype(np.float32) - 127) / 64
+  for name in network.names:
+    blocks = frozenset(network.units[name].blocks)
+    wanted, _ = net.apply(given, x, stop="head", train_blocks=blocks, mutable=["batch_stats"])
+    np.testing.assert_allclose(found[name], wanted, rtol=2e-3, atol=2e-3)
+  plain = net.apply(given, x, stop="head")
+  assert all(np.abs(found[name] - plain).max() > 0.01 for name in network.names)

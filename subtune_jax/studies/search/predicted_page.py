@@ -97,7 +97,11 @@ def section(record: Row, drawn: Mapping[str, document.Figure]) -> Section:
   parts: list[document.Part] = [Table(header + (["When trained"] if trained else []), rows)]
   statistics = record["predicted"]["statistics"]
   note = _NOTE
-  if statistics == "images":
+  if statistics == "candidate":
+    note += (
+      " The head of a set reads features with the set's own BatchNorm statistics of the images."
+    )
+  elif statistics == "images":
     note += " BatchNorm ran on the statistics of these images, in all blocks, the head alone too."
   return Section("Predicted without training", [*parts, Text(note), *drawn.values()])
 
