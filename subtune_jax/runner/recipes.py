@@ -30,6 +30,7 @@ def section(declaration: methods.Declaration) -> ml_collections.ConfigDict:
     config.learning_rates = declaration.gradient["learning_rates"]
     config.head_factor = 1.0  # the head's rate as a multiple of the backbone's
     config.norm_mode = declaration.gradient["norm_mode"]  # BatchNorm of tuned blocks: see Stage
+    config.reinit = ()  # blocks that start from fresh weights and statistics: see Stage
   for name, option in declaration.options.items():
     config[name] = option.default  # what it means: `methods.DECLARED[...].options`
   return config
@@ -109,6 +110,7 @@ def stage_options(
     "head_learning_rate": learning_rate * own.head_factor,
     "epochs": own.epochs,
     "norm_mode": own.norm_mode,
+    "reinit": tuple(own.get("reinit", ())),
     "optimizer": optimizer.name,
     "momentum": optimizer.momentum,
     "nesterov": optimizer.nesterov,

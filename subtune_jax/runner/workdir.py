@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from subtune_jax import files, strict_json
+from subtune_jax import files, methods, strict_json
 
 # Fields that change how a run goes on, not what it computes.
 _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model")
@@ -17,7 +17,7 @@ OPTIONAL_FIELDS = {
   "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
   "loss.class_weights": "none",
   "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
-  "search.final_grid": False,
+  "search.final_grid": False, **{f"{name}.reinit": [] for name in methods.DECLARED},
 }  # fmt: skip
 
 
