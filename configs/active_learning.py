@@ -1,6 +1,6 @@
 r"""Which images to label next? Five rules of asking, three learners, rounds of growing labels.
 
-  python -m subtune_jax.main --config=configs/active_learning.py
+python -m subtune_jax.main --config=configs/active_learning.py
 """
 
 from subtune_jax.studies.active_learning import config as active_learning

@@ -66,7 +66,7 @@ class Rule:
       seed: of the rules that draw.
 
     Raises:
-      ValueError: a count out of range, or an array that is missing, of another length or not finite.
+      ValueError: a count out of range; an array that is missing, of another length or not finite.
     """
     if not 1 <= count <= pool.size:
       raise ValueError(

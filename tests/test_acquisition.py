@@ -74,7 +74,10 @@ def test_coreset_s_radius_is_at_most_twice_the_best_one():
   given = pool(size=12, labelled=2)
   distances = metrics.pairwise_distances(given.features)
   known = metrics.pairwise_distances(given.features, given.labelled).min(1)
-  radius = lambda places: np.minimum(distances[:, list(places)].min(1), known).max()
+
+  def radius(places):
+    return np.minimum(distances[:, list(places)].min(1), known).max()
+
   best = min(map(radius, itertools.combinations(range(12), 3)))
   assert best <= radius(choose("coreset", given, 3).places) <= 2 * best
 
@@ -90,6 +93,7 @@ def test_coreset_without_labelled_examples_starts_in_the_middle():
 
 def gradients(given, kernel):
   """The head's gradient of each example for its own prediction, by jax."""
+
   def loss(w, feature, offset):
     logits = feature @ w + offset
     return -jax.nn.log_softmax(logits)[jnp.argmax(logits)]

@@ -38,9 +38,7 @@ def draw(
   changed = {}
   for name, tree in trees.items():
     new = dict(zip(masks.paths(fresh[name]), jax.tree.leaves(fresh[name]), strict=True))
-    rows = zip(
-      masks.paths(tree), jax.tree.leaves(tree), jax.tree.leaves(drawn[name]), strict=True
-    )
+    rows = zip(masks.paths(tree), jax.tree.leaves(tree), jax.tree.leaves(drawn[name]), strict=True)
     leaves = [new[path] if chosen else own for path, own, chosen in rows]
     changed[name] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
   return {**variables, **changed}, drawn

@@ -70,11 +70,12 @@ def run(
 def _start(config: Any, workdir: pathlib.Path, stream: TextIO) -> trainings.Run:
   """Checks everything and enters the workdir; nothing is trained yet."""
   own_config.check(config)
-  compare.check(config)
+  compare.check_fields(config)
   pool, validation, _, indices = examples.load_data(config)
   own_config.check_pool(config.totals, len(pool), pool.name)
   tests, _ = examples.load_tests(config, pool.class_names)
   engine, pretrained = network.load_network(config, len(pool.class_names))
+  compare.check_methods(config, compare.grids_of(config), engine, pretrained, pool.class_names)
   workdir, entered = workdir_lib.enter(workdir, config)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
   state = trainings.Run(

@@ -105,7 +105,7 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
 def _look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings.Run, list[str]]:
   """The run before it writes anything, and what to say of its data."""
   grids = grids_of(config)
-  _check(config)
+  check_fields(config)
   train, validation, trainval, train_indices = examples.load_data(config)
   if criteria.of(config).name == "auroc" and len(set(validation.labels.tolist())) < 2:
     raise ValueError(
@@ -114,7 +114,7 @@ def _look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings
     )
   tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
-  _check_methods(config, grids, engine, pretrained, train.class_names)
+  check_methods(config, grids, engine, pretrained, train.class_names)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
   state = trainings.Run(
     config, workdir, train, validation, trainval, tests, train_indices, engine, pretrained, ledger,
@@ -193,11 +193,12 @@ def grids_of(config: Any) -> dict[str, tuple[float, ...]]:
 def check(config: Any, num_classes: int = 2) -> None:
   """Raises what `run` would raise for the config, weights and methods, without reading data."""
   grids = grids_of(config)
-  _check(config)
-  _check_methods(config, grids, *network.load_network(config, num_classes), None)
+  check_fields(config)
+  check_methods(config, grids, *network.load_network(config, num_classes), None)
 
 
-def _check(config: Any) -> None:
+def check_fields(config: Any) -> None:
+  """Raises what `run` would raise for the config, without weights and data."""
   recipes.check_run(config)
   recipes.check_sampling(config)
   if not config.methods or len(set(config.methods)) != len(config.methods):
@@ -233,7 +234,13 @@ def _check(config: Any) -> None:
       )
 
 
-def _check_methods(config, grids, engine, pretrained, class_names) -> None:
+def check_methods(
+  config: Any,
+  grids: Mapping[str, tuple[float, ...]],
+  engine: Any,
+  pretrained: Any,
+  class_names: Sequence[str] | None,
+) -> None:
   """Every stage is applied to the network once, so that a bad block fails before anything runs.
 
   Without class names their weights are not looked at.
