@@ -101,14 +101,14 @@ def _page(
       f"By {rule.title.lower()}, the most wanted first; score: {rule.score}. Under each picture: "
       "its row in the table, the file, the network's answer with its probability, the score."
     ),
-    *(_gallery(questions, begin) for begin in range(0, len(questions), _A_FIGURE)),
+    *(_gallery(questions, begin, given.out.name) for begin in range(0, len(questions), _A_FIGURE)),
     document.Section("Pictures that cannot be read", [document.Bullets(broken)] if broken else []),
   ]
   subtitle = f"{len(questions)} of {num_found:,} pictures, by {given.given[0]}"
   return document.Document("Pictures to label", subtitle, parts)
 
 
-def _gallery(questions: Sequence[asking.Question], begin: int) -> document.Figure:
+def _gallery(questions: Sequence[asking.Question], begin: int, table: str) -> document.Figure:
   """A figure of some of the pictures."""
   own = questions[begin : begin + _A_FIGURE]
   drawn, tiles = tiles_lib.image_tiles(np.stack([each.image for each in own]), 3)
@@ -118,9 +118,9 @@ def _gallery(questions: Sequence[asking.Question], begin: int) -> document.Figur
     lines = [(name, style.MUTED), (sure, style.INK), (f"score {each.score:.3g}", style.MUTED)]
     tiles_lib.label_tile(axes, f"{number}", lines)
   title = f"{begin + 1} to {begin + len(own)}"
-  names = "; ".join(f"{n}: {each.file}" for n, each in enumerate(own, begin + 1))
   alt = "Pictures to label, with the network's answers."
-  return document.Figure(f"pictures_{begin}", title, alt, names, charts.png(drawn))
+  caption = f"Rows {title} of {table}, as the network reads them."
+  return document.Figure(f"pictures_{begin}", title, alt, caption, charts.png(drawn))
 
 
 if __name__ == "__main__":

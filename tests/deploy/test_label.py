@@ -60,7 +60,8 @@ def test_the_table_has_what_the_rule_wants_of_the_network(
     label.main, capsys, saved, photos, f"--out={out}", "--count=5", f"--rule={rule}"
   )
   assert (code, error) == (0, "")
-  assert "5 of 12 pictures to label" in text and "1 cannot be read" in text
+  assert "5 of 12 pictures to label" in text
+  assert "1 cannot be read" in text
   read = sorted(photos.glob("[0-9]*.png"))
   answers = trained.predict(list(map(str, read)))
   features = trained.features(list(map(str, read)))
@@ -71,7 +72,8 @@ def test_the_table_has_what_the_rule_wants_of_the_network(
   assert [row["prediction"] for row in rows] == answers.labels[wanted].tolist()
   assert {row["label"] for row in rows} == {""}
   page = out.with_suffix(".html").read_text()
-  assert "zz.png" in page and page.count("<img") == 1
+  assert "zz.png" in page
+  assert page.count("<img") == 1
 
 
 def test_labels_come_back_as_training_images_and_nothing_else_moves(
@@ -97,7 +99,8 @@ def test_labels_come_back_as_training_images_and_nothing_else_moves(
   listed = (parts / "labels.csv").read_text()
   (tmp_path / "more.csv").write_text("file,label\nparts/labelled/" + wanted[0] + ",ok\n")
   code, _, error = deploy_network.run(label.main, capsys, tmp_path / "more.csv", f"--into={parts}")
-  assert code == 2 and "has a label in" in error
+  assert code == 2
+  assert "has a label in" in error
   assert (parts / "labels.csv").read_text() == listed
 
 
@@ -143,16 +146,20 @@ def test_a_bad_table_is_one_error_and_nothing_is_written(
   path = tmp_path / "labels_back.csv"
   path.write_bytes(text if isinstance(text, bytes) else text.encode())
   code, _, error = deploy_network.run(label.main, capsys, path, f"--into={parts}")
-  assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+  assert code == 2
+  assert error.startswith("error: ")
+  assert error.count("\n") == 1
   assert re.search(said, error), error
-  assert not (parts / "labels.csv").exists() and not (parts / "labelled").exists()
+  assert not (parts / "labels.csv").exists()
+  assert not (parts / "labelled").exists()
 
 
 def test_a_new_class_is_taken_where_it_is_asked_for(photos, parts, tmp_path, capsys):
   path = tmp_path / "back.csv"
   path.write_text("file,label\nnew/00.png,crack\n")
   code, text, _ = deploy_network.run(label.main, capsys, path, f"--into={parts}", "--new_classes")
-  assert code == 0 and "1 training image added (1 crack)" in text
+  assert code == 0
+  assert "1 training image added (1 crack)" in text
   assert "crack" in data.load(f"folder:{parts}", "train", 16).class_names
 
 
@@ -172,7 +179,9 @@ def test_a_bad_command_is_one_error(arguments, said, saved, photos, capsys, monk
   monkeypatch.chdir(tmp_path)
   given = [each.format(saved=saved, photos=photos) for each in arguments]
   code, _, error = deploy_network.run(label.main, capsys, *given)
-  assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+  assert code == 2
+  assert error.startswith("error: ")
+  assert error.count("\n") == 1
   assert said in error
   assert not (tmp_path / "a.csv").exists()
 

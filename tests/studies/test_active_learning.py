@@ -12,7 +12,7 @@ from tests import config_files
 SMALL = {
   "backbone.name": "resnet14", "backbone.weights": "random", "backbone.preprocessing": "half",
   "backbone.options": "width=4,stage_sizes=(1,1)", "data.image_size": 8, "batch_size": 16,
-  "methods": ("lp", "subtuning"), "rules": ("random", "margin", "badge", "coreset"),
+  "methods": ("subtuning",), "rules": ("random", "margin", "badge", "coreset"),
   "totals": (40, 56), "seeds": (0, 1), "subtuning.blocks": ("block2/unit1",),
   "subtuning.epochs": 1, "tensorboard": False,
 }  # fmt: skip
@@ -37,8 +37,8 @@ def rounds(workdir, *parts):
 
 def test_rules_share_the_first_labels_and_ask_for_others(finished):
   _, workdir, _ = finished
-  first = {rule: rounds(workdir, "lp", rule, "seed0-40.npz") for rule in SMALL["rules"]}
-  last = {rule: rounds(workdir, "lp", rule, "seed0-56.npz") for rule in SMALL["rules"]}
+  first = {rule: rounds(workdir, "subtuning", rule, "seed0-40.npz") for rule in SMALL["rules"]}
+  last = {rule: rounds(workdir, "subtuning", rule, "seed0-56.npz") for rule in SMALL["rules"]}
   own = first["random"]["labelled"]
   assert len(set(own.tolist())) == 40
   for rule in SMALL["rules"]:
@@ -50,7 +50,7 @@ def test_rules_share_the_first_labels_and_ask_for_others(finished):
     assert set(last[rule]["labelled"].tolist()) == asked | set(own.tolist())
     assert len(last[rule]["asked"]) == 0  # what is never trained on is not asked for
   assert len({tuple(first[rule]["asked"]) for rule in SMALL["rules"]}) == 4
-  other = rounds(workdir, "lp", "random", "seed1-40.npz")["labelled"]
+  other = rounds(workdir, "subtuning", "random", "seed1-40.npz")["labelled"]
   assert not np.array_equal(other, own)
 
 
