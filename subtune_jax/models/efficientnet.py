@@ -54,10 +54,10 @@ def lite_blocks(width: float, depth: float, stem_features: int = 32) -> tuple[Bl
     stem_features: channels that the first block reads.
   """
   blocks, features = [], stem_features
-  for stage, (count, kernel, stride, expand, channels) in enumerate(_STAGES):
+  for stage, (count, kernel, stride, expand, outputs) in enumerate(_STAGES):
     fixed = stage in (0, len(_STAGES) - 1)
     for i in range(count if fixed else math.ceil(depth * count)):
-      features_out = _rounded(width * channels)
+      features_out = _rounded(width * outputs)
       blocks.append(BlockSpec(kernel, 1 if i else stride, expand, features, features_out))
       features = features_out
   return tuple(blocks)
