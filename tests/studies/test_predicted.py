@@ -44,6 +44,10 @@ def test_nothing_is_trained_and_a_set_is_chosen(finished):
   assert all(len(s["by_fold"]) == 3 and s["trainings"] == 0 for s in found["sets"])
   assert "nothing is trained" in text
   assert "Predicted without training: " in text
+  blocks = [b for unit in record["units"] if unit["name"] in found["chosen"]
+            for b in unit["blocks"]]  # fmt: skip
+  listed = ",".join(f"'{block}'" for block in blocks)
+  assert not blocks or f'--config.subtuning.blocks="({listed},)"' in " ".join(text.split())
 
 
 def test_the_kernels_are_kept_and_another_number_of_probes_is_another_file(finished, tmp_path):

@@ -25,6 +25,7 @@ from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
+from subtune_jax.studies.vtab import protocols
 
 Row = dict[str, Any]
 TASKS = "tasks"  # folder of the tasks' runs
@@ -179,6 +180,7 @@ def _write(config: Any, workdir: pathlib.Path, rows: Mapping[str, Row], command:
   record = {
     "name": config.name,
     "title": config.title,
+    "protocol": protocols.described(config),
     "command": command,
     "config": workdir_lib.as_json(config),
     "num_tasks": len(vtab.TASKS),
