@@ -1,4 +1,4 @@
-"""What pruning costs and saves: parameters, latency against the whole network, accuracy after SubTuning.
+"""Parameters, latency and accuracy after SubTuning of pruned networks against the whole one.
 
   python benchmarks/pruning.py --epochs=8
 

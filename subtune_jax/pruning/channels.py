@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data import choices
+from subtune_jax.models import batch_norm
 from subtune_jax.pruning import groups as groups_lib
 
 PyTree = Any
@@ -144,7 +145,7 @@ def mask(model: Any, variables: PyTree, kept: Kept) -> PyTree:
         if name.startswith("params/"):
           stays = np.zeros(flat[name].shape[-1], np.float32)
           stays[kept[group.name]] = 1
-          flat[name] = flat[name] * stays
+          flat[name] = flat[name] * batch_norm.per_channel(stays, flat[name].ndim)
   return {**variables, **traverse_util.unflatten_dict(flat, sep="/")}
 
 
