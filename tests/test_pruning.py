@@ -62,17 +62,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "blocks", "scope"), CASES)
-@pytest.mark.parametrize("norm", pruning.NORMS)
-def test_the_smaller_network_answers_as_the_masked_one(networks, name, blocks, scope, norm):
+def test_the_smaller_network_answers_as_the_masked_one(networks, name, blocks, scope):
   model, variables = networks[name]
-  kept = pruning.choose(
-    model, variables, blocks or model.block_names, share=0.4, norm=norm, scope=scope
-  )
+  kept = pruning.choose(model, variables, blocks or model.block_names, share=0.4, scope=scope)
   small, own = pruning.shrink(model, variables, kept)
   made = jax.eval_shape(small.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   assert shapes(own) == shapes(made)
   masked = logits(model, pruning.mask(model, variables, kept))
-  assert logits(small, own) == pytest.approx(masked, abs=2e-5 * abs(masked).max())
+  assert logits(small, own) == pytest.approx(masked, abs=2e-5 * float(abs(masked).max()))
   whole = logits(model, variables)
   assert abs(masked - whole).max() > 1e-3 * abs(whole).max()
   assert count(own) < 0.99 * count(variables)

@@ -6,9 +6,9 @@ import pytest
 
 from subtune_jax import files, methods
 from subtune_jax.runner import recipes, workdir
+from subtune_jax.studies.active_learning import config as active_learning
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.corruption import config as corruption
-from subtune_jax.studies.active_learning import config as active_learning
 from subtune_jax.studies.dataset_size import config as dataset_size
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.robustness import config as robustness_config
