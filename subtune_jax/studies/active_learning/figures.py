@@ -37,7 +37,7 @@ def curves(record: Row) -> "Figure":
   """Test accuracy against the number of labels: a panel per learner, a line per rule."""
   totals, looks = record["totals"], look(list(record["rules"]))
   count = len(record["methods"])
-  figure = charts.new_figure(max(5.0, 1.0 + 3.4 * count), 4.4)
+  figure = charts.new_figure(max(9.5, 1.0 + 3.4 * count), 4.4)
   panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
   whole = totals[-1] / totals[0]
   for axes, method in zip(panels, record["methods"], strict=True):
