@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import threading
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Store:
       path.mkdir(parents=True, exist_ok=True)
     self._ledger = ledger_lib.Ledger(self.folder / "ledger.jsonl")
     self._rows = self._ledger.rows()
+    self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -43,7 +45,8 @@ class Store:
 
   def refresh(self) -> None:
     """Reads what other processes have finished since."""
-    self._rows = self._ledger.rows()
+    with self._lock:
+      self._rows = self._ledger.rows()
 
   def logits(self, key: str) -> dict[str, np.ndarray]:
     """Held-out logits of a finished training: "logits" [n, classes] and "rows" [n].
@@ -64,8 +67,9 @@ class Store:
   def add(self, row: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the logits, then the line, which makes the training finished."""
     files.write_npz(self._logits / f"{row['key']}.npz", arrays)
-    self._ledger.append(row)
-    self._rows[row["key"]] = dict(row)
+    with self._lock:
+      self._ledger.append(row)
+      self._rows[row["key"]] = dict(row)
 
   @contextlib.contextmanager
   def claim(self, key: str) -> Iterator[bool]:
