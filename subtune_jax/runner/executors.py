@@ -52,8 +52,8 @@ def check_here(config: Any) -> None:
   """Raises ValueError where trainings that read their networks on the way are to go elsewhere."""
   if config.workers != HERE:
     raise ValueError(
-      f"workers is {config.workers!r}, and the study {config.experiment!r} reads its networks after "
-      f"every epoch, in this process: leave it at {HERE!r}"
+      f"workers is {config.workers!r}, and the study {config.experiment!r} reads its networks "
+      f"after every epoch, in this process: leave it at {HERE!r}"
     )
 
 

@@ -287,7 +287,7 @@ def _holds(node: Mapping[str, float], cpus: float, gpus: float) -> int:
 
 
 def environment(gpus: float) -> dict[str, str]:
-  """Variables that workers get from this process; one with a share of a GPU takes no more memory."""
+  """Variables that workers get from this process; a share of a GPU is one of its memory too."""
   own = {k: v for k, v in os.environ.items() if k.startswith(_PREFIXES) or k in _NAMES}
   if gpus > 0:
     own.pop("JAX_PLATFORMS", None)  # the driver's machine may have no GPU
