@@ -139,6 +139,8 @@ class RayExecutor(futures.Executor):
     import ray
 
     with self._lock:
+      if not ray.is_initialized():  # its workers went with it
+        return
       workers = [*self._free, *self._starting.values(), *(w for w, _ in self._busy.values())]
       for worker in workers:
         ray.kill(worker)
@@ -200,7 +202,7 @@ class RayExecutor(futures.Executor):
     """The thread that is told of ends."""
     import ray
 
-    while not (self._closed and not self._busy and not self._waiting):
+    while ray.is_initialized() and not (self._closed and not self._busy and not self._waiting):
       with self._lock:
         refs = [*self._busy, *self._starting]
         self._check_workers()

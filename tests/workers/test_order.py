@@ -34,9 +34,7 @@ def decisions(folder, executor, monkeypatch):
   monkeypatch.setattr(trainer, "train", fake)
   monkeypatch.setattr(executors, "of", lambda config, places: executor)
   monkeypatch.setattr("subtune_jax.studies.search.run._forecast", lambda search, workdir: None)
-  config = small_search.config(
-    racing=True, regret=0.1, final=False, units="blocks", folds=3
-  )
+  config = small_search.config(racing=True, regret=0.1, final=False, units="blocks", folds=3)
   record = small_search.run(folder, config)
   return strict_json.dumps({name: record[name] for name in READ}), record
 

@@ -1,9 +1,8 @@
 """Trainings on a Ray cluster of three machines, each a set of processes here; one is killed."""
 
 import collections
+import io
 import os
-import pathlib
-import signal
 import time
 
 import numpy as np
@@ -18,6 +17,7 @@ from subtune_jax.training import checkpoint
 from subtune_jax.workers import on_ray
 from tests.search import small
 from tests.studies import small_search
+from tests.workers import calls
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'subtune-jax[ray]'")
@@ -40,8 +40,19 @@ def cluster():
   del os.environ["RAY_ADDRESS"]
 
 
+def settled(machines):
+  """Waits until the cluster knows of as many machines, a lost one no more."""
+  deadline = time.monotonic() + 90
+  if not ray.is_initialized():
+    ray.init(log_to_driver=False)
+  while sum(node["Alive"] for node in ray.nodes()) != machines:
+    assert time.monotonic() < deadline
+    time.sleep(0.2)
+
+
 @pytest.fixture
 def executor(cluster):
+  settled(3)
   made = on_ray.RayExecutor(cpus=1)
   yield made
   made.shutdown(wait=False, cancel_futures=True)
@@ -63,25 +74,18 @@ def test_calls_errors_and_lost_processes(executor, tmp_path):
     executor.submit(divmod, 1, 0).result(60)
   with pytest.raises(TypeError, match="pickle"):
     executor.submit(print, (n for n in [])).result(60)
-  assert executor.submit(dies_until, tmp_path / "once", 1).result(120) == "done"
+  assert executor.submit(calls.dies_until, tmp_path / "once", 1).result(120) == "done"
   with pytest.raises(on_ray.LostWorkerError, match="lost with 4 workers"):
-    executor.submit(dies_until, tmp_path / "always", 100).result(120)
+    executor.submit(calls.dies_until, tmp_path / "always", 100).result(120)
   assert len((tmp_path / "always").read_text()) == on_ray.ATTEMPTS
   assert executor.submit(abs, -1).result(60) == 1  # others took their places
 
 
-def dies_until(path: pathlib.Path, times: int) -> str:
-  """Kills its process, as often as asked."""
-  before = path.read_text() if path.exists() else ""
-  if len(before) >= times:
-    return "done"
-  path.write_text(before + ".")
-  os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_search_is_the_same_bits_and_a_machine_may_be_lost(cluster, executor, tmp_path):
+def test_a_search_is_the_same_bits_and_a_machine_may_be_lost(cluster, tmp_path):
+  settled(3)
   _, found = scored(tmp_path / "here")
   victim = cluster.add_node(num_cpus=1)
+  settled(4)
   executor = on_ray.RayExecutor(cpus=1)
   gone = []
 
@@ -110,25 +114,19 @@ def test_a_search_is_the_same_bits_and_a_machine_may_be_lost(cluster, executor, 
 
 def test_a_worker_that_stops_answering_with_its_machine_loses_its_call_only(cluster, tmp_path):
   """The machine is killed while a call runs on each; both calls end, the lost one elsewhere."""
-  victim = cluster.add_node(num_cpus=1, resources={"victim": 1})
+  settled(3)
+  victim = cluster.add_node(num_cpus=1)
+  settled(4)
   executor = on_ray.RayExecutor(cpus=1)
   assert executor.num_workers == 3
-  calls = [executor.submit(slow, tmp_path / str(n)) for n in range(3)]
+  under_way = [executor.submit(calls.slow, tmp_path / str(n)) for n in range(3)]
   deadline = time.monotonic() + 60
   while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
     time.sleep(0.1)
   cluster.remove_node(victim, allow_graceful=False)
-  assert [call.result(120) for call in calls] == ["done"] * 3
+  assert [call.result(120) for call in under_way] == ["done"] * 3
   assert sorted(len(path.read_text()) for path in tmp_path.iterdir()) == [1, 1, 2]
   executor.shutdown()
-
-
-def slow(path: pathlib.Path) -> str:
-  """Notes that it was begun, and takes some seconds."""
-  with open(path, "a") as f:
-    f.write(".")
-  time.sleep(4)
-  return "done"
 
 
 def comparison(workers):
@@ -154,7 +152,7 @@ def without_times(value):
 
 def test_a_comparison_is_the_same_bits(cluster, tmp_path):
   records = {
-    kind: without_times(compare.run(comparison(kind), tmp_path / kind, stream=open(os.devnull, "w")))
+    kind: without_times(compare.run(comparison(kind), tmp_path / kind, stream=io.StringIO()))
     for kind in executors.KINDS
   }
   assert records["here"] == records["ray"]
@@ -170,9 +168,9 @@ def test_a_comparison_is_the_same_bits(cluster, tmp_path):
 
 
 def test_the_other_kind_goes_on_with_a_run(cluster, tmp_path):
-  compare.run(comparison("ray"), tmp_path, stream=open(os.devnull, "w"))
+  compare.run(comparison("ray"), tmp_path, stream=io.StringIO())
   before = (tmp_path / "ledger.jsonl").read_text()
-  compare.run(comparison("here"), tmp_path, stream=open(os.devnull, "w"))
+  compare.run(comparison("here"), tmp_path, stream=io.StringIO())
   assert (tmp_path / "ledger.jsonl").read_text() == before
 
 
