@@ -45,7 +45,7 @@ def test_bad_workers_are_one_error(installed, fields, message):
 def test_a_misspelt_kind_is_named():
   config = compare_config.default()
   config.workers = "rey"
-  with pytest.raises(ValueError, match="Unknown workers 'rey'. Did you mean 'ray'"):
+  with pytest.raises(ValueError, match="Unknown workers 'rey'"):
     executors.check(config)
 
 
