@@ -259,30 +259,25 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
   }  # fmt: skip
 
 
-def test(run: Run, name: str, rows: list[Row]) -> dict[str, Any]:
-  """Logits of every chosen training of a method on every test set, written and scored."""
-  tests: dict[str, Any] = {}
+def test_once(run: Run, name: str, row: Row) -> Row:
+  """Logits of a chosen training of a method on every test set, written and scored."""
   engine, pretrained = run.network_of(name)
-  for row in rows:
-    key = row["key"]
-    if key in tests:
-      continue
-    variables, _ = export.load_task(run.workdir / "tasks" / key, pretrained.variables)
-    tests[key] = {}
-    for test in run.tests:
-      try:
-        logits = engine.predict(variables, test.images)
-      except stage_runner.NonFiniteLossError as e:
-        raise stage_runner.NonFiniteLossError(
-          f"{name}, learning rate {row['learning_rate']:g}, seed {row['seed']}, on {test.name}: {e}"
-        ) from e
-      logits = examples.masked(run.config, test, logits)
-      path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
-      arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
-      files.write_npz(run.workdir / path, {"logits": logits, **arrays})
-      tests[key][test.name] = {
-        "accuracy": evaluate.accuracy(logits, test.labels),
-        "loss": evaluate.cross_entropy(logits, test.labels),
-        "logits": path,
-      }
-  return tests
+  variables, _ = export.load_task(run.workdir / "tasks" / row["key"], pretrained.variables)
+  scores: Row = {}
+  for test in run.tests:
+    try:
+      logits = engine.predict(variables, test.images)
+    except stage_runner.NonFiniteLossError as e:
+      raise stage_runner.NonFiniteLossError(
+        f"{name}, learning rate {row['learning_rate']:g}, seed {row['seed']}, on {test.name}: {e}"
+      ) from e
+    logits = examples.masked(run.config, test, logits)
+    path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
+    arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
+    files.write_npz(run.workdir / path, {"logits": logits, **arrays})
+    scores[test.name] = {
+      "accuracy": evaluate.accuracy(logits, test.labels),
+      "loss": evaluate.cross_entropy(logits, test.labels),
+      "logits": path,
+    }
+  return scores

@@ -270,10 +270,11 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   """The record of the run, with the scores on the test sets."""
   config = run.config
   tests_read = run.tests
+  tested = many.test_all(run, chosen, executors.of(config, 1))
   rows = []
   keep = set()
   for name, result in chosen.items():
-    tests = trainings.test(run, name, result["chosen"])
+    tests = tested[name]
     keep |= set(tests)
     own = criteria.fields(criteria.of(config))
     rows += [_training_row(row, own, tests[row["key"]]) for row in result["chosen"]]
