@@ -1,6 +1,6 @@
 """The scheduler at scale: thousands of trainings on hundreds of simulated workers that fail.
 
-  python benchmarks/scale.py                       # 10,000 trainings, 256 workers, two minutes
+  python benchmarks/scale.py                       # 10,000 trainings, 256 workers, six minutes
 
 All of the driver is the library's own: the search's evaluator, its store with ledger and logits,
 and `workers.on_ray`. Only Ray and the trainings are stand-ins: a training is a wait on a worker

@@ -31,7 +31,7 @@ class Plan:
 
   machines: int = 32
   workers: int = 8
-  seconds: float = 3.0
+  seconds: float = 8.0
   start_seconds: float = 2.0
   crash: float = 0.01
   machine_every: float = 10.0
@@ -188,10 +188,11 @@ class Cluster:
         now = time.monotonic()
         while self._events and self._events[0][0] <= now:
           heapq.heappop(self._events)[2]()
-        first = min(refs, key=lambda ref: ref.due)
-        following = min(first.due, self._events[0][0] if self._events else until)
-      if first.due <= now:
-        return [first], []
+        order = sorted(refs, key=lambda ref: ref.due)
+        following = min(order[0].due, self._events[0][0] if self._events else until)
+      ready = [ref for ref in order[:num_returns] if ref.due <= now]
+      if ready:
+        return ready, [ref for ref in refs if ref not in ready]
       if now >= until:
         return [], refs
       time.sleep(max(min(following, until) - now, 0.0))

@@ -75,6 +75,7 @@ class Evaluator:
     self.used: dict[str, Row] = {}  # every training that was asked for, by key
     self.trained = 0  # of them, those trained here and now
     self._lock = threading.Lock()
+    self._keys: dict[tuple[scores.Units, int, int], str] = {}
     self._cells: dict[tuple[scores.Units, int], np.ndarray] = {}
     self._fingerprint = problem.train.fingerprint()
     self._variables = export.backbone_digest(
@@ -139,6 +140,11 @@ class Evaluator:
     Arrays are known by their content: the data by `Dataset.fingerprint`, the network by
     `export.backbone_digest` (without the head where it is replaced), the folds by their rows.
     """
+    if (units, fold, seed) not in self._keys:
+      self._keys[units, fold, seed] = self._make_key(units, fold, seed)
+    return self._keys[units, fold, seed]
+
+  def _make_key(self, units: scores.Units, fold: int, seed: int) -> str:
     rest, held = self.problem.folds[fold]
     engine, method = self.engine, self.method(units)
     head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head

@@ -46,7 +46,7 @@ class Store:
   def refresh(self) -> None:
     """Reads what other processes have finished since."""
     with self._lock:
-      self._rows = self._ledger.rows()
+      self._rows.update(self._ledger.new_rows())
 
   def logits(self, key: str) -> dict[str, np.ndarray]:
     """Held-out logits of a finished training: "logits" [n, classes] and "rows" [n].
@@ -67,9 +67,8 @@ class Store:
   def add(self, row: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the logits, then the line, which makes the training finished."""
     files.write_npz(self._logits / f"{row['key']}.npz", arrays)
-    with self._lock:
-      self._ledger.append(row)
-      self._rows[row["key"]] = dict(row)
+    self._ledger.append(row)
+    self._rows[row["key"]] = dict(row)
 
   @contextlib.contextmanager
   def claim(self, key: str) -> Iterator[bool]:

@@ -83,9 +83,15 @@ class Ledger:
     self._read = _Place(0, 0, 0)
 
   def rows(self) -> dict[str, dict[str, Any]]:
-    """Every finished row of this version by its key. A last line cut off by a kill is dropped.
+    """Every finished row of this version by its key; see `new_rows`."""
+    self.new_rows()
+    return dict(self._rows)
 
-    A row with a number that is not finite is read as diverged (`strict_json.loads`).
+  def new_rows(self) -> dict[str, dict[str, Any]]:
+    """Those that were added since the last look, by this process or another one.
+
+    A last line cut off by a kill is dropped. A row with a number that is not finite is read as
+    diverged (`strict_json.loads`). A file that was replaced is read from its start.
 
     Raises:
       ValueError: a line before the last is not a row of a ledger.
@@ -101,7 +107,7 @@ class Ledger:
       *lines, rest = f.read().split(b"\n")
     if rest:
       logging.warning("%s: dropped a line that a kill had cut off", self.path)
-    others = 0
+    rows, others = {}, 0
     for number, line in enumerate(lines, self._read.lines + 1):
       try:
         row = strict_json.loads(line)
@@ -111,7 +117,7 @@ class Ledger:
           f"{self.path}: line {number} is damaged; remove that line to train it again"
         ) from e
       if version == VERSION:
-        self._rows[key] = row
+        rows[key] = row
       else:
         others += 1
     if others:
@@ -121,7 +127,8 @@ class Ledger:
       )  # fmt: skip
     end = self._read.offset + sum(len(line) + 1 for line in lines)
     self._read = _Place(found.st_ino, end, self._read.lines + len(lines))
-    return dict(self._rows)
+    self._rows |= rows
+    return rows
 
   def append(self, row: Mapping[str, Any]) -> None:
     """Adds a row, which needs a "key"; on the disk when this returns. NaN is written as null."""

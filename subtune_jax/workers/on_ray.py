@@ -103,6 +103,11 @@ class RayExecutor(futures.Executor):
     self._start()
     return self._number
 
+  @property
+  def ahead(self) -> int:
+    """Calls that may wait, so that a worker that ends one has the next at once."""
+    return 1 + self.num_workers // 8
+
   def share(self, value: Any) -> _Sent:
     """Puts a value on the cluster, once on each machine that reads it.
 
@@ -206,9 +211,12 @@ class RayExecutor(futures.Executor):
       with self._lock:
         refs = [*self._busy, *self._starting]
         self._check_workers()
-      ended = ray.wait(refs, num_returns=1, timeout=_WAIT_SECONDS)[0] if refs else []
       if not refs:
         time.sleep(_WAIT_SECONDS)
+        continue
+      ended, rest = ray.wait(refs, num_returns=1, timeout=_WAIT_SECONDS)
+      if rest:
+        ended += ray.wait(rest, num_returns=len(rest), timeout=0)[0]  # the others by then
       for ref in ended:
         self._end(ray, ref)
 

@@ -10,8 +10,9 @@ POLL_SECONDS = 0.2  # between looks at what another process is at
 
 
 def width(executor: futures.Executor) -> int:
-  """How many calls an executor runs at a time; 1 where it does not say."""
-  return getattr(executor, "num_workers", 1)
+  """How many calls to have under way: those that an executor runs at a time and, where results take
+  time to come back, some that wait for the next free worker (`ahead`); 1 where it does not say."""
+  return getattr(executor, "num_workers", 1) + getattr(executor, "ahead", 0)
 
 
 def done(result: Any = None) -> futures.Future:
