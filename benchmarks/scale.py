@@ -77,7 +77,8 @@ def problem() -> tuple[evaluator.Problem, loop.Engine]:
   model = models.create(
     "resnet14", num_classes=CLASSES, stage_sizes=(3, 4, 4), width=4, image_size=16
   )
-  made = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  made = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
   labels = (np.arange(IMAGES) % CLASSES).astype(np.int32)
   ids = np.array([f"{i:05}" for i in range(IMAGES)])
   images = np.zeros((IMAGES, 16, 16, 3), np.uint8)

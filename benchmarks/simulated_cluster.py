@@ -34,7 +34,7 @@ class Plan:
   seconds: float = 8.0
   start_seconds: float = 2.0
   crash: float = 0.01
-  machine_every: float = 10.0
+  machine_every: float = 30.0
   machine_back: float = 5.0
   seed: int = 0
 

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar with rate and time left, or plain lines."""
 
+import io
 import time
 from typing import Any, TextIO
 
@@ -36,6 +37,24 @@ class Shown:
     """Ends the bar."""
     if self.bar is not None:
       self.bar.close()
+
+
+class Prefixed(io.TextIOBase):
+  """A stream for one of several runs at a time: every line says whose it is.
+
+  Args:
+    prefix: of each line.
+    stream: where lines go.
+  """
+
+  def __init__(self, prefix: str, stream: TextIO):
+    self._prefix, self._stream = prefix, stream
+
+  def write(self, text: str) -> int:
+    """Writes whole lines."""
+    self._stream.write("".join(f"{self._prefix}{line}\n" for line in text.splitlines()))
+    self._stream.flush()
+    return len(text)
 
 
 class Progress(Shown):

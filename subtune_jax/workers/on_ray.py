@@ -11,6 +11,7 @@ from concurrent import futures
 import importlib.util
 import itertools
 import os
+import queue
 import threading
 import time
 from typing import Any, NamedTuple
@@ -93,7 +94,8 @@ class RayExecutor(futures.Executor):
     self._starting: dict[Any, Any] = {}  # reference -> worker
     self._busy: dict[Any, tuple[Any, _Call]] = {}
     self._idle_since = time.monotonic()  # no worker was there
-    self._thread: threading.Thread | None = None
+    self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    self._threads: list[threading.Thread] = []
     self._closed = False
     self._numbers = (f"{os.getpid()}-{id(self)}-{n}" for n in itertools.count())
 
@@ -137,10 +139,13 @@ class RayExecutor(futures.Executor):
         while self._waiting:
           self._waiting.popleft().future.cancel()
       self._closed = True
-    if self._thread is None:
+    if not self._threads:
       return
     while wait and (self._busy or self._waiting):
       time.sleep(_WAIT_SECONDS)
+    self._results.put(None)
+    if wait:
+      self._threads[1].join()
     import ray
 
     with self._lock:
@@ -159,7 +164,7 @@ class RayExecutor(futures.Executor):
 
   def _start(self) -> None:
     with self._lock:
-      if self._thread is not None:
+      if self._threads:
         return
       import ray
 
@@ -180,8 +185,9 @@ class RayExecutor(futures.Executor):
       for _ in range(self._number):
         self._new_worker()
       self._idle_since = time.monotonic()
-      self._thread = threading.Thread(target=self._watch, daemon=True, name="ray_calls")
-      self._thread.start()
+      for work in (self._watch, self._deliver):
+        self._threads.append(threading.Thread(target=work, daemon=True, name="ray_calls"))
+        self._threads[-1].start()
 
   def _new_worker(self) -> None:
     """One that runs as soon as a machine has room for it."""
@@ -263,10 +269,16 @@ class RayExecutor(futures.Executor):
       return
     if lost:
       error = LostWorkerError(f"a call was lost with {ATTEMPTS} workers one after another: {lost}")
-    if error is not None:
-      call.future.set_exception(error)
-    else:
-      call.future.set_result(result)
+    self._results.put((call.future, result, error))
+
+  def _deliver(self) -> None:
+    """The thread that hands results on: what is done with them, such as writing, holds no worker."""
+    while (ended := self._results.get()) is not None:
+      future, result, error = ended
+      if error is not None:
+        future.set_exception(error)
+      else:
+        future.set_result(result)
 
 
 def _connect(ray: Any) -> None:

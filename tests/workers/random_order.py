@@ -4,6 +4,8 @@ from concurrent import futures
 import random
 import threading
 
+from subtune_jax.workers import here
+
 
 class RandomOrder(futures.Executor):
   """Runs a call picked at random as soon as `num_workers` wait, or the caller waits for one."""
@@ -38,3 +40,10 @@ class RandomOrder(futures.Executor):
         future.set_exception(e)
       else:
         future.set_result(result)
+
+
+class Elsewhere(RandomOrder):
+  """One that takes what it is given through `portable`, as a cluster does."""
+
+  def share(self, value):
+    return here.Shared(value.portable())

@@ -112,3 +112,40 @@ def test_jobs_that_ends_bring_go_first_where_they_are_put_first():
 def test_an_executor_that_says_nothing_runs_one_at_a_time():
   with futures.ThreadPoolExecutor(4) as executor:
     assert queue.width(executor) == 1
+
+
+def test_drivers_side_by_side_take_turns():
+  """Their calls overlap; what they do between the waits does not."""
+  executor, inside, most, at_once = here.Here(4), [], [], []
+
+  def call():
+    at_once.append(1)
+    time.sleep(0.02)
+    at_once.pop()
+    return len(at_once)
+
+  def driver(number):
+    found = []
+
+    def ended(job, result):
+      inside.append(number)
+      time.sleep(0.001)
+      most.append(len(inside))
+      inside.pop()
+      found.append(job)
+
+    queue.drain(
+      collections.deque(range(5)), lambda _: executor.submit(call), queue.width(executor), ended
+    )
+    if number == 3:
+      raise ValueError("the fourth")
+    return sorted(found)
+
+  ends = queue.side_by_side([lambda n=n: driver(n) for n in range(3)], 2)
+  assert sorted(ends) == [(n, list(range(5))) for n in range(3)]
+  assert max(most) == 1
+  ends = queue.side_by_side([lambda n=n: driver(n) for n in (4, 3, 5)], 1)
+  assert next(ends) == (0, list(range(5)))
+  with pytest.raises(ValueError, match="the fourth"):  # and the sixth is not begun
+    next(ends)
+  executor.shutdown()
