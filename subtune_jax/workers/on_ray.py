@@ -272,7 +272,7 @@ class RayExecutor(futures.Executor):
     self._results.put((call.future, result, error))
 
   def _deliver(self) -> None:
-    """The thread that hands results on: what is done with them, such as writing, holds no worker."""
+    """The thread that hands results on: while they are written, workers have the next call."""
     while (ended := self._results.get()) is not None:
       future, result, error = ended
       if error is not None:
