@@ -10,6 +10,7 @@ The greedy sets of the prediction are trained too (--sizes without a number: non
 """
 
 import argparse
+import dataclasses
 import time
 
 import numpy as np
@@ -45,15 +46,16 @@ def main() -> None:
     " own ledger, WORKDIR/corruptions/SHIFT/search, can be the store (with --rates 1e-3)",
   )  # fmt: skip
   parser.add_argument("--flip_labels", action="store_true")
+  parser.add_argument("--image_size", type=int, default=64, help="of EfficientNet-Lite0")
   parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-4])
   parser.add_argument("--probes", type=int, default=2, help="of a draw")
   parser.add_argument("--draws", type=int, default=1, help="of probes; the criteria read the sum")
   parser.add_argument("--eta", type=float, nargs="+", default=[1.0])
-  parser.add_argument("--statistics", default="running")
+  parser.add_argument("--statistics", default="candidate")
   parser.add_argument("--sizes", type=int, nargs="*", default=[2, 3], help="greedy sets to train")
   args = parser.parse_args()
   compile_cache.enable()
-  config = make_config(args.dataset)
+  config = make_config(args.dataset, args.image_size)
   if args.resnet14:
     use_resnet14(config, args)
   train = examples.load_split(config, config.data.train, config.search.split)
@@ -80,9 +82,17 @@ def main() -> None:
     )
     print(f"  ({time.perf_counter() - begin:.0f} s in this call)", flush=True)
   kernels = mean_kernels(draws)
-  start = kernel_store.start_outputs(problem, engine) if config.backbone.keep_head else None
+  start = starts = None
+  if config.backbone.keep_head:
+    start, starts = kernel_store.start_outputs(problem, engine, kernels)
   make = lambda kernels: predicted.Predictor(  # noqa: E731
-    kernels, train.labels, problem.folds, groups=train.groups, start=start, rates=tuple(args.eta)
+    kernels,
+    train.labels,
+    problem.folds,
+    groups=train.groups,
+    start=start,
+    starts=starts,
+    rates=tuple(args.eta),
   )
   predictor = make(kernels)
   task = criteria.Problem(predictor)
@@ -93,11 +103,11 @@ def main() -> None:
   of_sets(args, problem, trainers, truth, task)
 
 
-def make_config(dataset: str):
-  """The search of configs/profile.py at 64 px with 3 folds."""
+def make_config(dataset: str, image_size: int = 64):
+  """The search of configs/profile.py with 3 folds."""
   config = search_config.default()
   arguments.use_dataset(config, dataset)
-  config.data.image_size = 64
+  config.data.image_size = image_size
   config.search.head, config.search.epochs, config.search.folds = "probe", 4, 3
   return config
 
@@ -128,7 +138,7 @@ def mean_kernels(draws):
   """The mean over draws of probes."""
   first = draws[0]
   groups = {n: sum(draw.groups[n] for draw in draws) / len(draws) for n in first.groups}
-  return first.__class__(first.head, groups, first.num_params, first.square_norms)
+  return dataclasses.replace(first, groups=groups)
 
 
 def profile(names, truth, predictor) -> None:

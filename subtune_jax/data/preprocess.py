@@ -57,6 +57,7 @@ PRESETS = {
   "convnext_small": Preprocessing(_IMAGENET_MEAN, _IMAGENET_STD, "bilinear", 224 / 230),
   "imagenet_bicubic": Preprocessing(_IMAGENET_MEAN, _IMAGENET_STD, "bicubic", 224 / 256),
   "clip": Preprocessing(_CLIP_MEAN, _CLIP_STD, "bicubic", 1.0),
+  "unit": Preprocessing((0.0,), (255.0,), "bilinear"),
   "half": Preprocessing((127.5,), (127.5,), "bilinear"),
   "half_bicubic": Preprocessing((127.5,), (127.5,), "bicubic"),
   # MEAN_RGB and STDDEV_RGB of the TensorFlow original's efficientnet_lite_builder.py.

@@ -33,6 +33,7 @@ from subtune_jax.methods.selectors import (
 )
 from subtune_jax.methods.side import side_tuning
 from subtune_jax.methods.stage import (
+  DECAYS,
   HEAD_RULE,
   LBFGS,
   OPTIMIZERS,

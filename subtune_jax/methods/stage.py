@@ -17,6 +17,7 @@ Average = Callable[[PyTree, PyTree, Any], PyTree]
 HEAD_RULE = "/head"
 OPTIMIZERS = ("adam", "sgd", "adabelief", "adadelta", "adagrad", "rmsprop")
 SAMPLING = ("uniform", "balanced")
+DECAYS = (0.3, 0.6, 0.9)  # shares of the steps after which schedule "steps" falls to a tenth
 # Of a field that came later: at its default it is no part of a training's identity in a ledger.
 _LATER = {"omit_default": True}
 
@@ -99,7 +100,8 @@ class Gradient:
     weight_decay: decoupled for "adam" and "adabelief", added to the gradient for the others;
       trained leaves only.
     clip_norm: clips the global norm of the trained leaves' gradient; 0 turns it off.
-    schedule: "cosine" (to 0 over the stage, per step) or "constant".
+    schedule: "cosine" (to 0 over the stage, per step), "constant", or "steps": a tenth of it after
+      30, 60 and 90 % of the stage's steps (`DECAYS`, those of VTAB's code).
     warmup: share of the stage's steps with a linear rise from 0, in [0, 1).
     rates: a further multiplier for each tensor, see `TensorRates`; None: no such thing.
     steps_per_epoch: an "epoch" is so many steps, drawn from one permutation of the training set
@@ -118,7 +120,7 @@ class Gradient:
   nesterov: bool = False
   weight_decay: float = 0.0
   clip_norm: float = 0.0
-  schedule: Literal["cosine", "constant"] = "cosine"
+  schedule: Literal["cosine", "constant", "steps"] = "cosine"
   warmup: float = 0.0
   rates: TensorRates | None = None
   steps_per_epoch: int = dataclasses.field(default=0, metadata=_LATER)
@@ -148,8 +150,10 @@ class Gradient:
       raise ValueError(f"rates go with 'adam' and 'sgd', and optimizer is {self.optimizer!r}")
     if self.steps_per_epoch < 0:
       raise ValueError(f"steps_per_epoch is {self.steps_per_epoch}; give 0 for one pass, or more")
-    if self.schedule not in ("cosine", "constant"):
-      raise ValueError(f"schedule is {self.schedule!r}; allowed: 'cosine', 'constant'")
+    if self.schedule not in ("cosine", "constant", "steps"):
+      raise ValueError(f"schedule is {self.schedule!r}; allowed: 'cosine', 'constant', 'steps'")
+    if self.schedule == "steps" and not self.warmup < DECAYS[0]:
+      raise ValueError(f"warmup is {self.warmup}; with schedule 'steps' it ends before {DECAYS[0]}")
     if not 0 <= self.warmup < 1:
       raise ValueError(f"warmup is {self.warmup}; it is a share of the steps, in [0, 1)")
     for name in ("weight_decay", "clip_norm", "momentum"):

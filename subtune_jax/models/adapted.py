@@ -35,6 +35,12 @@ class Adapted(backbone.Backbone, kw_only=True):
     """Those of the backbone."""
     return self.base.block_names
 
+  @property
+  def is_random(self) -> bool:
+    """Whether the backbone is, or an adapter has dropout."""
+    dropout = any(getattr(rule, "dropout", 0) for site in self.sites for rule in site.rules)
+    return self.base.is_random or dropout
+
   def check_images(self, x: jax.Array) -> None:
     """See `Backbone.check_images`."""
     inspect.unwrap(type(self.base).check_images)(self.base, x)

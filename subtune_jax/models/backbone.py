@@ -37,6 +37,11 @@ class Backbone(nn.Module, kw_only=True):
     """Names of the blocks, input to output; the head is not one of them."""
     raise NotImplementedError
 
+  @property
+  def is_random(self) -> bool:
+    """Whether its blocks draw while they are trained, from the random keys called "dropout"."""
+    return False
+
   def make_block(self, block: str, name: str, use_batch_statistics: bool) -> nn.Module:
     """Builds one block.
 

@@ -2,8 +2,8 @@
 
 AugReg and the original ViT, DeiT, DINO, MoCo v3, DINOv2 (Oquab et al. 2023) with and without
 registers (Darcet et al. 2023), CLIP's image tower (Radford et al. 2021) and SigLIP's (Zhai et al.
-2023) are one architecture with different fields. There is no dropout and no stochastic depth: a
-step is a deterministic function of batch and parameters.
+2023) are one architecture with different fields. There is no dropout of activations; stochastic
+depth is off unless it is asked for.
 """
 
 import functools
@@ -143,6 +143,9 @@ class ViT(backbone.Backbone, kw_only=True):
     projection: features of a linear layer without bias behind the pooling (CLIP); None has none.
     normalize_features: divide the last unit's features by their length. With a head whose kernel is
       CLIP's logit scale times its text embeddings the logits are CLIP's own.
+    drop_path: stochastic depth while blocks are trained: the probability with which the last block
+      leaves out its attention, and its MLP, of an example; that of the others rises from 0 in even
+      steps, as timm's does. Evaluation leaves out nothing.
     attention: implementation of `jax.nn.dot_product_attention`. None is JAX's choice. "cudnn" asks
       for cuDNN's fused kernel, on an NVIDIA GPU of compute capability 8.0 or later, with dtype
       bfloat16 or float16 and a head size (width / heads) that is a multiple of 8 and at most 128;
@@ -165,9 +168,12 @@ class ViT(backbone.Backbone, kw_only=True):
   norm_epsilon: float = 1e-6
   projection: int | None = None
   normalize_features: bool = False
+  drop_path: float = 0.0
   attention: str | None = None
 
   def __post_init__(self):
+    if not 0 <= self.drop_path < 1:
+      raise ValueError(f"drop_path is {self.drop_path}; it must lie in [0, 1)")
     choices.check("pool", self.pool, POOLS)
     choices.check("activation", self.activation, vit_layers.ACTIVATIONS)
     if self.attention is not None:
@@ -186,6 +192,11 @@ class ViT(backbone.Backbone, kw_only=True):
   def grid(self) -> int:
     """Patches along one side of an image."""
     return self.image_size // self.patch_size
+
+  @property
+  def is_random(self) -> bool:
+    """See `Backbone.is_random`."""
+    return self.drop_path > 0
 
   @property
   def block_names(self) -> tuple[str, ...]:
@@ -236,4 +247,5 @@ class ViT(backbone.Backbone, kw_only=True):
       attention = functools.partial(vit_layers.ProbeAttention, self.heads, **implementation)
       return vit_layers.MapPool(attention, mlp, normalize, **shared)
     attention = functools.partial(vit_layers.Attention, self.heads, self.qkv_bias, **implementation)
-    return vit_layers.Block(attention, mlp, self.layer_scale, **shared)
+    drop = self.drop_path * int(block.rpartition("_")[2]) / max(self.depth - 1, 1)
+    return vit_layers.Block(attention, mlp, self.layer_scale, drop, **shared)

@@ -137,20 +137,33 @@ class Block(nn.Module):
   """Attention and MLP, each behind a LayerNorm and beside a shortcut: [n, tokens, width] to same.
 
   With `layer_scale` each of the two is multiplied by a learnt vector [width] (Touvron et al. 2021,
-  "Going deeper with Image Transformers").
+  "Going deeper with Image Transformers"). With `drop_path` each of the two is left out of an
+  example with that probability, and divided by the rest of it otherwise, where the module is given
+  a random key "dropout" (stochastic depth, Huang et al. 2016).
   """
 
   attention: Callable[..., nn.Module]
   mlp: Callable[..., nn.Module]
   layer_scale: bool = False
+  drop_path: float = 0.0
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     norm = functools.partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
-    x = x + self._scaled(self.attention(name="attention")(norm(name="norm1")(x)), "scale1")
-    return x + self._scaled(self.mlp(name="mlp")(norm(name="norm2")(x)), "scale2")
+    y = self._scaled(self.attention(name="attention")(norm(name="norm1")(x)), "scale1")
+    x = x + self._dropped(y)
+    y = self._scaled(self.mlp(name="mlp")(norm(name="norm2")(x)), "scale2")
+    return x + self._dropped(y)
+
+  def _dropped(self, y: jax.Array) -> jax.Array:
+    if not self.drop_path or not self.has_rng("dropout"):
+      return y
+    keep = 1 - self.drop_path
+    shape = (y.shape[0], *(1,) * (y.ndim - 1))
+    kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
+    return jnp.where(kept, y / keep, 0).astype(y.dtype)
 
   def _scaled(self, y: jax.Array, name: str) -> jax.Array:
     if not self.layer_scale:

@@ -162,7 +162,10 @@ def _each(one: _Single, problem: Problem, chosen: scores.Units) -> np.ndarray:
 def _fit(problem: Problem, chosen: scores.Units) -> ridge.Fit:
   predictor, rows = problem.predictor, problem.rows
   return ridge.fit(
-    predictor.kernel(chosen, rows), predictor.residual(rows), predictor.groups, predictor.strengths
+    predictor.kernel(chosen, rows),
+    predictor.residual(chosen, rows),
+    predictor.groups,
+    predictor.strengths,
   )
 
 

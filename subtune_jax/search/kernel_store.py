@@ -1,8 +1,10 @@
 """Kernels of the units of a search, kept on disk by everything that they depend on."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -10,12 +12,12 @@ import numpy as np
 
 from subtune_jax import files
 from subtune_jax.data import choices, preprocess
-from subtune_jax.search import evaluator, kernels
+from subtune_jax.search import evaluator, kernels, norm_statistics
 from subtune_jax.training import evaluate, export, loop
 from subtune_jax.training import ledger as ledger_lib
 
 PyTree = Any
-STATISTICS = ("running", "images")  # of BatchNorm
+STATISTICS = ("candidate", "running", "images")  # of BatchNorm
 FOLDER = "kernels"
 
 
@@ -26,8 +28,9 @@ class Options:
   Attributes:
     probes: random combinations of the features; see `kernels.gradient_kernels`.
     seed: of probes and sketches.
-    statistics: BatchNorm "running" on those of the weights, or on those of the "images" of the
-      search (`reestimate`), in all blocks at once.
+    statistics: of BatchNorm: "running" are those of the weights; with "candidate", which models a
+      training on batch statistics, the features that each unit's head reads are also measured
+      with that unit's statistics on the images; "images" are those of all blocks at once.
     batch_size: images at a time.
   """
 
@@ -61,7 +64,9 @@ def unit_kernels(
     return _read(path, names)
   model, variables = engine.model, problem.variables
   if options.statistics == "images":
-    variables = reestimate(engine, variables, problem.train.images, options.batch_size)
+    variables = norm_statistics.reestimate(
+      engine, variables, problem.train.images, options.batch_size
+    )
   params = dict(variables["params"])
   others = {name: value for name, value in variables.items() if name != "params"}
 
@@ -74,7 +79,15 @@ def unit_kernels(
     apply, params, problem.train.images, labels, probes=options.probes, seed=options.seed,
     batch_size=options.batch_size, mesh=engine.mesh if engine.mesh.size > 1 else None,
   )  # fmt: skip
-  found = dataclasses.replace(found, groups={name: found.groups[name] for name in names})
+  begin, own = time.perf_counter(), None
+  if options.statistics == "candidate":
+    own = norm_statistics.candidate_features(
+      engine, variables, problem.train.images, problem.network, options.batch_size
+    )
+  found = dataclasses.replace(
+    found, groups={name: found.groups[name] for name in names}, features=own or None,
+    seconds=round(found.seconds + time.perf_counter() - begin, 3),
+  )  # fmt: skip
   path.parent.mkdir(parents=True, exist_ok=True)
   files.write_npz(path, _arrays(found))
   return found
@@ -88,7 +101,7 @@ def key(problem: evaluator.Problem, engine: loop.Engine, options: Options) -> st
     del described["batch_size"]  # an option of speed
   return ledger_lib.key_of(
     {
-      "version": 1,
+      "version": 2,
       "data": problem.train.fingerprint(),
       "variables": export.backbone_digest(problem.variables),
       "model": repr(engine.model),
@@ -100,39 +113,23 @@ def key(problem: evaluator.Problem, engine: loop.Engine, options: Options) -> st
   )
 
 
-def reestimate(engine: loop.Engine, variables: PyTree, images: Any, batch_size: int) -> PyTree:
-  """The network with its BatchNorm statistics measured on images, all blocks normalising by batch.
-
-  Means and variances are averaged over batches in a seeded order; images that fill no batch are
-  left out. A network without BatchNorm comes back as it is.
+def start_outputs(
+  problem: evaluator.Problem, engine: loop.Engine, measured: kernels.Kernels
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Probabilities of the head that the weights have: [n, classes], and for each unit whose
+  statistics were measured.
   """
-  if not variables.get("batch_stats"):
-    return variables
-  model = engine.model.clone(norm_momentum=0.0)  # the statistics are those of the last batch
-  blocks = frozenset(model.block_names)
-
-  @jax.jit
-  def one(images):
-    images = preprocess.normalize(images, engine.preprocessing)
-    _, changed = model.apply(
-      variables, images, stop="head", train_blocks=blocks, mutable=["batch_stats"]
-    )
-    return changed["batch_stats"]
-
-  order = np.random.default_rng(0).permutation(len(images))
-  size = min(batch_size, len(images))
-  batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
-  found = [one(np.asarray(images[np.sort(rows)])) for rows in batches]
-  mean = jax.tree.map(lambda *values: sum(values) / len(values), *found)
-  return {**variables, "batch_stats": mean}
+  options = {"preprocessing": engine.preprocessing, "batch_size": engine.batch_size,
+             "mesh": engine.mesh}  # fmt: skip
+  run = functools.partial(evaluate.run_units, engine.model, problem.variables, **options)
+  whole = _probabilities(run(problem.train.images))
+  own = {
+    name: _probabilities(run(x, start="head")) for name, x in (measured.features or {}).items()
+  }
+  return whole, own
 
 
-def start_outputs(problem: evaluator.Problem, engine: loop.Engine) -> np.ndarray:
-  """[n, classes] probabilities of the head that the weights have."""
-  logits = evaluate.run_units(
-    engine.model, problem.variables, problem.train.images, preprocessing=engine.preprocessing,
-    batch_size=engine.batch_size, mesh=engine.mesh,
-  )  # fmt: skip
+def _probabilities(logits: Any) -> np.ndarray:
   return np.asarray(jax.nn.softmax(np.asarray(logits), axis=-1), np.float64)
 
 
@@ -144,15 +141,19 @@ def _arrays(found: kernels.Kernels) -> dict[str, np.ndarray]:
     "num_params": np.array([found.num_params[name] for name in names]),
     "square_norms": np.array([found.square_norms[name] for name in names]),
     "seconds": np.array([found.seconds, found.compile_seconds]),
+    "measured": np.array([name in (found.features or {}) for name in names]),
+    "features": np.array(list((found.features or {}).values()), np.float32),
   }
 
 
 def _read(path: pathlib.Path, names: tuple[str, ...]) -> kernels.Kernels:
-  wanted = ("head", "groups", "num_params", "square_norms", "seconds")
+  wanted = ("head", "groups", "num_params", "square_norms", "seconds", "measured", "features")
   found = files.read_npz(path, "the kernels of this search", wanted)
-  by_name = (dict(zip(names, found[key], strict=True)) for key in wanted[1:-1])
+  by_name = (dict(zip(names, found[key], strict=True)) for key in wanted[1:4])
   groups, num_params, square_norms = by_name
+  own = [name for name, has in zip(names, found["measured"], strict=True) if has]
   return kernels.Kernels(
     found["head"], groups, {k: int(v) for k, v in num_params.items()},
     {k: float(v) for k, v in square_norms.items()}, *found["seconds"].tolist(),
+    dict(zip(own, found["features"], strict=True)) or None,
   )  # fmt: skip

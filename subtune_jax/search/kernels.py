@@ -40,6 +40,9 @@ class Kernels:
     square_norms: group -> sum of the squares of its parameters.
     seconds: it took to compute them, without compiling.
     compile_seconds: the first batch, compiling included.
+    features: group -> [n, D] features that the head reads once this group is trained, where they
+      differ from those of `head` before a step is taken (BatchNorm on its own statistics of the
+      images: `norm_statistics.candidate_features`).
   """
 
   head: np.ndarray
@@ -48,6 +51,7 @@ class Kernels:
   square_norms: Mapping[str, float]
   seconds: float = 0.0
   compile_seconds: float = 0.0
+  features: Mapping[str, np.ndarray] | None = None
 
 
 def gradient_kernels(
@@ -102,13 +106,13 @@ def gradient_kernels(
     features, sketches, first = run.sketches(vector, hashes)
     compile_seconds = compile_seconds or first
     for name in names:
-      gram = _gram(sketches.pop(name), name)
-      groups[name] = gram if groups[name] is None else groups[name] + gram
+      own = gram(sketches.pop(name), name)
+      groups[name] = own if groups[name] is None else groups[name] + own
   squares = {name: sum(float(np.sum(np.square(np.asarray(leaves[i], np.float64)))) for i in own)
              for name, own in places.items()}  # fmt: skip
   counts = {name: sum(int(np.size(leaves[i])) for i in own) for name, own in places.items()}
   seconds = time.perf_counter() - begin - compile_seconds
-  head = _gram(features, "the features")
+  head = gram(features, "the features")
   return Kernels(head, groups, counts, squares, round(seconds, 3), round(compile_seconds, 3))
 
 
@@ -247,12 +251,12 @@ def _product(x: jax.Array) -> jax.Array:
   return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _gram(x: np.ndarray, what: str) -> np.ndarray:
+def gram(x: np.ndarray, what: str) -> np.ndarray:
   """[n, n] float32 inner products of rows."""
-  gram = np.asarray(_product(x))
-  if not np.isfinite(gram).all():
+  products = np.asarray(_product(x))
+  if not np.isfinite(products).all():
     raise ValueError(f"gradients of {what} are not finite; check params and images")
-  return gram
+  return products
 
 
 def unit_labels(params: PyTree, units: Mapping[str, tuple[str, ...]]) -> PyTree:

@@ -1,14 +1,15 @@
 """Held-out accuracy of any set of units without training one, from kernels of gradients.
 
 To first order, training the head and the blocks of a set S is kernel regression with
-K_S = K_head + sum over b in S of eta_b K_b (docs/selection.md). Each set is fitted on the training
+K_S = K_head + sum over b in S of eta_b K_b (docs/selection.md); K_head is of the features as the
+blocks' own statistics of BatchNorm make them. Each set is fitted on the training
 part of each fold, in closed form, and answers the images that the fold holds out; scores read as
 those of trained sets do, so greedy search, intervals and certificate take them as they are. Labels
 of held-out images are read for nothing but that score: strength and eta are chosen by leaving out
 groups of the training part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import time
 
@@ -42,6 +43,7 @@ class Predictor:
     start: [n, classes] outputs that a training starts from (probabilities of a pretrained head);
       None starts from nothing. What is fitted is what they leave of the labels; they must not
       depend on the labels.
+    starts: unit -> the same, where the unit's own statistics of BatchNorm change them.
     rates: eta to choose from, shared by the units of a set.
     strengths: see `ridge.fit`.
 
@@ -57,6 +59,7 @@ class Predictor:
     *,
     groups: np.ndarray | None = None,
     start: np.ndarray | None = None,
+    starts: Mapping[str, np.ndarray] | None = None,
     rates: Sequence[float] = RATES,
     strengths: Sequence[float] = ridge.STRENGTHS,
   ):
@@ -64,7 +67,7 @@ class Predictor:
     self.folds = [(np.asarray(rest), np.asarray(held)) for rest, held in folds]
     count = len(self.labels)
     self.groups = np.arange(count) if groups is None else np.asarray(groups)
-    self.start = start
+    self.start, self.starts = start, dict(starts or {})
     self.rates, self.strengths = tuple(rates), tuple(strengths)
     self._check(count)
     self.names = tuple(kernels.groups)
@@ -75,6 +78,7 @@ class Predictor:
     self.seconds = 0.0
     self._cells: dict[tuple[scores.Units, int], np.ndarray] = {}
     self._places: dict[int, int] = {}
+    self._heads = {(): kernels.head}
 
   def evaluate(self, sets: Sequence[scores.Units]) -> dict[scores.Units, scores.Score]:
     """The predicted score of each set; `scores.Evaluate`. Cells hold one answer an image."""
@@ -91,14 +95,14 @@ class Predictor:
     for rate in self.rates if units else self.rates[:1]:
       kernel = self.kernel(units, rest, rate)
       own = kernel[np.ix_(rest, rest)]
-      found = ridge.fit(own, self.residual(rest), self.groups[rest], self.strengths, first)
+      found = ridge.fit(own, self.residual(units, rest), self.groups[rest], self.strengths, first)
       if best is None or found.error < best[0].error:
         best = found, rate, ridge.centre_others(kernel[np.ix_(held, rest)], own)
     found, rate, others = best
     if not units:
       self._places[fold] = found.place
     self.choices[units, fold] = Choice(rate, found.strength, found.error)
-    return self.start[held] + found.mean + others @ found.dual
+    return self.start_of(units)[held] + found.mean + others @ found.dual
 
   def _head(self, fold: int) -> int:
     """The place of the head's own strength, from which those of sets are sought downhill."""
@@ -106,15 +110,37 @@ class Predictor:
       self.outputs((), fold)
     return self._places[fold]
 
-  def residual(self, rows: np.ndarray) -> np.ndarray:
-    """[rows, classes] what the start leaves of the labels."""
-    return self.targets[rows] - self.start[rows]
+  def start_of(self, units: scores.Units) -> np.ndarray:
+    """[n, classes] outputs that the training of a set starts from: the mean over its units."""
+    own = [np.asarray(self.starts.get(name, self.start), np.float64) for name in units]
+    return np.mean(own, axis=0) if own else self.start
+
+  def residual(self, units: scores.Units, rows: np.ndarray) -> np.ndarray:
+    """[rows, classes] what the start of a set leaves of the labels."""
+    return self.targets[rows] - self.start_of(units)[rows]
+
+  def head(self, units: scores.Units) -> np.ndarray:
+    """[n, n] inner products of the features once a set is trained: the mean over its units.
+
+    Exact for one unit; of a set it stays a kernel, and needs no pass of the network.
+    """
+    features = self.kernels.features or {}
+    for name in units:
+      if (name,) not in self._heads:
+        own = features.get(name)
+        gram = self.kernels.head if own is None else kernels_lib.gram(own, f"features of {name}")
+        self._heads[name,] = gram
+    if len(units) < 2:
+      return self._heads[units]
+    return sum(self._heads[name,] for name in units) / np.float32(len(units))
 
   def kernel(self, units: scores.Units, rest: np.ndarray, rate: float = 1.0) -> np.ndarray:
     """[n, n] K_S; each part has the centred trace len(rest) on the rows `rest`, times its eta."""
-    total = self.kernels.head * _weight(self.kernels.head, rest)
     for name in units:
       choices.check("unit", name, self.names)
+    head = self.head(units)
+    total = head * _weight(head, rest)
+    for name in units:
       own = self.kernels.groups[name]
       total = total + own * np.float32(rate * _weight(own, rest))
     return total
@@ -135,8 +161,9 @@ class Predictor:
         f"kernels of {shape[0]} images, {count} labels and {len(self.groups)} groups; all need one "
         "for each image, in one order"
       )
-    if self.start is not None and (np.ndim(self.start) != 2 or len(self.start) != count):
-      raise ValueError(f"start has shape {np.shape(self.start)}; it needs [{count}, classes]")
+    for start in (self.start, *self.starts.values()):
+      if start is not None and (np.ndim(start) != 2 or len(start) != count):
+        raise ValueError(f"start has shape {np.shape(start)}; it needs [{count}, classes]")
     if not self.rates or not min(self.rates) > 0:
       raise ValueError(f"rates are {self.rates}; give at least one, each above 0")
 

@@ -93,9 +93,12 @@ def make_schedule(kind: str, total_steps: int, warmup: float) -> Callable[[jax.A
   """A multiplier of the peak rate: linear warm-up over a share of the steps, then `kind`."""
   warmup_steps = round(warmup * total_steps)
   rest = max(total_steps - warmup_steps, 1)
-  after = (
-    optax.cosine_decay_schedule(1.0, rest) if kind == "cosine" else optax.constant_schedule(1.0)
-  )
+  after = optax.constant_schedule(1.0)
+  if kind == "cosine":
+    after = optax.cosine_decay_schedule(1.0, rest)
+  elif kind == "steps":
+    ends = (round(share * total_steps) - warmup_steps for share in methods.DECAYS)
+    after = optax.piecewise_constant_schedule(1.0, dict.fromkeys(ends, 0.1))
   if not warmup_steps:
     return after
   return optax.join_schedules(

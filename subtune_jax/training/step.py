@@ -121,6 +121,11 @@ class StepSpec:
     """Whether the step reads images rather than activations."""
     return self.start in (None, self.model.block_names[0])
 
+  @property
+  def is_random(self) -> bool:
+    """Whether a step draws: see `Backbone.is_random`."""
+    return getattr(self.model, "is_random", False)
+
   def key(self) -> tuple:
     """Hashable identity; learning rates are state and so not part of it."""
     solver = self.stage.solver
@@ -187,11 +192,17 @@ def weighted(logits: jax.Array, labels: jax.Array, weights: jax.Array | None) ->
 
 
 def loss_of(
-  moving: PyTree, fixed: PyTree, initial: PyTree | None, batch: Any, spec: StepSpec
+  moving: PyTree,
+  fixed: PyTree,
+  initial: PyTree | None,
+  batch: Any,
+  spec: StepSpec,
+  key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
   """Mean cross-entropy plus the stage's penalty; and (running statistics, correct predictions).
 
   Where the batch has weights of its examples, the cross-entropy of each is multiplied by its own.
+  With a key the blocks from the first trained one on draw from it (`Backbone.is_random`).
   """
   variables = trainable_split.join_variables(moving, fixed)
   mutable = ["batch_stats"] if spec.plan.train_blocks else False
@@ -199,9 +210,15 @@ def loss_of(
   split = (
     getattr(spec.stage.penalty, "reads_features", False) and spec.start != trainable_split.HEAD
   )
+  x, start = batch["x"], spec.start
+  first = spec.model.block_names[0] if start is None else start
+  if key is not None and first != spec.plan.start:  # as if what comes before were cached
+    x = spec.model.apply(variables, x, start=start, stop=spec.plan.start)
+    start = spec.plan.start
   out = spec.model.apply(
-    variables, batch["x"], start=spec.start, stop=trainable_split.HEAD if split else None,
+    variables, x, start=start, stop=trainable_split.HEAD if split else None,
     train_blocks=spec.plan.train_blocks, mutable=mutable,
+    rngs=None if key is None else {"dropout": key},
   )  # fmt: skip
   logits, updated = out if mutable else (out, {})
   if split:
@@ -261,9 +278,13 @@ def train_step(
     mixed = jitter.mixup(batch["x"], key, spec.augmentation.mixup)
     batch["x"], batch["partner"], batch["share"] = mixed
 
+  key = None
+  if spec.is_random:
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(view["seed"]), state.step), 1)
+
   def loss_fn(params):
     moving = {"params": params, "batch_stats": state.moving["batch_stats"]}
-    return loss_of(moving, fixed, initial, batch, spec)
+    return loss_of(moving, fixed, initial, batch, spec, key)
 
   params = state.moving["params"]
   (loss, (stats, correct)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)

@@ -217,25 +217,28 @@ def test_pages_escape_every_name(hostile):
 def test_search_page_shows_the_numbers_of_the_record(pages):
   record, page, _ = pages("search")
   text = " ".join(text_of(record).split())
-  sets = search_records.by_units(record)
+  sets, names = search_records.by_units(record), search_records.unit_names(record)
   chosen, head = sets[tuple(record["chosen"])], sets[()]
   sentence = (
     f"{100 * chosen['mean']:.1f} % (95 % interval {100 * chosen['low']:.1f} to "
-    f"{100 * chosen['high']:.1f}) on held-out images: {100 * (chosen['mean'] - head['mean']):+.1f}"
+    f"{100 * chosen['high']:.1f}) on held-out images, {100 * (chosen['mean'] - head['mean']):+.1f}"
   )
   name = " + ".join(record["chosen"])
   for shown in (
-    sentence, f"Chosen: {name}, with the head",
+    sentence, f"Train {name} and the head: {100 * chosen['mean']:.1f} %",
     f"with a probability of {100 * record['certificate']['probability_best']:.0f} %",
     f"{words.parameters(chosen['trained_params'])} of "
     f"{words.parameters(record['backbone']['num_params'])} parameters",
     f"{record['cost']['trainings']:,} trainings (0 spared by a race)",
     "210 TFLOP in all", "930 TFLOP, 4.4 times as much",
-    f"Undecided at 95 %: {len(search_records.in_doubt(record['certificate']))} other sets",
+    f"{len(search_records.in_doubt(record['certificate']))} other sets cannot be told apart",
   ):  # fmt: skip
     assert shown in text, shown
     assert shown in unescape(page), shown
-  assert "the best is expected to be above it by 0.42 points" in text
+  assert "This choice is expected to be 0.42 points below the best of the sets tried" in text
+  others = [sets[tuple(o["units"])] for o in search_records.in_doubt(record["certificate"])]
+  least = min(others, key=lambda tried: tried["trained_params"])
+  assert f"of them {search_records.set_name(least['units'], names)} trains the least" in text
   assert record["certificate"]["text"] not in unescape(page)  # said once, in one rounding
   other = search_records.in_doubt(record["certificate"])[0]
   assert f"{' + '.join(other['units'])}: {100 * other['probability']:.0f} %" in page
@@ -254,10 +257,10 @@ def test_a_decided_certificate_says_so(search):
     certificate["undecided"] = undecided
     text = text_of(record)
     assert "Decided at 95 %: no other set that was tried is left in doubt." in text
-    assert "Undecided" not in text
+    assert "cannot be told apart" not in text
   certificate["undecided"] = [{"units": ["stem"], "probability": 0.96}]
   text = " ".join(text_of(record).split())
-  assert "Undecided at 95 %: 1 other set may be the best" in text
+  assert "1 other set cannot be told apart from the best at 95 %; of them stem trains" in text
   assert "The chosen set is not among those that hold the best at 95 %." in text
   record["certificate"] = None
   assert "No certificate" in text_of(record)

@@ -168,3 +168,26 @@ def test_a_kernel_of_equal_images_adds_nothing():
   flat = dataclasses.replace(base.kernels, groups={"a": np.ones((COUNT, COUNT), np.float32)})
   predictor = predicted.Predictor(flat, base.labels, base.folds)
   np.testing.assert_allclose(predictor.outputs(("a",), 0), predictor.outputs((), 0), atol=1e-6)
+
+
+def test_the_head_of_a_set_reads_the_mean_of_its_units_features():
+  rng = np.random.default_rng(3)
+  features = {"a": rng.normal(size=(COUNT, 4)).astype(np.float32),
+              "b": rng.normal(size=(COUNT, 6)).astype(np.float32)}  # fmt: skip
+  starts = {"a": rng.random((COUNT, CLASSES))}
+  given = dataclasses.replace(random_kernels(), features=features)
+  plain = make(start=np.full((COUNT, CLASSES), 0.25))
+  predictor = predicted.Predictor(
+    given, plain.labels, plain.folds, start=plain.start, starts=starts
+  )
+  rows = np.arange(COUNT)
+  joint = np.concatenate([features["a"], features["b"]], axis=1) / np.sqrt(2)
+  np.testing.assert_allclose(predictor.head(("a", "b")), joint @ joint.T, rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(predictor.head(("c",)), given.head)
+  np.testing.assert_array_equal(predictor.head(()), given.head)
+  np.testing.assert_allclose(
+    predictor.residual(("a", "b"), rows), plain.targets - (starts["a"] + 0.25) / 2
+  )
+  changed = predictor.outputs(("a",), 0) - plain.outputs(("a",), 0)
+  assert np.abs(changed).max() > 0.01
+  np.testing.assert_array_equal(predictor.outputs(("c",), 0), plain.outputs(("c",), 0))

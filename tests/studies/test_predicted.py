@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from subtune_jax.data import registry
-from subtune_jax.search import kernel_store
+from subtune_jax.search import norm_statistics
 from subtune_jax.studies.search import page, predicted_page
 from subtune_jax.studies.search import record as search_records
 from tests.search import small
@@ -44,6 +44,10 @@ def test_nothing_is_trained_and_a_set_is_chosen(finished):
   assert all(len(s["by_fold"]) == 3 and s["trainings"] == 0 for s in found["sets"])
   assert "nothing is trained" in text
   assert "Predicted without training: " in text
+  blocks = [b for unit in record["units"] if unit["name"] in found["chosen"]
+            for b in unit["blocks"]]  # fmt: skip
+  listed = ",".join(f"'{block}'" for block in blocks)
+  assert not blocks or f'--config.subtuning.blocks="({listed},)"' in " ".join(text.split())
 
 
 def test_the_kernels_are_kept_and_another_number_of_probes_is_another_file(finished, tmp_path):
@@ -104,7 +108,7 @@ def test_bad_input_is_one_error(tmp_path, fields, message):
 def test_statistics_of_the_images():
   net = small.model()
   given, images = small.variables(net), small.dataset().images
-  found = kernel_store.reestimate(small.engine(net), given, images, len(images))
+  found = norm_statistics.reestimate(small.engine(net), given, images, len(images))
   x = (images.astype(np.float32) - 127) / 64  # that of tiny.PREPROCESSING
   _, changed = net.clone(norm_momentum=0.0).apply(
     given, x, stop="head", train_blocks=frozenset(net.block_names), mutable=["batch_stats"]
@@ -115,3 +119,17 @@ def test_statistics_of_the_images():
   ):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
   assert found["params"] is given["params"]
+
+
+def test_features_of_a_candidate_have_its_own_statistics_alone():
+  net = small.model()
+  given, images = small.variables(net), small.dataset().images
+  network = small.problem(net).network
+  found = norm_statistics.candidate_features(small.engine(net), given, images, network, len(images))
+  x = (images.astype(np.float32) - 127) / 64
+  for name in network.names:
+    blocks = frozenset(network.units[name].blocks)
+    wanted, _ = net.apply(given, x, stop="head", train_blocks=blocks, mutable=["batch_stats"])
+    np.testing.assert_allclose(found[name], wanted, rtol=2e-3, atol=2e-3)
+  plain = net.apply(given, x, stop="head")
+  assert all(np.abs(found[name] - plain).max() > 0.01 for name in network.names)

@@ -76,7 +76,7 @@ def default() -> ml_collections.ConfigDict:
   optimizer.nesterov = False  # of "sgd"
   optimizer.weight_decay = 0.0
   optimizer.clip_norm = 0.0  # of the gradient of what is trained; 0 is off
-  optimizer.schedule = "cosine"  # "cosine" or "constant"
+  optimizer.schedule = "cosine"  # "cosine", "constant" or "steps" (methods.Gradient)
   optimizer.warmup = 0.0  # share of the steps
 
   config.loss = loss = ml_collections.ConfigDict()

@@ -38,7 +38,9 @@ def default() -> ml_collections.ConfigDict:
   search.probes = 4  # of "predicted": random combinations of the features; more cost more time
   # Of "predicted": weights of a block's kernel beside the head's, to choose from.
   search.eta = (1.0,)
-  search.statistics = "running"  # of "predicted": BatchNorm on those of the weights, or of "images"
+  # Of "predicted", of BatchNorm: "candidate", "running", "images" (docs/selection.md); empty: as
+  # norm_mode has it, "candidate" for "batch".
+  search.statistics = ""
   search.units = "blocks"  # "blocks", "stages", "6" (runs), or "early: stem block0; late: block15"
   search.split = "train"  # labelled images that the search sees: "train" or "trainval"
   search.folds = 5  # of cross-validation; 1 trains on train and scores on validation
@@ -123,7 +125,7 @@ def trains(config: ml_collections.ConfigDict) -> bool:
 
 def _check_predicted(search: Any) -> None:
   """Raises ValueError for options of "predicted" that make no sense."""
-  choices.check("search.statistics", search.statistics, kernel_store.STATISTICS)
+  choices.check("search.statistics", search.statistics, ("", *kernel_store.STATISTICS))
   if search.probes < 1 or search.propose < 0:
     raise ValueError(
       f"search.probes is {search.probes}, search.propose {search.propose}; give at least 1 and 0"

@@ -1,6 +1,6 @@
 """What a search predicted without training: sentences, a table and figures, from its record."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from subtune_jax.report import chart_elements, charts, document, words
@@ -57,7 +57,19 @@ def headline(record: Row) -> list[str]:
     f"{words.duration(found['compile_seconds'])} of compiling, "
     f"{words.duration(found['fit_seconds'])} for the fits."
   )
-  return [first, second]
+  return [first, *_next(record, found["chosen"]), second]
+
+
+def _next(record: Row, chosen: Sequence[str]) -> list[str]:
+  """What a person types to train the set."""
+  own = {unit["name"]: unit["blocks"] for unit in record["units"]}
+  blocks = ",".join(f"'{block}'" for name in chosen for block in own[name])
+  if not blocks or record["sets"]:
+    return []
+  return [
+    f"To train it beside the other methods: a comparison of this data (configs/compare.py, "
+    f'configs/my_data.py) with --config.subtuning.blocks="({blocks},)".'
+  ]
 
 
 def section(record: Row, drawn: Mapping[str, document.Figure]) -> Section:
@@ -97,7 +109,11 @@ def section(record: Row, drawn: Mapping[str, document.Figure]) -> Section:
   parts: list[document.Part] = [Table(header + (["When trained"] if trained else []), rows)]
   statistics = record["predicted"]["statistics"]
   note = _NOTE
-  if statistics == "images":
+  if statistics == "candidate":
+    note += (
+      " The head of a set reads features with the set's own BatchNorm statistics of the images."
+    )
+  elif statistics == "images":
     note += " BatchNorm ran on the statistics of these images, in all blocks, the head alone too."
   return Section("Predicted without training", [*parts, Text(note), *drawn.values()])
 

@@ -62,20 +62,27 @@ def predict(
   """
   search = config.search
   options = kernel_store.Options(
-    probes=search.probes, statistics=search.statistics, batch_size=engine.batch_size
+    search.probes, statistics=_statistics(search), batch_size=engine.batch_size
   )
   line(
     f"gradients of {len(problem.train):,} images by {search.probes} random probes, for "
     f"{len(problem.network.names)} units; nothing is trained"
   )
   kernels = kernel_store.unit_kernels(problem, engine, options, folder)
-  start = kernel_store.start_outputs(problem, engine) if config.backbone.keep_head else None
+  start = starts = None
+  if config.backbone.keep_head:
+    start, starts = kernel_store.start_outputs(problem, engine, kernels)
   train = problem.train
   predictor = predicted.Predictor(
-    kernels, train.labels, problem.folds, groups=train.groups, start=start,
+    kernels, train.labels, problem.folds, groups=train.groups, start=start, starts=starts,
     rates=tuple(search.eta),
   )  # fmt: skip
   return _predict(config, problem, predictor, line)
+
+
+def _statistics(search: Any) -> str:
+  """As the trainings that are predicted have it, where the config does not say."""
+  return search.statistics or ("candidate" if search.norm_mode == "batch" else "running")
 
 
 def _predict(
@@ -110,7 +117,7 @@ def _predict(
     "stopped": path.stopped,
     "certificate": rows.certificate_row(sure),
     "probes": config.search.probes,
-    "statistics": config.search.statistics,
+    "statistics": "candidate" if kernels.features else _statistics(config.search),
     "kernel_seconds": kernels.seconds,
     "compile_seconds": kernels.compile_seconds,
     "fit_seconds": round(predictor.seconds, 2),

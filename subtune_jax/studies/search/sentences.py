@@ -1,6 +1,6 @@
-"""What a search found, in sentences: the choice, how sure it is, the greedy paths, the cost."""
+"""What a search found, in sentences: what to train, how sure it is, the greedy paths, the cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from subtune_jax.report import words
 from subtune_jax.studies.search import record as search_record
@@ -27,23 +27,27 @@ _COLUMNS = (
 
 
 def headline(record: Row) -> list[str]:
-  """What was chosen, how good it is, and what is left in doubt, a sentence or two each."""
+  """Which blocks to train, what they gain, and what is left in doubt, a sentence or two each."""
   sets, names = search_record.by_units(record), search_record.unit_names(record)
-  name = search_record.set_name(record["chosen"], names)
-  head = ", with the head" if record["chosen"] else ""
-  lines = [f"Chosen: {name}{head} ({record['chosen_by']})."]
+  what = "the head alone"
+  if record["chosen"]:
+    what = f"{search_record.set_name(record['chosen'], names)} and the head"
   chosen = sets.get(tuple(record["chosen"]))
+  lines = [f"Train {what}{_accuracy(record, chosen) if chosen else ''}."]
+  by = f"Chosen by {record['chosen_by']}."
   if chosen is not None:
-    lines.append(_accuracy(record, chosen))
+    total, params = record["backbone"]["num_params"], chosen["trained_params"]
+    by = f"{words.parameters(params)} of {words.parameters(total)} parameters are trained. {by}"
+  lines.append(by)
   if record["certificate"] is None:
     return [*lines, "No certificate: whether another set is better was not asked."]
-  return [*lines, *certificate(record["certificate"], names, record["chosen"])]
+  return [*lines, *certificate(record["certificate"], sets, names, record["chosen"])]
 
 
 def _accuracy(record: Row, chosen: Row) -> str:
   sets, names = search_record.by_units(record), search_record.unit_names(record)
   value = search_record.estimate(chosen)
-  text = f"{words.percent(value.mean)} %"
+  text = f": {words.percent(value.mean)} %"
   if value.known:
     text += f" (95 % interval {words.percent(value.low)} to {words.percent(value.high)})"
   text += " on held-out images"
@@ -52,40 +56,38 @@ def _accuracy(record: Row, chosen: Row) -> str:
     if units in sets and sets[units] is not chosen:
       difference = search_record.difference(chosen, sets[units])
       against.append(f"{words.difference(difference)} points against {title}")
-  if against:
-    text += f": {' and '.join(against)}"
-  total = record["backbone"]["num_params"]
-  params = chosen["trained_params"]
-  return f"{text}. {words.parameters(params)} of {words.parameters(total)} parameters are trained."
+  return f"{text}, {' and '.join(against)}" if against else text
 
 
 def certificate(
-  found: Row, names: Sequence[str], chosen: Sequence[str], most: int = 5
+  found: Row, sets: Mapping[tuple[str, ...], Row], names: Sequence[str], chosen: Sequence[str]
 ) -> list[str]:
-  """How sure the choice is, and which sets may be better, in sentences.
+  """How sure the choice is, and which set costs least of those that may be better, in sentences.
 
   Args:
     found: the certificate of the record.
+    sets: what was tried.
     names: all units.
     chosen: the set of the record; the certified one is named where it is another.
-    most: sets that are listed.
   """
   own = list(found["chosen"]) == list(chosen)
-  subject = "It" if own else search_record.set_name(found["chosen"], names)
+  subject = "This choice" if own else search_record.set_name(found["chosen"], names)
   level = f"{100 * found['level']:g} %"
-  lines = [
-    f"{subject} is the best of the sets tried with a probability of "
-    f"{search_record.chance_text(found['probability_best'])}; the best is expected to be above "
-    f"it by {100 * found['expected_regret']:.2f} points."
-  ]
   others = search_record.in_doubt(found)
   if not others:
-    return [*lines, f"Decided at {level}: no other set that was tried is left in doubt."]
-  count = words.count(len(others), "other set")
-  lines.append(
-    f"Undecided at {level}: {count} may be the best, with the probability in brackets: "
-    f"{in_doubt(others, names, most)}."
-  )
+    return [f"Decided at {level}: no other set that was tried is left in doubt."]
+  lines = [
+    f"{subject} is expected to be {100 * found['expected_regret']:.2f} points below the best of "
+    f"the sets tried; it is the best with a probability of "
+    f"{search_record.chance_text(found['probability_best'])}."
+  ]
+  known = [sets[tuple(other["units"])] for other in others if tuple(other["units"]) in sets]
+  smallest = min(known, key=lambda tried: tried["trained_params"], default=None)
+  text = f"{words.count(len(others), 'other set')} cannot be told apart from the best at {level}"
+  if smallest is not None:
+    name = search_record.set_name(smallest["units"], names)
+    text += f"; of them {name} trains the least ({words.parameters(smallest['trained_params'])})"
+  lines.append(f"{text}.")
   if len(others) == len(found["undecided"]):
     lines.append(f"The chosen set is not among those that hold the best at {level}.")
   return lines

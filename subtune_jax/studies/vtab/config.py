@@ -23,6 +23,7 @@ def default() -> ml_collections.ConfigDict:
   """All 19 tasks at 224 px, four methods, learning rates over decades, three seeds."""
   config = search_config.default()
   config.search.kinds, config.search.split = ("greedy",), "trainval"
+  config.protocol = ""  # which of `protocols.PROTOCOLS` it follows, for the report
   config.choose_blocks = False  # SubTuning's blocks by that search, for each task on its own
   config.experiment = "vtab"
   config.name = "vtab"
@@ -69,7 +70,7 @@ def task_config(config: ml_collections.ConfigDict, task: str) -> ml_collections.
   name = vtab.full_name({**vtab.TASKS, **vtab.EXTRA}[task])
   own, common = compare_config.default(), shared(config)
   with common.unlocked():
-    del common.search, common.choose_blocks
+    del common.search, common.choose_blocks, common.protocol
   own.update(common)
   own.experiment = "compare"
   own.name = f"{config.name}-{task}"
@@ -82,7 +83,7 @@ def search_of(config: ml_collections.ConfigDict, task: str) -> ml_collections.Co
   """The search for the blocks of one task, whose final comparison is that of the methods."""
   own, common = search_config.default(), shared(config)
   with common.unlocked():
-    del common.choose_blocks
+    del common.choose_blocks, common.protocol
   own.update(common)
   for field, value in task_config(config, task).data.items():
     own.data[field] = value

@@ -116,6 +116,7 @@ def report(record: Row) -> document_lib.Document:
   parts = []
   if record["tasks"]:
     intervals = f"{_seeds(record)} {_INTERVALS}"
+    parts += [Text(record["protocol"])] if record.get("protocol") else []
     parts += [_results(record), _scores(record), sections.what_intervals_mean(intervals)]
     parts += [_settings(record), _run_facts(record)]
   else:

@@ -27,6 +27,7 @@ from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
+from subtune_jax.studies.vtab import protocols
 from subtune_jax.workers import queue
 
 Row = dict[str, Any]
@@ -203,6 +204,7 @@ def _write(config: Any, workdir: pathlib.Path, rows: Mapping[str, Row], command:
   record = {
     "name": config.name,
     "title": config.title,
+    "protocol": protocols.described(config),
     "command": command,
     "config": workdir_lib.as_json(config),
     "num_tasks": len(vtab.TASKS),
