@@ -94,6 +94,7 @@ def _starter(run: trainings.Run, executor: futures.Executor) -> Any:
       return queue.done(trainings.train_once(run, asked))
     if not sent:
       sent.append(share(_Setting(run, ("train", "validation", "trainval"))))
+    run.progress.begin()
     training = executor.submit(train, sent[0], asked)
     return queue.then(training, lambda back: _keep_training(run, what, back))
 

@@ -80,10 +80,14 @@ class Progress(Shown):
     if self.bar is not None:
       self.bar.total = seconds
 
-  def epoch(self, what: str, row: dict[str, Any], cost: float = 1.0) -> None:
-    """One epoch is done, which was to take `cost`."""
+  def begin(self) -> None:
+    """The first training begins; the pace counts from here."""
     if self._begin is None:
       self._begin = time.monotonic()
+
+  def epoch(self, what: str, row: dict[str, Any], cost: float = 1.0) -> None:
+    """One epoch is done, which was to take `cost`."""
+    self.begin()
     self._done += cost
     if self.bar is not None:
       shown = [self.left(), f"epoch {row['epoch']}"]

@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from typing import Any, NamedTuple
+import warnings
 
 MISSING = "workers is 'ray', and ray is not installed: pip install 'subtune-jax[ray]'"
 ATTEMPTS = 4  # of a call whose workers are lost
@@ -166,6 +167,7 @@ class RayExecutor(futures.Executor):
     with self._lock:
       if self._threads:
         return
+      os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no cluster but the one asked for
       import ray
 
       if not ray.is_initialized():
@@ -220,9 +222,14 @@ class RayExecutor(futures.Executor):
       if not refs:
         time.sleep(_WAIT_SECONDS)
         continue
-      ended, rest = ray.wait(refs, num_returns=1, timeout=_WAIT_SECONDS)
-      if rest:
-        ended += ray.wait(rest, num_returns=len(rest), timeout=0)[0]  # the others by then
+      try:
+        ended, rest = ray.wait(refs, num_returns=1, timeout=_WAIT_SECONDS)
+        if rest:
+          ended += ray.wait(rest, num_returns=len(rest), timeout=0)[0]  # the others by then
+      except Exception:
+        if ray.is_initialized():
+          raise
+        return  # the process ends
       for ref in ended:
         self._end(ray, ref)
 
@@ -290,7 +297,9 @@ def _connect(ray: Any) -> None:
   address = os.environ.get("RAY_ADDRESS")
   options = {} if address else {"include_dashboard": False}
   try:
-    ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    with warnings.catch_warnings():  # what is forked here becomes a program of its own at once
+      warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
+      ray.init(log_to_driver=False, logging_level="ERROR", **options)
   except ConnectionError as e:
     raise ValueError(
       f"no Ray cluster answers at RAY_ADDRESS={address}; start one with `ray start --head`, or "
