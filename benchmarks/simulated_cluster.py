@@ -4,6 +4,7 @@ What it stands in for is Ray's side of `workers.on_ray` alone; who gets which ca
 again and who takes a lost worker's place is decided by the library's own code, in real time.
 """
 
+from collections.abc import Callable
 import dataclasses
 import heapq
 import itertools
@@ -21,7 +22,8 @@ class Plan:
   Attributes:
     machines: their number.
     workers: that each holds.
-    seconds: mean of a call; lognormal, a tenth of them twice as long or more.
+    seconds: of a call of cost 1.
+    spread: of a call's logarithm around that of its cost.
     start_seconds: until a worker is ready.
     crash: probability that a call's worker dies under way.
     machine_every: mean seconds between losses of a whole machine; 0: none.
@@ -32,6 +34,7 @@ class Plan:
   machines: int = 32
   workers: int = 8
   seconds: float = 8.0
+  spread: float = 0.1
   start_seconds: float = 2.0
   crash: float = 0.01
   machine_every: float = 30.0
@@ -74,6 +77,10 @@ class _Worker:
 class Cluster:
   """The cluster; `module()` is what takes the place of `ray`.
 
+  Args:
+    plan: what it is like.
+    cost: arguments of a call -> what it takes beside others.
+
   Attributes:
     busy: seconds of calls that gave a result.
     wasted: seconds of calls that were lost.
@@ -81,8 +88,8 @@ class Cluster:
     machines_lost: how often a machine was lost.
   """
 
-  def __init__(self, plan: Plan):
-    self.plan, self._draw = plan, random.Random(plan.seed)
+  def __init__(self, plan: Plan, cost: Callable[[Any], float] = lambda args: 1.0):
+    self.plan, self._cost, self._draw = plan, cost, random.Random(plan.seed)
     self._room = dict.fromkeys(range(plan.machines), plan.workers)
     self._waiting: list[_Worker] = []
     self._events: list[tuple[float, int, Any]] = []
@@ -141,7 +148,8 @@ class Cluster:
   def _run(self, worker: _Worker, call: Any) -> _Ref:
     with self._lock:
       now = time.monotonic()
-      length = self.plan.seconds * self._draw.lognormvariate(-0.125, 0.5)  # of mean 1
+      noise = self._draw.lognormvariate(0.0, self.plan.spread)
+      length = self.plan.seconds * self._cost(call[1]) * noise
       ref = _Ref(worker, call, now + length, now)
       worker.refs = [ref]
       if worker.dead:
