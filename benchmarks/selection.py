@@ -160,7 +160,7 @@ def compare(names, truth, task) -> None:
     tau = scipy.stats.kendalltau(values, trained).statistic
     top = set(np.argsort(-values)[:3]) & set(np.argsort(-trained)[:3])
     pick = int(values.argmax())
-    print(f"{name:<20}{tau:>6.2f}{len(top):>5}/3  {names[pick]:<9}"
+    print(f"{name:<20}{tau:>6.2f}{len(top):>5}/3  {names[pick]:<13} "
           f"{difference(truth[names[best],], truth[names[pick],])}")  # fmt: skip
 
 
