@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 
 PROJECT = ".."  # a folder with the project; on Colab git+https://ADDRESS_OF_THE_PROJECT
 
@@ -41,10 +42,10 @@ def install():
     wanted = f"[{extra}]" if extra and not ready else ""
     what = f"subtune-jax{wanted} @ {PROJECT}" if "://" in PROJECT else f"{PROJECT}{wanted}"
     kept = [f"{n}=={importlib.metadata.version(n)}" for n in ("jax", "jaxlib")] if ready else []
-    with open("constraints.txt", "w") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
       file.write("\n".join(kept))
-    done, _ = run(sys.executable, "-m", "pip", "install", "-q", "-c", "constraints.txt", what)
-    os.remove("constraints.txt")
+      file.flush()
+      done, _ = run(sys.executable, "-m", "pip", "install", "-q", "-c", file.name, what)
     if not done:
       raise SystemExit(
         f"The library could not be installed beside {' and '.join(kept) or 'what is here'}; see "
