@@ -18,6 +18,7 @@ COMMANDS = {
   "predict": ("predict", "classify picture files with a trained network"),
   "save": ("save_model", "write the model folder of another training of a run"),
   "export": ("export", "turn a model folder into a file for another program"),
+  "serve": ("serve", "answer over HTTP for one or several tasks"),
   "latency": ("multitask.latency", "time many tasks on one backbone against separate networks"),
   "calibrate": ("calibrate", "calibrate stored logits"),
   "models": ("model_listing", "list the backbones, and the blocks of one"),
