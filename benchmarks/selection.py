@@ -82,16 +82,13 @@ def main() -> None:
     )
     print(f"  ({time.perf_counter() - begin:.0f} s in this call)", flush=True)
   kernels = mean_kernels(draws)
-  start = starts = None
-  if config.backbone.keep_head:
-    start, starts = kernel_store.start_outputs(problem, engine, kernels)
+  start = kernel_store.start_outputs(problem, engine) if config.backbone.keep_head else None
   make = lambda kernels: predicted.Predictor(  # noqa: E731
     kernels,
     train.labels,
     problem.folds,
     groups=train.groups,
     start=start,
-    starts=starts,
     rates=tuple(args.eta),
   )
   predictor = make(kernels)

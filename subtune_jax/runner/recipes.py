@@ -9,6 +9,7 @@ import ml_collections
 from subtune_jax import methods
 from subtune_jax.data import choices
 from subtune_jax.report import words
+from subtune_jax.runner import executors
 from subtune_jax.statistics import criteria
 
 LARGEST_IMAGE = 4096  # pixels in height and width
@@ -67,6 +68,7 @@ def check_seeds(field: str, values: Sequence[int]) -> None:
 
 def check_run(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for fields of every run with trainings of its own that make no sense."""
+  executors.check(config)
   check_image_size(config)
   criteria.of(config)
   check_seeds("seeds", config.seeds)

@@ -21,7 +21,9 @@ from subtune_jax.report import document, terminal
 from subtune_jax.runner import (
   choice,
   examples,
+  executors,
   forecast,
+  many,
   network,
   provenance,
   recipes,
@@ -70,6 +72,10 @@ def dry_run(
   """Says what `run` would take; trains and writes nothing. Arguments and errors: see `run`."""
   state, notes = _look(config, pathlib.Path(workdir), stream or sys.stdout)
   _say_what_is_there(state, notes)
+  if config.workers != executors.HERE:
+    state.progress.line(f"dry run, nothing was trained; {executors.NO_FORECAST}")
+    state.progress.close()
+    return None
   found = forecast.measure(state)
   done = "nothing: all trainings are in the ledger"
   state.progress.line(f"dry run, nothing was trained; {found.text() if found else done}")
@@ -94,6 +100,9 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   validation = state.validation
   read = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
   files.write_npz(state.workdir / "logits/validation/examples.npz", read)
+  if config.workers != executors.HERE:
+    state.progress.line(executors.NO_FORECAST)
+    return state
   expected = forecast.measure(state)
   if expected:
     state.progress.line(expected.text())
@@ -133,9 +142,10 @@ def _say_what_is_there(run: trainings.Run, notes: Sequence[str]) -> None:
 
 def train_all(run: trainings.Run) -> dict[str, Row]:
   """Method -> {"name", "grid", "chosen", "tried", "learning_rate"}: every training of the run."""
-  return {
+  plans = {
     name: choice.train_method(run, name, rates) for name, rates in grids_of(run.config).items()
   }
+  return many.train_all(run, plans, executors.of(run.config, 1))
 
 
 def finish(
@@ -267,10 +277,11 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   """The record of the run, with the scores on the test sets."""
   config = run.config
   tests_read = run.tests
+  tested = many.test_all(run, chosen, executors.of(config, 1))
   rows = []
   keep = set()
   for name, result in chosen.items():
-    tests = trainings.test(run, name, result["chosen"])
+    tests = tested[name]
     keep |= set(tests)
     own = criteria.fields(criteria.of(config))
     rows += [_training_row(row, own, tests[row["key"]]) for row in result["chosen"]]
