@@ -39,6 +39,8 @@ def check(config: Any) -> None:
         f"data.{field} is {config.data[field]}; this study trains on a part of the training split "
         "and tests on the test split of data.train"
       )
+  if config.workers != "here":
+    raise ValueError(f"workers is {config.workers!r}; a round waits for the one before: set 'here'")
   if config.save_model:
     raise ValueError("save_model is True; this study keeps no network")
 

@@ -19,7 +19,17 @@ from typing import Any, TextIO
 import numpy as np
 
 from subtune_jax import acquisition, data, files, methods
-from subtune_jax.runner import choice, examples, network, provenance, recipes, trainings, writers
+from subtune_jax.runner import (
+  choice,
+  examples,
+  executors,
+  many,
+  network,
+  provenance,
+  recipes,
+  trainings,
+  writers,
+)
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.studies import publish
@@ -143,7 +153,8 @@ def _round(
   kept = {path.name for path in (state.workdir / "tasks").glob("*")}
   for key in set(own.rows) - kept:  # its weights are gone
     del own.rows[key]
-  row = choice.train_method(own, name, recipes.learning_rates(config, name))["chosen"][0]
+  plan = choice.train_method(own, name, recipes.learning_rates(config, name))
+  row = many.train_all(own, {name: plan}, executors.of(config, 1))[name]["chosen"][0]
   engine, pretrained = own.network_of(name)
   variables, _ = export.load_task(own.workdir / "tasks" / row["key"], pretrained.variables)
   test = state.tests[0]
