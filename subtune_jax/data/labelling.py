@@ -103,10 +103,7 @@ def add(answers: Answers, name: str, *, new_classes: bool = False) -> dict[str, 
       choices.check(f"label for {root}", label, listing.class_names)
     except ValueError as error:
       raise ValueError(f"{error} A class that is to be new needs --new_classes.") from None
-  known = {(root / file).resolve() for file in listing.files}
-  for file in answers.files:
-    if file in known:
-      raise ValueError(f"{file} has a label in {root} already; leave its row out")
+  _check_new(root, listing.files, answers.files)
   columns = (listing.files, listing.labels, folder.splits_of(listing))
   rows = [list(row) for row in zip(*columns, strict=True)]
   groups = list(listing.groups)
@@ -116,6 +113,19 @@ def add(answers: Answers, name: str, *, new_classes: bool = False) -> dict[str, 
     groups += [own] if groups else []
   _write(root / layout.CSV_NAME, rows, groups)
   return {label: answers.labels.count(label) for label in sorted(set(answers.labels))}
+
+
+def _check_new(root: pathlib.Path, held: Sequence[str], files: Sequence[pathlib.Path]) -> None:
+  """Raises ValueError for a picture that the folder holds already, itself or as a copy."""
+  by_size: dict[int, list[pathlib.Path]] = {}
+  for name in held:
+    by_size.setdefault((root / name).stat().st_size, []).append(root / name)
+  for file in files:
+    for own in by_size.get(file.stat().st_size, ()):
+      if own.resolve() == file or own.read_bytes() == file.read_bytes():
+        raise ValueError(
+          f"{file} has a label in {root} already, as {own.relative_to(root)}; leave its row out"
+        )
 
 
 def _place(root: pathlib.Path, file: pathlib.Path) -> str:

@@ -101,6 +101,9 @@ def test_labels_come_back_as_training_images_and_nothing_else_moves(
   code, _, error = deploy_network.run(label.main, capsys, tmp_path / "more.csv", f"--into={parts}")
   assert code == 2
   assert "has a label in" in error
+  code, _, error = deploy_network.run(label.main, capsys, out, f"--into={parts}")  # once more
+  assert code == 2
+  assert f"already, as labelled/{wanted[0]}" in error
   assert (parts / "labels.csv").read_text() == listed
 
 
