@@ -22,7 +22,7 @@ def picture(path, seed):
 def photos(tmp_path):
   """A folder of 12 pictures, one of them broken."""
   for n in range(11):
-    picture(tmp_path / "new" / f"{n:02}.png", n)
+    picture(tmp_path / "new" / f"{n:02}.png", 1000 + n)
   (tmp_path / "new" / "zz.png").write_bytes(b"no picture")
   return tmp_path / "new"
 
@@ -112,7 +112,7 @@ def test_groups_and_given_splits_stay(parts, tmp_path):
   rows = [f'"{f}","{f.split("/")[0]}",{"test" if i % 2 else "train"},g{i // 2}'
           for i, f in enumerate(files)]  # fmt: skip
   (parts / "labels.csv").write_text("\n".join(["file,label,split,group", *rows]) + "\n")
-  picture(tmp_path / "0.png", 7)
+  picture(tmp_path / "0.png", 2007)
   labelling.add(labelling.Answers([tmp_path / "0.png"], ["ok"], 0), str(parts))
   lines = list(csv.reader((parts / "labels.csv").open()))
   assert lines[1:-1] == list(csv.reader(rows))
@@ -122,7 +122,7 @@ def test_groups_and_given_splits_stay(parts, tmp_path):
 def test_pictures_of_one_name_do_not_replace_each_other(parts, tmp_path):
   answers = []
   for n in range(2):
-    picture(tmp_path / f"day{n}" / "1.png", n)
+    picture(tmp_path / f"day{n}" / "1.png", 2000 + n)
     answers.append(tmp_path / f"day{n}" / "1.png")
   labelling.add(labelling.Answers(answers, ["ok", "ok"], 0), str(parts))
   copies = sorted((parts / "labelled").iterdir())
