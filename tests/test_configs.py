@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import command, config_files, documented
+from tests import command, config_files, documented, marks
 
 NOTO, FLUENT = "emoji_domains/noto", "emoji_domains/fluent"
 
@@ -138,7 +138,7 @@ def test_a_documented_command_runs(documented_command, tmp_path):
   check_report(done, tmp_path / "run")
 
 
-@pytest.mark.parametrize("documented_command", variations(downloaded=True))
+@pytest.mark.parametrize("documented_command", marks.first(2, variations(downloaded=True)))
 def test_a_documented_command_asks_for_its_data(documented_command, tmp_path):
   config, argument, fields = documented_command[1:]
   if config != "configs/vtab.py":

@@ -257,6 +257,7 @@ def test_scores_are_there_only_when_all_tasks_are():
     assert "in no score" in more
 
 
+@pytest.mark.slow
 def test_tasks_side_by_side_elsewhere_are_the_same(whole, tmp_path, monkeypatch):
   """Trainings and readings of the test sets by an executor that runs elsewhere, in any order."""
   executor = random_order.Elsewhere(0)
