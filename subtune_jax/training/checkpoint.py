@@ -16,7 +16,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from subtune_jax import files
+from subtune_jax import files, processes
 
 FORMAT = "subtune_jax/1"
 _DIGEST = "sha256_of_arrays"
@@ -125,8 +125,9 @@ class Checkpoints:
   def save(self, step: int, arrays: Mapping[str, Any], note: Mapping[str, Any]) -> None:
     """Writes one and removes the oldest beyond `keep`."""
     save(self.directory / str(step), arrays, note)
-    for old in self.steps()[: -self.keep]:
-      shutil.rmtree(self.directory / str(old))
+    if processes.is_first():
+      for old in self.steps()[: -self.keep]:
+        shutil.rmtree(self.directory / str(old))
 
   def restore(
     self, *, last_good: bool = False
@@ -139,7 +140,7 @@ class Checkpoints:
     Raises:
       CheckpointError: the newest is damaged and `last_good` is off, or none is readable.
     """
-    steps = self.steps()
+    steps = processes.agreed(self.steps())
     for step in reversed(steps):
       path = self.directory / str(step)
       try:
@@ -156,4 +157,5 @@ class Checkpoints:
 
   def clear(self) -> None:
     """Removes all of them."""
-    shutil.rmtree(self.directory, ignore_errors=True)
+    if processes.is_first():
+      shutil.rmtree(self.directory, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from subtune_jax import files, strict_json
+from subtune_jax import files, processes, strict_json
 
 VERSION = 2  # of what keys are made of
 
@@ -80,6 +80,9 @@ class Ledger:
     Raises:
       ValueError: a line before the last is not a row of a ledger.
     """
+    return processes.on_first(self._read)
+
+  def _read(self) -> dict[str, dict[str, Any]]:
     if not self.path.exists():
       return {}
     *lines, rest = self.path.read_bytes().split(b"\n")
@@ -109,6 +112,8 @@ class Ledger:
     """Adds a row, which needs a "key"; on the disk when this returns. NaN is written as null."""
     line = strict_json.dumps({**row, "version": VERSION}).encode() + b"\n"
     assert row["key"]
+    if not processes.is_first():
+      return
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with files.naming(self.path), open(self.path, "a+b") as f:
       fcntl.flock(f, fcntl.LOCK_EX)
