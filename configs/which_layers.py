@@ -9,13 +9,7 @@ epochs, folds (all as in configs/profile.py), and verify: how many of the sets o
 predicted accuracy are trained and raced, with the chosen one beside the other methods on the test
 split after that. The method: docs/selection.md.
 
-Result of 2026-11-28 at 64 px, 936 images of glyph_domains/handwriting, 3 folds by font:
-
-  predicted: block7 + block9 + block10 66.3 %, +7.9 [+4.9, +11.0] points against the head alone
-
-97 sets were predicted. The gradients took 128 s of processor time with compiling, 77 s without; the
-fits of the sets about as long (on two cores with fifteen other processes, 16 minutes of the wall).
-Trained, sets chosen so were above every single block: benchmarks/results/selection_cpu.md.
+RESULT
 """
 
 from subtune_jax.studies import arguments

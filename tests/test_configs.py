@@ -36,6 +36,10 @@ OVERRIDES = {
     "backbone.keep_head": False, "data.ood": (), "corrupted": "emoji_domains/noto+{}",
     "shifts": ("contrast/5", "flip_labels"),
   },
+  "active_learning": COMPARE | {
+    "save_model": False, "data.ood": (), "data.num_train": 0, "totals": (40, 60), "seeds": (0,),
+    "methods": ("subtuning",), "rules": ("random", "margin"),
+  },
   "dataset_size": SEARCH | {"sizes": (60, 90), "data.num_train": 0},
   "fashion_mnist": COMPARE | {"data.interpolation": "bicubic"},
   "finetune": COMPARE,

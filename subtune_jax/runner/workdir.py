@@ -6,10 +6,11 @@ import os
 import pathlib
 from typing import Any
 
-from subtune_jax import files, processes, strict_json
+from subtune_jax import files, methods, processes, strict_json
 
 # Fields that change how a run goes on, not what it computes.
-_FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model")
+_FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model", "workers")
+_FREE_SECTIONS = ("ray",)
 # Names of studies in configs of older runs.
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
 # Fields that workdirs and keys of ledgers may lack, and the value that stands for their absence.
@@ -17,7 +18,7 @@ OPTIONAL_FIELDS = {
   "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
   "loss.class_weights": "none",
   "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
-  "search.final_grid": False,
+  "search.final_grid": False, **{f"{name}.reinit": [] for name in methods.DECLARED},
 }  # fmt: skip
 
 
@@ -41,7 +42,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return [
     f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
     for name in sorted(set(old) | set(new))
-    if name not in _FREE_FIELDS and old.get(name) != new.get(name)
+    if name not in _FREE_FIELDS
+    and name.partition(".")[0] not in _FREE_SECTIONS
+    and old.get(name) != new.get(name)
   ]
 
 

@@ -58,7 +58,7 @@ def _clu_writer(workdir: pathlib.Path):
     from clu import metric_writers
   except ImportError as e:
     raise ValueError(
-      f"TensorBoard events need clu and TensorFlow ({e}); pip install -r requirements.txt, or set "
+      f"TensorBoard events need clu and TensorFlow ({e}); pip install 'subtune-jax[tfds]', or set "
       "--config.tensorboard=False"
     ) from e
   return metric_writers.SummaryWriter(str(workdir / "tensorboard"))

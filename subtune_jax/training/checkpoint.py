@@ -36,13 +36,19 @@ def digest(arrays: Mapping[str, Any]) -> str:
   return sha.hexdigest()
 
 
-def _checkpointer():
+def _checkpointer(*, reading: bool = False):
+  """Of several processes of a run all write together; each reads for itself."""
   import orbax.checkpoint as ocp  # heavy; not every run writes a checkpoint
 
+  own = jax.process_index()
+  alone = {"primary_host": own, "active_processes": {own}, "barrier_sync_key_prefix": f"p{own}"}
+  options = ocp.options.MultiprocessingOptions(**(alone if reading else {}))
   handler = ocp.CompositeCheckpointHandler(
-    arrays=ocp.PyTreeCheckpointHandler(), note=ocp.JsonCheckpointHandler()
+    arrays=ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+    note=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+    composite_options=ocp.CompositeOptions(multiprocessing_options=options),
   )
-  return ocp, ocp.Checkpointer(handler)
+  return ocp, ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def save(path: str | os.PathLike, arrays: Mapping[str, Any], note: Mapping[str, Any]) -> None:
@@ -73,7 +79,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
     raise CheckpointError(f"no checkpoint at {path}")
-  ocp, checkpointer = _checkpointer()
+  ocp, checkpointer = _checkpointer(reading=True)
   try:
     with checkpointer:
       note = checkpointer.restore(path, args=ocp.args.Composite(note=ocp.args.JsonRestore())).note
@@ -82,7 +88,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
   if not isinstance(note, dict) or note.get("format") != FORMAT:
     found = note.get("format") if isinstance(note, dict) else type(note).__name__
     raise CheckpointError(f"{path} is foreign: its format is {found!r}, not {FORMAT!r}")
-  ocp, checkpointer = _checkpointer()
+  ocp, checkpointer = _checkpointer(reading=True)
   try:
     with checkpointer:
       arrays = _restore_arrays(ocp, checkpointer, path, note["arrays"])

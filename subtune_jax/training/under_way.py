@@ -8,7 +8,7 @@ import numpy as np
 
 from subtune_jax import masks, methods, processes
 from subtune_jax.statistics import criteria
-from subtune_jax.training import divergence, evaluate, resume, trainable_split
+from subtune_jax.training import divergence, evaluate, fresh_blocks, resume, trainable_split
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
@@ -63,8 +63,8 @@ class Training:
     self.on_epoch, self.on_variables, self.saver = on_epoch, on_variables, saver
     self.variables = {"batch_stats": {}, **variables}
     self.original = self.variables
-    false = {k: jax.tree.map(lambda _: False, self.variables[k]) for k in ("params", "batch_stats")}
-    self.touched = false
+    blocks = {block for stage in method for block in stage.reinit}
+    self.variables, self.touched = fresh_blocks.draw(engine.model, self.variables, blocks, seed)
     self.history, self.stages = [], []
     self.seconds = self.compile_seconds = 0.0
     self.batch_size = min(engine.batch_size, len(train.labels))
