@@ -7,7 +7,7 @@ import importlib.util
 import pathlib
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 

@@ -98,7 +98,7 @@ def _join(study: str, several: bool) -> TextIO | None:
   if processes.is_first():
     return None
   logging.set_verbosity(logging.ERROR)
-  return open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+  return open(os.devnull, "w")
 
 
 def _command() -> str:

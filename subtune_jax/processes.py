@@ -8,7 +8,7 @@ first writes. In a run of one process everything here is free.
 from collections.abc import Callable, Iterator
 import contextlib
 import json
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 

@@ -84,6 +84,9 @@ class Ledger:
 
   def rows(self) -> dict[str, dict[str, Any]]:
     """Every finished row of this version by its key; see `new_rows`."""
+    return processes.on_first(self._all)
+
+  def _all(self) -> dict[str, dict[str, Any]]:
     self.new_rows()
     return dict(self._rows)
 
@@ -96,9 +99,6 @@ class Ledger:
     Raises:
       ValueError: a line before the last is not a row of a ledger.
     """
-    return processes.on_first(self._read)
-
-  def _read(self) -> dict[str, dict[str, Any]]:
     if not self.path.exists():
       self._rows, self._read = {}, _Place(0, 0, 0)
       return {}

@@ -217,6 +217,11 @@ def check(config: Any, num_classes: int = 2) -> None:
 
 def check_fields(config: Any) -> None:
   """Raises what `run` would raise for the config, without weights and data."""
+  if processes.count() > 1 and config.workers != executors.HERE:
+    raise ValueError(
+      f"workers is {config.workers!r} in a run of {processes.count()} processes, which share every "
+      f"training; set workers={executors.HERE!r}, or leave out --coordinator"
+    )
   recipes.check_run(config)
   recipes.check_sampling(config)
   if not config.methods or len(set(config.methods)) != len(config.methods):
