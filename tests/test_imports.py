@@ -13,7 +13,7 @@ import subtune_jax
 PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 # A room may import rooms of lower rank, and itself.
 RANK = {
-  "statistics": -1, "nearest": -1, "acquisition": -1,
+  "statistics": -1, "nearest": -1, "acquisition": -1, "processes": -1,
   "masks": 0, "adapters": 0.5, "strict_json": 0, "console": 0,
   "files": 1, "data": 0, "calibration": 0, "models": 1,
   "calibrate": 1, "workers": 0,

@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from subtune_jax import data, files, methods, weights
+from subtune_jax import data, files, methods, processes, weights
 from subtune_jax.models import heads
 from subtune_jax.report import explosion, words
 from subtune_jax.runner import examples, network, recipes, writers
@@ -199,10 +199,12 @@ def _train_method_on(
     last_good=run.config.resume == "last_good",
   )  # fmt: skip
   row = {"key": key, "method": name, "learning_rate": rate, "seed": seed, "inputs": run.inputs}
-  row |= _fit(run, name, method, seed, saver, what, key, *sets)
-  run.ledger.append(row)
-  run.rows[key] = row
-  checkpoints.clear()
+  with processes.postponing():
+    row |= _fit(run, name, method, seed, saver, what, key, *sets)
+    row = processes.agreed(row)
+    run.ledger.append(row)
+    run.rows[key] = row
+    checkpoints.clear()
   outcome = "done" if row["history"] else "diverged"
   if row["validation_accuracy"] is not None:
     outcome = f"validation {row['validation_accuracy']:.3f}"

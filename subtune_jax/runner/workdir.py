@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from subtune_jax import files, methods, strict_json
+from subtune_jax import files, methods, processes, strict_json
 
 # Fields that change how a run goes on, not what it computes.
 _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model", "workers")
@@ -55,9 +55,21 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
     The folder, and whether an earlier run has been there.
 
   Raises:
-    ValueError: another config, or something else, has been there.
+    ValueError: another config, or something else, has been there; or a process of this run does not
+      see the folder.
   """
   path = pathlib.Path(path)
+  entered = processes.on_first(lambda: _enter(path, config))
+  (blind,) = processes.any_of(not (path / "config.json").is_file())
+  if blind:
+    raise ValueError(
+      f"not every process of this run sees workdir {path}; give a --workdir on a file system that "
+      "all hosts share"
+    )
+  return path, entered
+
+
+def _enter(path: pathlib.Path, config: Any) -> bool:
   if path.exists() and not path.is_dir():
     raise ValueError(f"workdir {path} is a file; choose another --workdir")
   path.mkdir(parents=True, exist_ok=True)
@@ -73,7 +85,7 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
         "choose an empty --workdir"
       )
     write_json(file, new)
-    return path, False
+    return False
   try:
     old = strict_json.loads(file.read_text())
   except ValueError as e:
@@ -84,4 +96,4 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
       f"workdir {path} belongs to a run with another config:\n  " + "\n  ".join(changed)
       + "\nchoose another --workdir, or go back to the old values"
     )  # fmt: skip
-  return path, True
+  return True

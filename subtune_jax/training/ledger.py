@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from subtune_jax import files, strict_json
+from subtune_jax import files, processes, strict_json
 
 VERSION = 2  # of what keys are made of
 
@@ -84,6 +84,9 @@ class Ledger:
 
   def rows(self) -> dict[str, dict[str, Any]]:
     """Every finished row of this version by its key; see `new_rows`."""
+    return processes.on_first(self._all)
+
+  def _all(self) -> dict[str, dict[str, Any]]:
     self.new_rows()
     return dict(self._rows)
 
@@ -134,6 +137,8 @@ class Ledger:
     """Adds a row, which needs a "key"; on the disk when this returns. NaN is written as null."""
     line = strict_json.dumps({**row, "version": VERSION}).encode() + b"\n"
     assert row["key"]
+    if not processes.is_first():
+      return
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with files.naming(self.path), open(self.path, "a+b") as f:
       fcntl.flock(f, fcntl.LOCK_EX)

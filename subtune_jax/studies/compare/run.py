@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from subtune_jax import data, files, methods
+from subtune_jax import data, files, methods, processes
 from subtune_jax.data import choices, preprocess, shifts
 from subtune_jax.report import document, terminal
 from subtune_jax.runner import (
@@ -42,6 +42,8 @@ from subtune_jax.training import ledger as ledger_lib
 from subtune_jax.training import trainable_split
 
 Row = dict[str, Any]
+Report = Callable[[compare_record.Run, summary_lib.Summary], document.Document]
+SEVERAL_PROCESSES = True  # see `main`
 
 
 def run(
@@ -154,9 +156,7 @@ def finish(
   command: str,
   *,
   more: Callable[[], Mapping[str, Any]] = dict,
-  report: Callable[
-    [compare_record.Run, summary_lib.Summary], document.Document
-  ] = compare_page.report,
+  report: Report = compare_page.report,
 ) -> Row:
   """Reads the test splits and writes record, page and table.
 
@@ -173,17 +173,25 @@ def finish(
   if row:
     record["best"] = {"method": row["method"], "seed": row["seed"], "folder": best.FOLDER}
   run.writer.close()
+  labelled = label_check.write(run, record)
+  processes.on_first(lambda: _publish(run, record, row, labelled, report))
+  return record
+
+
+def _publish(
+  run: trainings.Run, record: Row, row: Row | None, labelled: errors.Take, report: Report
+) -> None:
+  """Writes record, page, table and model folder; nothing of it is computed on all devices."""
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
   written = compare_record.load(run.workdir)
   take = {test.name: test.images.__getitem__ for test in run.tests}
-  errors.save(written, {**take, errors.LABELS: label_check.write(run, record)})
+  errors.save(written, {**take, errors.LABELS: labelled})
   made = report(written, summary_lib.summarize(written))
   run.progress.close()
   run.progress.compare()
   publish.publish(made, run.workdir, run.progress.stream)
   if row:
     run.progress.stream.write(f"model folder: {_save_best(run, written, row)}\n")
-  return record
 
 
 def _save_best(run: trainings.Run, written: compare_record.Run, row: Row) -> str:
@@ -209,6 +217,11 @@ def check(config: Any, num_classes: int = 2) -> None:
 
 def check_fields(config: Any) -> None:
   """Raises what `run` would raise for the config, without weights and data."""
+  if processes.count() > 1 and config.workers != executors.HERE:
+    raise ValueError(
+      f"workers is {config.workers!r} in a run of {processes.count()} processes, which share every "
+      f"training; set workers={executors.HERE!r}, or leave out --coordinator"
+    )
   recipes.check_run(config)
   recipes.check_sampling(config)
   if not config.methods or len(set(config.methods)) != len(config.methods):
@@ -286,9 +299,10 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
     own = criteria.fields(criteria.of(config))
     rows += [_training_row(row, own, tests[row["key"]]) for row in result["chosen"]]
     rows += [_training_row(row, own) for row in result["tried"] if row["key"] not in tests]
-  for folder in (run.workdir / "tasks").iterdir():
-    if folder.name not in keep:  # learning rates that were not chosen
-      shutil.rmtree(folder)
+  if processes.is_first():
+    for folder in (run.workdir / "tasks").iterdir():
+      if folder.name not in keep:  # learning rates that were not chosen
+        shutil.rmtree(folder)
   compare_record.save_images(
     run.workdir, {t.name: t.images for t in tests_read}, {t.name: t.ids for t in tests_read}
   )
