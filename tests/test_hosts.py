@@ -111,7 +111,7 @@ def test_a_run_that_was_stopped_goes_on_with_another_number_of_processes(tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), [
   (["--config=configs/profile.py", "--coordinator=auto"], "the study search runs in one process"),
-  (["--config=configs/compare.py", "--num_processes=2"], "--num_processes is 2; give --coordinator"),
+  (["--config=configs/compare.py", "--num_processes=2"], "is 2; give --coordinator"),
   (["--config=configs/compare.py", "--coordinator=auto"], "do not find each other"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_error_before_anything_starts(tmp_path, arguments, message):
