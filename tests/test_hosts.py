@@ -22,7 +22,7 @@ SMALL = [
 THREE = ["--config.methods=('lp','ft','subtuning')", "--config.ft.epochs=2",
          "--config.ft.learning_rates=(0.001,0.01)"]  # fmt: skip
 # As short as may be killed in its middle.
-LONG = ["--config.methods=('ft',)", "--config.ft.epochs=30", "--config.ft.learning_rates=(0.001,)",
+LONG = ["--config.methods=('ft',)", "--config.ft.epochs=16", "--config.ft.learning_rates=(0.001,)",
         "--config.checkpoint_seconds=0.0"]  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def same(a: pathlib.Path, b: pathlib.Path, tolerance: float, accuracy: float = 0
         assert abs(again[name] - epoch[name]) <= accuracy, (row["method"], epoch, again)
   for path in sorted((a / "logits").glob("*.npz")):
     mine, others = (np.load(folder / "logits" / path.name)["logits"] for folder in (a, b))
-    np.testing.assert_allclose(others, mine, atol=20 * tolerance, err_msg=path.name)
+    assert np.abs(others - mine).mean() < 10 * tolerance, path.name
 
 
 def lines(path: pathlib.Path) -> int:
@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_goes_on_with_another_number_of_processes(tmp_pat
   assert "resumed stage 1 of 1 after epoch" in (tmp_path / "last/0.out").read_text()
   whole = [*SMALL, *LONG, f"--workdir={tmp_path / 'whole'}"]
   assert hosts.finish(hosts.start(whole, 1, 4, tmp_path / "whole.said"), 300) == [0]
-  # Rounding differs between two processes and one, and grows over 90 steps: up to 2 images of 96
+  # Rounding differs between two processes and one, and grows over 48 steps: up to 2 images of 96
   # or 174. An epoch left out or done twice is 7e-3 of the loss here.
   same(tmp_path / "whole", tmp_path / "run", 1e-3, accuracy=2 / 96)
 
