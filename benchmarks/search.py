@@ -72,7 +72,7 @@ def measure(arguments, train) -> tuple[dict[str, dict[str, float]], dict[str, fl
   for name in candidates:
     units = tuple(sorted({name, *arguments.chosen}, key=names.index))
     begin = time.perf_counter()
-    kept = made["ours"][0].prefixes[0].at(units[0])
+    kept = made["ours"][0].prefix.at(units[0])
     jax.block_until_ready(kept)
     filling += time.perf_counter() - begin
     for trainer, _ in made.values():  # compiles, on another fold

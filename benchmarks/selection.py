@@ -82,16 +82,13 @@ def main() -> None:
     )
     print(f"  ({time.perf_counter() - begin:.0f} s in this call)", flush=True)
   kernels = mean_kernels(draws)
-  start = starts = None
-  if config.backbone.keep_head:
-    start, starts = kernel_store.start_outputs(problem, engine, kernels)
+  start = kernel_store.start_outputs(problem, engine) if config.backbone.keep_head else None
   make = lambda kernels: predicted.Predictor(  # noqa: E731
     kernels,
     train.labels,
     problem.folds,
     groups=train.groups,
     start=start,
-    starts=starts,
     rates=tuple(args.eta),
   )
   predictor = make(kernels)
@@ -160,7 +157,7 @@ def compare(names, truth, task) -> None:
     tau = scipy.stats.kendalltau(values, trained).statistic
     top = set(np.argsort(-values)[:3]) & set(np.argsort(-trained)[:3])
     pick = int(values.argmax())
-    print(f"{name:<20}{tau:>6.2f}{len(top):>5}/3  {names[pick]:<9}"
+    print(f"{name:<20}{tau:>6.2f}{len(top):>5}/3  {names[pick]:<13} "
           f"{difference(truth[names[best],], truth[names[pick],])}")  # fmt: skip
 
 

@@ -9,13 +9,14 @@ epochs, folds (all as in configs/profile.py), and verify: how many of the sets o
 predicted accuracy are trained and raced, with the chosen one beside the other methods on the test
 split after that. The method: docs/selection.md.
 
-Result of 2026-11-28 at 64 px, 936 images of glyph_domains/handwriting, 3 folds by font:
+Result of 2026-11-28 at 64 px, 936 images of glyph_domains/handwriting, 3 folds by font, 3 probes:
 
-  predicted: block7 + block9 + block10 66.3 %, +7.9 [+4.9, +11.0] points against the head alone
+  predicted: block5 + block7 71.5 %, the head alone 58.4 %; 82 sets
 
-97 sets were predicted. The gradients took 128 s of processor time with compiling, 77 s without; the
-fits of the sets about as long (on two cores with fifteen other processes, 16 minutes of the wall).
-Trained, sets chosen so were above every single block: benchmarks/results/selection_cpu.md.
+121 s on two cores with nothing compiled before: 70 s gradients and features, 20 s compiling, 17 s
+fits. Trained at 1e-3, block5 + block7 reaches 56.0 % in 4 epochs and 66.3 % in 20, the best single
+block 63.5 and 67.1 %: a prediction is of a training that is long enough
+(benchmarks/results/selection_cpu.md).
 """
 
 from subtune_jax.studies import arguments
@@ -28,7 +29,7 @@ def get_config(arg: str = ""):
   config.name = "which_layers"
   config.title = "Which layers, without training?"
   config.search.kinds = ("predicted",)
-  config.search.folds, config.search.probes = 3, 2
+  config.search.folds, config.search.probes = 3, 3
   config.search.epsilon, config.search.baseline = 0.005, "head"
   config.search.head, config.search.epochs = "probe", 4
   config.search.final = False

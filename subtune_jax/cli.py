@@ -16,8 +16,10 @@ from subtune_jax import console, nearest
 COMMANDS = {
   "train": ("main", "run what a config says: trainings, searches, studies"),
   "predict": ("predict", "classify picture files with a trained network"),
+  "label": ("label", "choose the pictures to label next, and take the labels in"),
   "save": ("save_model", "write the model folder of another training of a run"),
   "export": ("export", "turn a model folder into a file for another program"),
+  "serve": ("serve", "answer over HTTP for one or several tasks"),
   "latency": ("multitask.latency", "time many tasks on one backbone against separate networks"),
   "calibrate": ("calibrate", "calibrate stored logits"),
   "models": ("model_listing", "list the backbones, and the blocks of one"),

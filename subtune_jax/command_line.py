@@ -7,11 +7,11 @@ import importlib.util
 import pathlib
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 
-from subtune_jax import console, files, nearest
+from subtune_jax import console, files, nearest, processes
 from subtune_jax.runner import workdir
 
 CONFIGS = pathlib.Path("configs")
@@ -23,25 +23,32 @@ _AGAIN = 1.0  # seconds
 def interruptible(command: str) -> Iterator[None]:
   """Ends the process at Ctrl-C: one line with the command that goes on, and code 130.
 
+  At SIGTERM, what a cluster sends before it takes a machine away, a training goes on to the end of
+  its epoch, and its state is written; the code is 143.
+
   Python drops what is raised inside some callbacks, such as those of JAX at garbage collection; so
   the interrupt is raised again until it arrives.
   """
 
-  def stop(*_: Any) -> NoReturn:
+  def stop(number: int, _: Any) -> None:
+    if number == signal.SIGTERM and processes.ask_to_stop():
+      return
     signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-    raise KeyboardInterrupt
+    raise processes.Stopped if processes.asked_to_stop() else KeyboardInterrupt
 
   show = sys.unraisablehook
   sys.unraisablehook = lambda what: what.exc_type is KeyboardInterrupt or show(what)
-  for number in (signal.SIGINT, signal.SIGALRM):
+  for number in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
     signal.signal(number, stop)
   try:
     yield
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as e:
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends threads that still work
-    sys.stderr.write(f"interrupted; this goes on where it stopped: {command}\n")
-    sys.exit(130)
+    stopped = isinstance(e, processes.Stopped)
+    how = "stopped by SIGTERM" if stopped else "interrupted"
+    sys.stderr.write(f"{how}; this goes on where it stopped: {command}\n")
+    sys.exit(143 if stopped else 130)
 
 
 def _nearest(name: str, known: list[str]) -> str:

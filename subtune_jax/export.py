@@ -2,8 +2,10 @@
 
   python -m subtune_jax.export runs/quickstart/best --format=onnx --out=network.onnx
   python -m subtune_jax.export runs/quickstart/best --format=safetensors --out=for_timm
+  python -m subtune_jax.export emoji=runs/emoji/best runs/serif/best --format=onnx --out=both.onnx
 
-The first argument is a model folder, which every run leaves as WORKDIR/best. What is written is run
+The first arguments are model folders, which every run leaves as WORKDIR/best; several are tasks of
+one backbone (docs/multitask.md) and become one program. What is written is run
 or read back before. Exit code 0, or 2 and one line where the input is wrong or the format cannot
 hold the network.
 """
@@ -13,9 +15,10 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any
 
-from subtune_jax import console
+from subtune_jax import console, multitask
 from subtune_jax.deploy import folder
 from subtune_jax.deploy.exporting import onnx_file, program, saved_model, stablehlo, torch_weights
+from subtune_jax.multitask import exporting
 
 # Format -> its writer, and the options that are for it.
 FORMATS = {
@@ -24,12 +27,14 @@ FORMATS = {
   "saved_model": (saved_model.write, ("input",)),
   "safetensors": (torch_weights.write, ("layout",)),
 }
+_OF_MANY = {"onnx": exporting.write_onnx, "stablehlo": exporting.write_stablehlo}
 _KEYWORDS = {"input": "dtype"}
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = console.Parser("python -m subtune_jax.export", __doc__)
-  parser.add_argument("folder", help="a model folder, such as runs/quickstart/best")
+  parser.add_argument("folders", nargs="+", metavar="folder", help="a model folder, such as "
+                      "runs/quickstart/best; of several tasks FOLDER or NAME=FOLDER")  # fmt: skip
   parser.add_argument("--format", choices=FORMATS, required=True, help="what is written")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="a file NAME.onnx, or for "
                       "the other formats a new folder")  # fmt: skip
@@ -48,8 +53,21 @@ def main(argv: Sequence[str] | None = None) -> None:
   with console.reported():
     write, options = FORMATS[given.format]
     chosen = _chosen(given, options)
-    path = write(folder.load(given.folder), given.out, **chosen)
+    if len(given.folders) == 1:
+      path = write(folder.load(given.folders[0]), given.out, **chosen)
+    else:
+      path = _write_many(given, chosen)
     print(f"{path}: {given.format}, {_size(path) / 1e6:.1f} MB")
+
+
+def _write_many(given: argparse.Namespace, chosen: dict[str, Any]) -> pathlib.Path:
+  if given.format not in _OF_MANY:
+    raise ValueError(
+      f"--format={given.format} holds one network, and {len(given.folders)} folders are given; "
+      f"several go into {' or '.join(_OF_MANY)}"
+    )
+  network = multitask.MultiTask(multitask.named(given.folders))
+  return _OF_MANY[given.format](network, given.out, **chosen)
 
 
 def _chosen(given: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:

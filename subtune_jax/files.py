@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from subtune_jax import strict_json
+from subtune_jax import processes, strict_json
 
 
 @contextlib.contextmanager
@@ -27,7 +27,12 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-  """Writes `data` so that a reader sees the old file or the new one, never a part."""
+  """Writes `data` so that a reader sees the old file or the new one, never a part.
+
+  Of several processes of a run only the first writes.
+  """
+  if not processes.is_first():
+    return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,6 +1,7 @@
 """The command line: `python -m subtune_jax.main --config=configs/quickstart.py`.
 
-Exit code 0 when the run is done, 2 when something in the input is wrong, 130 after Ctrl-C.
+Exit code 0 when the run is done, 1 when another process of it was lost, 2 when something in the
+input is wrong, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from collections.abc import Sequence
@@ -8,13 +9,14 @@ import importlib
 import os
 import shlex
 import sys
+from typing import TextIO
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up text where TensorFlow is used
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import app, flags, logging
 
-from subtune_jax import command_line, console
+from subtune_jax import command_line, console, processes
 
 try:
   from ml_collections import config_flags
@@ -28,6 +30,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/NAME_OF_CONFIG.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what the run would take, and train nothing.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None,
+  "Of a run in several processes: auto (SLURM, TPU pod, Kubernetes, Open MPI), or HOST:PORT of the "
+  "first one.",
+)  # fmt: skip
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Their number, beside HOST:PORT.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The place of this one, from 0.")
+_HEARTBEAT = flags.DEFINE_integer(
+  "heartbeat_seconds", processes.HEARTBEAT_SECONDS, lower_bound=1,
+  help="Seconds that a process may be silent until the others end.",
+)  # fmt: skip
 _SUBTUNE = ["subtune", "train"]
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
 
@@ -42,14 +55,15 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
   try:
+    experiment = importlib.import_module(f"subtune_jax.studies.{config.experiment}.run")
+    stream = _join(config.experiment, getattr(experiment, "SEVERAL_PROCESSES", False))
     host_memory = importlib.import_module("subtune_jax.models.host_memory")
     host_memory.keep_freed()  # before the first computation
-    experiment = importlib.import_module(f"subtune_jax.studies.{config.experiment}.run")
     workdir = _WORKDIR.value or f"runs/{config.name}"
     if not _DRY_RUN.value:
-      experiment.run(config, workdir, command=_command())
+      experiment.run(config, workdir, command=_command(), stream=stream)
     elif hasattr(experiment, "dry_run"):
-      experiment.dry_run(config, workdir)
+      experiment.dry_run(config, workdir, stream=stream)
     else:
       console.fail(f"--dry_run is of the studies compare and search, not of {config.experiment}")
   except (ValueError, OSError) as e:
@@ -57,12 +71,34 @@ def main(argv: list[str]) -> None:
       raise
     console.fail(f"{e}\n(--traceback shows where)")
   except (MemoryError, RuntimeError) as e:
+    if processes.lost(e):
+      console.end_now(processes.lost(e))
     if _TRACEBACK.value or not console.out_of_memory(e):
       raise
     console.fail(
       f"out of memory: {' '.join(str(e).split())}\nlower batch_size or data.image_size "
       "(--traceback shows where)"
     )
+
+
+def _join(study: str, several: bool) -> TextIO | None:
+  """Joins the other processes if there are any; where this one's words go, None as usual."""
+  given = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+  if _COORDINATOR.value is None:
+    for flag in given[1:]:
+      if flag.value is not None:
+        raise ValueError(f"--{flag.name} is {flag.value}; give --coordinator=HOST:PORT as well")
+    return None
+  if not several:
+    raise ValueError(
+      f"the study {study} runs in one process (each of its trainings is on one device); leave out "
+      "--coordinator. Comparisons run in several."
+    )
+  processes.start(*(flag.value for flag in given), heartbeat_seconds=_HEARTBEAT.value)
+  if processes.is_first():
+    return None
+  logging.set_verbosity(logging.ERROR)
+  return open(os.devnull, "w")
 
 
 def _command() -> str:

@@ -91,6 +91,7 @@ def check_results(done: subprocess.CompletedProcess, folder: pathlib.Path, parts
   ]
 
 
+@pytest.mark.slow
 def test_parts_run_with_few_packages(tmp_path):
   done = bare("--parts=trace,search", f"--out={tmp_path}")
   check_results(done, tmp_path, ["search", "trace"])

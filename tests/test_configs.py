@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import command, config_files, documented
+from tests import command, config_files, documented, marks
 
 NOTO, FLUENT = "emoji_domains/noto", "emoji_domains/fluent"
 
@@ -35,6 +35,10 @@ OVERRIDES = {
   "corruption": SEARCH | {
     "backbone.keep_head": False, "data.ood": (), "corrupted": "emoji_domains/noto+{}",
     "shifts": ("contrast/5", "flip_labels"),
+  },
+  "active_learning": COMPARE | {
+    "save_model": False, "data.ood": (), "data.num_train": 0, "totals": (40, 60), "seeds": (0,),
+    "methods": ("subtuning",), "rules": ("random", "margin"),
   },
   "dataset_size": SEARCH | {"sizes": (60, 90), "data.num_train": 0},
   "fashion_mnist": COMPARE | {"data.interpolation": "bicubic"},
@@ -134,7 +138,7 @@ def test_a_documented_command_runs(documented_command, tmp_path):
   check_report(done, tmp_path / "run")
 
 
-@pytest.mark.parametrize("documented_command", variations(downloaded=True))
+@pytest.mark.parametrize("documented_command", marks.first(2, variations(downloaded=True)))
 def test_a_documented_command_asks_for_its_data(documented_command, tmp_path):
   config, argument, fields = documented_command[1:]
   if config != "configs/vtab.py":

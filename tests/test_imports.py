@@ -13,13 +13,17 @@ import subtune_jax
 PACKAGE = pathlib.Path(subtune_jax.__file__).parent
 # A room may import rooms of lower rank, and itself.
 RANK = {
-  "statistics": -1, "nearest": -1, "masks": 0, "adapters": 0.5, "strict_json": 0, "console": 0,
+  "statistics": -1, "nearest": -1, "acquisition": -1, "processes": -1,
+  "masks": 0, "adapters": 0.5, "strict_json": 0, "console": 0,
   "files": 1, "data": 0, "calibration": 0, "models": 1,
-  "calibrate": 1,
-  "report": 2, "methods": 2, "weights": 2, "peft_files": 3, "training": 3, "model_listing": 3,
+  "calibrate": 1, "workers": 0,
+  "report": 2, "methods": 2, "pruning": 2, "weights": 2,
+  "peft_files": 3, "training": 3, "model_listing": 3,
   "search": 4, "robustness": 4, "deploy": 4, "multitask": 5, "runner": 5, "studies": 6,
   "command_line": 7,
-  "main": 8, "data_listing": 8, "predict": 8, "export": 8, "save_model": 8, "cli": 9,
+  "main": 8, "data_listing": 8, "predict": 8, "label": 8, "export": 8, "save_model": 8,
+  "serving": 6,
+  "serve": 8, "cli": 9,
 }  # fmt: skip
 LONELY = ("statistics", "nearest", "masks", "adapters", "data", "calibration")
 # Of others they import none but "statistics" and "nearest", or these:

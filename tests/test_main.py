@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import save_model
-from tests import command
+from tests import command, marks
 
 ROOT = command.ROOT
 CONFIG = "--config=configs/quickstart.py:train=emoji_domains/noto"
@@ -32,7 +32,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
-  [
+  marks.first(6, [
     ([], "give a config, e.g. --config=configs/quickstart.py"),
     (["--config=configs/quickstat.py"], "quickstat.py; the nearest is configs/quickstart.py"),
     ([CONFIG, "--config.subtuning.epoch=1"], "'subtuning.epoch'; the nearest is subtuning.epochs"),
@@ -49,7 +49,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
     ([CONFIG, "--config.data.label_map=('a=b',)"], "'a=b', but no set that is matched"),
     ([CONFIG, "--nope"], "Unknown command line flag 'nope'"),
     ([CONFIG, "extra"], "unexpected argument 'extra'"),
-  ],
+  ], several=True),
 )  # fmt: skip
 def test_bad_input_is_one_message_and_code_2(tmp_path, arguments, message):
   code, out, error = run(*arguments, f"--workdir={tmp_path / 'run'}")
@@ -138,6 +138,7 @@ def test_the_model_folder_answers_as_the_run_did(whole, tmp_path):
   )  # bit for bit
 
 
+@pytest.mark.slow
 def test_another_model_folder_of_a_run(whole, tmp_path):
   workdir, _ = whole
   out, name = tmp_path / "model", "emoji_domains/noto"
@@ -162,6 +163,7 @@ def test_a_model_folder_that_cannot_be(whole, tmp_path, capsys, arguments, said)
   assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_second_start_repeats_nothing_and_another_config_is_refused(whole):
   workdir, _ = whole
   before = (workdir / "ledger.jsonl").read_text(), results(workdir)

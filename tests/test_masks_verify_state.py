@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from subtune_jax import masks
+from tests import marks
 from tests import train_steps as steps
 
 TRAINED = masks.partition(steps.PARAMS, steps.LABELS)[0]
@@ -124,7 +125,7 @@ def copied_backwards(params):
 
 
 @pytest.mark.parametrize("layout", [as_list, padded, copied_backwards])
-@pytest.mark.parametrize("decay", [0.999, 0.0])
+@pytest.mark.parametrize("decay", marks.first(1, [0.999, 0.0]))
 def test_an_average_of_everything(layout, decay):
   def update(average, params, value, batch):
     return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, layout(params))
@@ -265,7 +266,7 @@ def own(optimiser):
   ],
   ids=["momentum", "adafactor", "schedule", "hyperparameters", "sm3", "accumulation", "finite"],
 )
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", marks.first(1, [False, True]))
 def test_optimisers_of_the_trained_leaves_pass(make, whole):
   """Also of the whole tree, where the transform drops what is frozen."""
   tx = make()

@@ -4,9 +4,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_reference_is_built_without_a_warning(tmp_path):
   done = subprocess.run(
     [sys.executable, "-m", "pdoc", "--docformat", "google", "--output-dir", str(tmp_path),

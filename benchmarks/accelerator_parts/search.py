@@ -118,7 +118,7 @@ def _search(scale: programs_lib.Scale, log: measuring.Log, network: str) -> None
           return
         units = tuple(sorted((name, *chosen), key=names.index))
         begin = time.perf_counter()
-        jax.block_until_ready(made.prefixes[0].at(units[0]))
+        jax.block_until_ready(made.prefix.at(units[0]))
         filling += time.perf_counter() - begin
         for fold in (1, 0):
           made.cells([units], fold)

@@ -79,6 +79,14 @@ class Dataset:
       ids=self.ids[indices],
     )
 
+  def in_memory(self) -> "Dataset":
+    """Returns the same set, with the same fingerprint, that reads no file any more."""
+    is_lazy = isinstance(self.images, lazy.LazyImages)
+    images = self.images.decoded() if is_lazy else np.asarray(self.images)
+    made = dataclasses.replace(self, images=images)
+    made.__dict__["_fingerprint"] = self._fingerprint
+    return made
+
   def fingerprint(self) -> str:
     """Returns the SHA-256 (hex) of the content: images, labels, groups, ids, class names, in order.
 

@@ -9,6 +9,7 @@ decoding and then resizing.
 from collections.abc import Callable
 from concurrent import futures
 import functools
+import io
 import math
 import os
 import stat
@@ -71,6 +72,16 @@ def square(path: str | os.PathLike, image_size: int, interpolation: str = "bicub
   return _read(path, lambda image: _resized(image, image_size, interpolation))
 
 
+def square_of(data: bytes, image_size: int, interpolation: str = "bicubic") -> np.ndarray:
+  """What `square` makes of a file with these bytes.
+
+  Raises:
+    BrokenImageError: they are no image that can be read.
+  """
+  use = functools.partial(_resized, image_size=image_size, interpolation=interpolation)
+  return _read(data, use)
+
+
 def resized(image: Image.Image, image_size: int, interpolation: str = "bicubic") -> np.ndarray:
   """What `square` makes of a file, of an image that Pillow has opened.
 
@@ -113,12 +124,23 @@ def _large_images() -> futures.ThreadPoolExecutor:
   return futures.ThreadPoolExecutor(1, thread_name_prefix="large_images")
 
 
-def _read(path: str | os.PathLike, use: Callable, most: float = _MANY_PIXELS) -> np.ndarray | None:
-  """Returns `use` of the RGB image in the file; images of more pixels than `most` take turns."""
+def _opened(source: str | os.PathLike | bytes) -> BinaryIO:
+  if isinstance(source, bytes):
+    return io.BytesIO(source)
+  if not stat.S_ISREG(os.stat(source).st_mode):
+    raise ValueError("not a regular file")
+  return open(source, "rb")
+
+
+def _read(
+  source: str | os.PathLike | bytes, use: Callable, most: float = _MANY_PIXELS
+) -> np.ndarray | None:
+  """Returns `use` of the RGB image of a file, or of its bytes.
+
+  Images of more pixels than `most` take turns.
+  """
   try:
-    if not stat.S_ISREG(os.stat(path).st_mode):
-      raise ValueError("not a regular file")
-    with open(path, "rb") as file:
+    with _opened(source) as file:
       _check_webp_header(file)
       with Image.open(file, formats=_FORMATS) as image:
         _check_pixels(*image.size)
@@ -127,8 +149,9 @@ def _read(path: str | os.PathLike, use: Callable, most: float = _MANY_PIXELS) ->
   # A damaged file can raise anything from a decoder: struct.error, SyntaxError, MemoryError, ...
   except Exception as error:
     reason = ValueError(_reason(error))
-    raise errors.BrokenImageError(f"{os.fspath(path)}: {reason}") from reason
-  return _large_images().submit(_read, path, use, math.inf).result()
+    name = "the picture" if isinstance(source, bytes) else os.fspath(source)
+    raise errors.BrokenImageError(f"{name}: {reason}") from reason
+  return _large_images().submit(_read, source, use, math.inf).result()
 
 
 def _reason(error: Exception) -> str:

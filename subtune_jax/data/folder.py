@@ -153,20 +153,26 @@ def _report_broken(where: str, broken: dict[str, str], n: int, on_broken: str) -
   logging.warning("Left out %d broken of %d images. %s", len(broken), n, error)
 
 
+def splits_of(listing: layout.Listing) -> list[str]:
+  """Returns the split of each file: as the folder gives it, else by hash of the path."""
+  if listing.splits:
+    return listing.splits
+  label_of = {label: number for number, label in enumerate(listing.class_names)}
+  labels = np.array([label_of[label] for label in listing.labels], np.int64)
+  groups = np.array(listing.groups or listing.files)
+  parts = splits.share_indices(labels, groups, list(SHARES.values()), seed=0)
+  found = [""] * len(labels)
+  for name, part in zip(SHARES, parts, strict=True):
+    for row in part:
+      found[row] = name
+  return found
+
+
 def _rows(where: str, listing: layout.Listing, split: str) -> list[int]:
   """Returns the positions in the listing of a split's images, train before validation."""
   if split == WHOLE:
     return list(range(len(listing.files)))
-  split_of = listing.splits
-  if not split_of:
-    label_of = {label: number for number, label in enumerate(listing.class_names)}
-    labels = np.array([label_of[label] for label in listing.labels], np.int64)
-    groups = np.array(listing.groups or listing.files)
-    parts = splits.share_indices(labels, groups, list(SHARES.values()), seed=0)
-    split_of = [""] * len(labels)
-    for name, part in zip(SHARES, parts, strict=True):
-      for row in part:
-        split_of[row] = name
+  split_of = splits_of(listing)
   wanted = ("train", "validation") if split == "trainval" else (split,)
   absent = [name for name in wanted if name not in split_of]
   if absent:

@@ -6,6 +6,7 @@ from concurrent import futures
 import functools
 import hashlib
 import json
+import operator
 import os
 import time
 from typing import Any
@@ -92,6 +93,12 @@ class LazyImages:
     """Returns the images at `indices`, still unread."""
     sources = [self._sources[row] for row in self._rows(indices)]
     return LazyImages(sources, self._read, self.shape[1], self._stamp)
+
+  def decoded(self) -> "LazyImages":
+    """Returns the same images with the same fingerprint, decoded now and held in memory."""
+    stamps = [self._stamp(source) for source in self._sources]
+    read = functools.partial(operator.getitem, self[:])
+    return LazyImages(range(len(self)), read, self.shape[1], stamps.__getitem__)
 
   def fingerprint(self) -> str:
     """Returns the SHA-256 (hex) of the shape and the sources' stamps, taken once; no pixels."""

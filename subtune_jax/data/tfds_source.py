@@ -80,7 +80,7 @@ def import_tfds() -> Any:
   except ImportError as error:
     raise ImportError(
       f"{error}. Data sets other than the bundled ones and image folders are read with TensorFlow "
-      "Datasets: pip install tensorflow-cpu tensorflow-datasets importlib_resources"
+      "Datasets: pip install 'subtune-jax[tfds]'"
     ) from error
   tf.config.set_visible_devices([], "GPU")
   tf.get_logger().setLevel("ERROR")

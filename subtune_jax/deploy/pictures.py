@@ -80,7 +80,7 @@ def answers(
   Raises:
     ValueError: see `Classifier.calibrated`.
   """
-  with lazy.prefetch(_decoded(classifier, files)) as batches:
+  with lazy.prefetch(decoded(classifier, files)) as batches:
     for batch, read in batches:
       images = [image for image in read if not isinstance(image, str)]
       rows = iter(())
@@ -90,9 +90,10 @@ def answers(
         yield Answer(file, None, image) if isinstance(image, str) else Answer(file, next(rows))
 
 
-def _decoded(
+def decoded(
   classifier: classifier_lib.Classifier, files: Sequence[str]
 ) -> Iterator[tuple[Sequence[str], list[np.ndarray | str]]]:
+  """A batch of files at a time, and for each its image or why there is none."""
   for begin in range(0, len(files), classifier.batch_size):
     batch = files[begin : begin + classifier.batch_size]
     yield batch, list(lazy.workers().map(lambda file: _read(classifier, file), batch))

@@ -200,6 +200,8 @@ class Stage:
       updated) or "running" (running statistics, unchanged). Frozen blocks always run on "running".
     penalty: added to the loss, see `Penalty`.
     average: running average of the trained leaves, see `Average`.
+    reinit: blocks that get fresh weights and running statistics, by the seed, before the first
+      stage of the method; no stage but the first has to name them.
   """
 
   name: str
@@ -208,8 +210,11 @@ class Stage:
   norm_mode: Literal["batch", "running"] = "batch"
   penalty: Penalty | None = None
   average: Average | None = None
+  reinit: tuple[str, ...] = dataclasses.field(default=(), metadata=_LATER)
 
   def __post_init__(self):
+    if isinstance(self.reinit, str):
+      raise ValueError(f"reinit is {self.reinit!r}; give block names, such as ({self.reinit!r},)")
     if self.norm_mode not in ("batch", "running"):
       raise ValueError(f"norm_mode is {self.norm_mode!r}; allowed: 'batch', 'running'")
     if isinstance(self.solver, Gradient) and set(self.solver.learning_rates) != set(self.rules):

@@ -13,7 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from subtune_jax.models import backbone, layers
+from subtune_jax.models import backbone, channels, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,10 @@ def lite_blocks(width: float, depth: float, stem_features: int = 32) -> tuple[Bl
     stem_features: channels that the first block reads.
   """
   blocks, features = [], stem_features
-  for stage, (count, kernel, stride, expand, channels) in enumerate(_STAGES):
+  for stage, (count, kernel, stride, expand, outputs) in enumerate(_STAGES):
     fixed = stage in (0, len(_STAGES) - 1)
     for i in range(count if fixed else math.ceil(depth * count)):
-      features_out = _rounded(width * channels)
+      features_out = _rounded(width * outputs)
       blocks.append(BlockSpec(kernel, 1 if i else stride, expand, features, features_out))
       features = features_out
   return tuple(blocks)
@@ -77,19 +77,21 @@ class Stem(nn.Module):
 class MBConv(nn.Module):
   """Inverted residual: 1x1 expansion, depthwise convolution, linear 1x1 projection, shortcut."""
 
-  spec: BlockSpec
+  spec: BlockSpec  # of the unpruned network, which says whether there is a shortcut
   layer: Callable[..., layers.ConvBN]
+  widths: channels.Widths = ()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     s = self.spec
+    out = functools.partial(channels.width, self.widths)
     wide = s.features_in * s.expand
     y = x
     if s.expand != 1:
-      y = self.layer("pointwise", wide, act="relu6", name="expand")(y)
+      y = self.layer("pointwise", out("expand", wide), act="relu6", name="expand")(y)
     depthwise = {"kernel": s.kernel, "stride": s.stride, "act": "relu6", "name": "depthwise"}
-    y = self.layer("depthwise", wide, **depthwise)(y)
-    y = self.layer("pointwise", s.features_out, name="project")(y)
+    y = self.layer("depthwise", out("depthwise", wide), **depthwise)(y)
+    y = self.layer("pointwise", out("project", s.features_out), name="project")(y)
     return y + x if s.stride == 1 and s.features_in == s.features_out else y
 
 
@@ -112,11 +114,13 @@ class EfficientNet(backbone.Backbone, kw_only=True):
     blocks: the inverted-residual blocks, input to output.
     stem_features: channels after the stem.
     features: channels of the pooled features that the head reads.
+    widths: channels of layers that were pruned (`subtune_jax.pruning`).
   """
 
   blocks: tuple[BlockSpec, ...]
   stem_features: int = 32
   features: int = 1280
+  widths: channels.Widths = ()
 
   @property
   def block_names(self) -> tuple[str, ...]:
@@ -132,7 +136,8 @@ class EfficientNet(backbone.Backbone, kw_only=True):
       dtype=self.dtype,
     )
     if block == "stem":
-      return Stem(self.stem_features, layer, name=name)
+      return Stem(channels.width(self.widths, "stem/conv", self.stem_features), layer, name=name)
     if block == "top":
-      return Top(self.features, layer, name=name)
-    return MBConv(self.blocks[int(block.removeprefix("block"))], layer, name=name)
+      return Top(channels.width(self.widths, "top/conv", self.features), layer, name=name)
+    spec = self.blocks[int(block.removeprefix("block"))]
+    return MBConv(spec, layer, channels.of_block(self.widths, block), name=name)

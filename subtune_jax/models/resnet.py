@@ -15,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from subtune_jax.data import choices
-from subtune_jax.models import backbone, batch_norm, inference, layers
+from subtune_jax.models import backbone, batch_norm, channels, inference, layers
 
 EXPANSION = 4  # channels out of a bottleneck for each inside
 STEMS = ("cifar", "imagenet")
@@ -144,6 +144,8 @@ class Unit(nn.Module):
     bottleneck: three convolutions rather than two.
     pool: the mean over the map follows.
     layer: `conv_bn` of the model.
+    project: whether the shortcut is a projection; None: where the shape changes.
+    widths: channels of layers that were pruned.
   """
 
   inner: int
@@ -151,20 +153,26 @@ class Unit(nn.Module):
   bottleneck: bool
   pool: bool
   layer: Callable[..., layers.ConvBN]
+  project: bool | None = None
+  widths: channels.Widths = ()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     three = {"kernel": 3, "stride": self.stride, "act": "relu"}
+    out = functools.partial(channels.width, self.widths)
     if self.bottleneck:
-      features = EXPANSION * self.inner
-      y = self.layer("pointwise", self.inner, act="relu", name="conv1")(x)
-      y = self.layer("full", self.inner, **three, name="conv2")(y)
+      features = out("conv3", EXPANSION * self.inner)
+      y = self.layer("pointwise", out("conv1", self.inner), act="relu", name="conv1")(x)
+      y = self.layer("full", out("conv2", self.inner), **three, name="conv2")(y)
       y = self.layer("pointwise", features, name="conv3")(y)
     else:
-      features = self.inner
-      y = self.layer("full", features, **three, name="conv1")(x)
+      features = out("conv2", self.inner)
+      y = self.layer("full", out("conv1", self.inner), **three, name="conv1")(x)
       y = self.layer("full", features, kernel=3, name="conv2")(y)
-    if self.stride > 1 or x.shape[-1] != features:
+    project = self.project
+    if project is None:
+      project = self.stride > 1 or x.shape[-1] != features
+    if project:
       x = self.layer("pointwise", features, name="downsample")(strided(x, self.stride))
     y = batch_norm.activate(y + x, "relu")
     return mean_over_map(y) if self.pool else y
@@ -183,12 +191,14 @@ class ResNet(backbone.Backbone, kw_only=True):
     bottleneck: units of three convolutions (ResNet-50 and deeper) rather than two.
     stem: "imagenet" or "cifar"; see `Stem`.
     width: channels of the stem and of the first stage, inside a bottleneck.
+    widths: channels of layers that were pruned (`subtune_jax.pruning`).
   """
 
   stage_sizes: tuple[int, ...]
   bottleneck: bool
   stem: str = "imagenet"
   width: int = 64
+  widths: channels.Widths = ()
 
   def __post_init__(self):
     choices.check("stem", self.stem, STEMS)
@@ -204,7 +214,16 @@ class ResNet(backbone.Backbone, kw_only=True):
     """See `Backbone.make_block`."""
     layer = conv_bn(self, use_batch_statistics)
     if block == "stem":
-      return Stem(self.stem, self.width, layer, name=name)
+      features = channels.width(self.widths, "stem/conv1", self.width)
+      return Stem(self.stem, features, layer, name=name)
     fields = unit_fields(block, self.width)
+    fields["widths"] = channels.of_block(self.widths, block)
+    if self.widths:  # by what the unpruned network has
+      fields["project"] = self.projects(block)
     pool = block == self.block_names[-1]
     return Unit(**fields, bottleneck=self.bottleneck, pool=pool, layer=layer, name=name)
+
+  @nn.nowrap
+  def projects(self, block: str) -> bool:
+    """Whether the shortcut of a unit is a projection."""
+    return block.endswith("/unit1") and (self.bottleneck or not block.startswith("block1/"))

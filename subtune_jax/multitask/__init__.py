@@ -2,6 +2,8 @@
 
 from subtune_jax.multitask.execution import FORMS, Answers
 from subtune_jax.multitask.network import MultiTask
-from subtune_jax.multitask.tasks import Backbone, Task, TaskError, of_training
+from subtune_jax.multitask.tasks import Backbone, Task, TaskError, named, of_training
 
-__all__ = ["FORMS", "Answers", "Backbone", "MultiTask", "Task", "TaskError", "of_training"]
+__all__ = [
+  "FORMS", "Answers", "Backbone", "MultiTask", "Task", "TaskError", "named", "of_training",
+]  # fmt: skip

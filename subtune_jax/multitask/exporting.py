@@ -1,16 +1,17 @@
-"""A whole multi-task network as StableHLO: one program from images to the answers of every task."""
+"""A whole multi-task network as StableHLO or ONNX: one program from images to all answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import os
 import pathlib
 from typing import Any
 
 import jax
 from jax import export
+import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax.data import choices
-from subtune_jax.deploy.exporting import program, stablehlo
+from subtune_jax.deploy.exporting import onnx_file, program, stablehlo
 from subtune_jax.models import inference
 from subtune_jax.multitask import execution
 from subtune_jax.multitask import network as network_lib
@@ -82,7 +83,7 @@ def write_stablehlo(
   size, made = network.image_size, function(network, stablehlo.target_of(platforms))
   data = stablehlo.serialized(made, size, dtype, platforms)
   if stablehlo.runs_here(platforms):
-    _check(network, data, dtype)
+    _check(network, jax.jit(export.deserialize(bytearray(data)).call), dtype)
   facts = {name: program.facts(task.network) for name, task in network.tasks.items()}
   with program.new_folder(path) as folder:
     (folder / stablehlo.PROGRAM).write_bytes(data)
@@ -94,9 +95,50 @@ def write_stablehlo(
   return pathlib.Path(path)
 
 
-def _check(network: network_lib.MultiTask, data: bytes, dtype: str) -> None:
+def write_onnx(
+  network: network_lib.MultiTask, path: str | os.PathLike, *, dtype: str = "uint8"
+) -> pathlib.Path:
+  """Writes one ONNX file with outputs TASK/logits and TASK/probabilities, after a run.
+
+  Args:
+    network: the tasks.
+    path: of a file whose name ends in .onnx; one that is there is replaced.
+    dtype: of the images, one of `program.DTYPES`.
+
+  Raises:
+    ExportError: another name, or the network cannot be exported.
+    ImportError: jax2onnx is not installed.
+  """
+  choices.check("input", dtype, program.DTYPES)
+  path = onnx_file.check_name(path)
+  made = function(network, "onnx")
+  outputs = [f"{name}/{output}" for name in network.tasks for output in program.OUTPUTS]
+
+  def run(images):
+    found = made(images.astype(jnp.float32))
+    return tuple(found[name][output] for name in network.tasks for output in program.OUTPUTS)
+
+  def check(run):
+    _check(network, lambda images: _by_task(run(images)), dtype)
+
+  proto = onnx_file.converted(run, network.image_size, dtype, outputs)
+  facts = {name: program.facts(task.network) for name, task in network.tasks.items()}
+  onnx_file.write_checked(path, proto, {"tasks": facts}, outputs, check)
+  return path
+
+
+def _by_task(found: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+  answers: dict[str, dict[str, np.ndarray]] = {}
+  for name, value in found.items():
+    task, _, output = name.rpartition("/")
+    answers.setdefault(task, {})[output] = value
+  return answers
+
+
+def _check(
+  network: network_lib.MultiTask, run: Callable[[Any], Mapping[str, Any]], dtype: str
+) -> None:
   """Runs the program at two batch sizes against the network."""
-  run: Any = jax.jit(export.deserialize(bytearray(data)).call)
   size, rng = network.image_size, np.random.default_rng(0)
   for n in (1, 3):
     images = rng.integers(0, 256, (n, size, size, 3), np.uint8)

@@ -29,6 +29,27 @@ class TaskError(ValueError):
   """Tasks that do not belong to one backbone, or a folder that holds no task."""
 
 
+def named(texts: Sequence[str]) -> dict[str, str]:
+  """Task -> model folder, of "NAME=FOLDER" or "FOLDER".
+
+  A folder called best, as runs leave it, goes by the name of its run: "emoji" for runs/emoji/best.
+
+  Raises:
+    ValueError: an empty name, or one that is given twice.
+  """
+  found: dict[str, str] = {}
+  for text in texts:
+    name, equals, folder_ = text.partition("=")
+    if not equals:
+      path, folder_ = pathlib.Path(text).absolute(), text
+      name = path.parent.name if path.name == "best" else path.name
+    if not name or "/" in name or name in found:
+      why = "is there twice" if name in found else "is no name of a task"
+      raise ValueError(f"{name!r} (of {text!r}) {why}; give NAME=FOLDER, with a name for each")
+    found[name] = folder_
+  return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Backbone:
   """The pretrained network that tasks were trained from; needed to read task exports.

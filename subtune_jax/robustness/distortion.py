@@ -142,9 +142,9 @@ def unit_outputs(
   """
   batch_size = -(-batch_size // mesh.size) * mesh.size
   program = _program(model, preprocessing)
-  variables = jax.device_put(variables, mesh_lib.replicated(mesh))
+  variables = mesh_lib.place(variables, mesh_lib.replicated(mesh))
   parts = []
-  for batch, real in evaluate.batches(images, batch_size):
-    out = program(variables, jax.device_put(batch, mesh_lib.split(mesh)))
+  for batch, real in evaluate.batches(images, batch_size, mesh=mesh):
+    out = program(variables, batch)
     parts.append({unit: np.asarray(x)[:real] for unit, x in out.items()})
   return {unit: np.concatenate([part[unit] for part in parts]) for unit in parts[0]}

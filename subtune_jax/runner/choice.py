@@ -1,5 +1,6 @@
 """A method of a run: a training per learning rate, the choice on validation, the other seeds."""
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -10,43 +11,52 @@ from subtune_jax.statistics import criteria
 
 Row = dict[str, Any]
 _ACCURACY = criteria.CRITERIA[criteria.ACCURACY]
+# Yields trainings that do not wait for each other, is sent their rows, and returns its own.
+Plan = Generator[list[trainings.Asked], list[Row], Row]
 
 
-def train_method(run: trainings.Run, name: str, rates: tuple[float, ...]) -> Row:
+def train_method(run: trainings.Run, name: str, rates: tuple[float, ...]) -> Plan:
   """Grid, choice on validation, the seeds that are left at the choice."""
   seeds = tuple(run.config.seeds)
   method = trainings.stages_of(run, name, rates[0])
   tried = seeds_tried(run.config, method)
-  trained = {
-    rate: [trainings.train_once(run, name, rate, seed) for seed in tried] for rate in rates
-  }
+  tried_rows = yield [trainings.Asked(name, rate, seed) for rate in rates for seed in tried]
+  count = len(tried)
+  trained = {rate: tried_rows[i * count : (i + 1) * count] for i, rate in enumerate(rates)}
   criterion = criteria.of(run.config)
   grid = [grid_row(rows, criterion) for rows in trained.values()]
   ranked = best_first(grid, criterion)
   if not ranked:
     raise ValueError(f"{name}: every learning rate of {rates} diverged; lower them")
   rate = ranked[0]
-  rows = [
-    trainings.retrain(run, row, row["seed"]) if run.trainval else row for row in trained[rate]
-  ]
+  rows = trained[rate]
+  if run.trainval:
+    rows = yield from _retrain(run, [(row, row["seed"]) for row in rows])
   if is_deterministic(method):
     chosen = [rows[0] | {"seed": seed} for seed in seeds]
   else:
-    for seed in seeds[len(tried) :]:
-      again = (
-        trainings.retrain(run, rows[0], seed)
-        if run.trainval
-        else trainings.train_once(run, name, rate, seed)
-      )
-      rows.append(again)
+    left = seeds[len(tried) :]
+    if run.trainval:
+      rows += yield from _retrain(run, [(rows[0], seed) for seed in left])
+    else:
+      rows += yield [trainings.Asked(name, rate, seed) for seed in left]
     chosen = rows
     bad = [row["seed"] for row in chosen if row["validation_accuracy"] is None]
     if bad:
       raise ValueError(f"{name}: learning rate {rate} diverged with seed {bad[0]}; lower the rates")
-  tried_rows = [row for rows in trained.values() for row in rows]
   return {
     "name": name, "grid": grid, "chosen": chosen, "tried": tried_rows, "learning_rate": rate,
   }  # fmt: skip
+
+
+def _retrain(
+  run: trainings.Run, wanted: list[tuple[Row, int]]
+) -> Generator[list[trainings.Asked], list[Row], list[Row]]:
+  """Chosen settings, each with a seed, on all labelled images; their scores stay with them."""
+  again = yield [trainings.on_all_labels(best, seed) for best, seed in wanted]
+  return [
+    trainings.with_scores(run, row, best) for row, (best, _) in zip(again, wanted, strict=True)
+  ]
 
 
 def grid_row(rows: list[Row], criterion: criteria.Criterion = _ACCURACY) -> Row:

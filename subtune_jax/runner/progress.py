@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar with rate and time left, or plain lines."""
 
+import io
 import time
 from typing import Any, TextIO
 
@@ -38,6 +39,24 @@ class Shown:
       self.bar.close()
 
 
+class Prefixed(io.TextIOBase):
+  """A stream for one of several runs at a time: every line says whose it is.
+
+  Args:
+    prefix: of each line.
+    stream: where lines go.
+  """
+
+  def __init__(self, prefix: str, stream: TextIO):
+    self._prefix, self._stream = prefix, stream
+
+  def write(self, text: str) -> int:
+    """Writes whole lines."""
+    self._stream.write("".join(f"{self._prefix}{line}\n" for line in text.splitlines()))
+    self._stream.flush()
+    return len(text)
+
+
 class Progress(Shown):
   """What is done of all trainings of a run, and the time that is left.
 
@@ -61,10 +80,14 @@ class Progress(Shown):
     if self.bar is not None:
       self.bar.total = seconds
 
-  def epoch(self, what: str, row: dict[str, Any], cost: float = 1.0) -> None:
-    """One epoch is done, which was to take `cost`."""
+  def begin(self) -> None:
+    """The first training begins; the pace counts from here."""
     if self._begin is None:
       self._begin = time.monotonic()
+
+  def epoch(self, what: str, row: dict[str, Any], cost: float = 1.0) -> None:
+    """One epoch is done, which was to take `cost`."""
+    self.begin()
     self._done += cost
     if self.bar is not None:
       shown = [self.left(), f"epoch {row['epoch']}"]

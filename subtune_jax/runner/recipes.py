@@ -9,6 +9,7 @@ import ml_collections
 from subtune_jax import methods
 from subtune_jax.data import choices
 from subtune_jax.report import words
+from subtune_jax.runner import executors
 from subtune_jax.statistics import criteria
 
 LARGEST_IMAGE = 4096  # pixels in height and width
@@ -30,6 +31,7 @@ def section(declaration: methods.Declaration) -> ml_collections.ConfigDict:
     config.learning_rates = declaration.gradient["learning_rates"]
     config.head_factor = 1.0  # the head's rate as a multiple of the backbone's
     config.norm_mode = declaration.gradient["norm_mode"]  # BatchNorm of tuned blocks: see Stage
+    config.reinit = ()  # blocks that start from fresh weights and statistics: see Stage
   for name, option in declaration.options.items():
     config[name] = option.default  # what it means: `methods.DECLARED[...].options`
   return config
@@ -66,6 +68,7 @@ def check_seeds(field: str, values: Sequence[int]) -> None:
 
 def check_run(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for fields of every run with trainings of its own that make no sense."""
+  executors.check(config)
   check_image_size(config)
   criteria.of(config)
   check_seeds("seeds", config.seeds)
@@ -109,6 +112,7 @@ def stage_options(
     "head_learning_rate": learning_rate * own.head_factor,
     "epochs": own.epochs,
     "norm_mode": own.norm_mode,
+    "reinit": tuple(own.get("reinit", ())),
     "optimizer": optimizer.name,
     "momentum": optimizer.momentum,
     "nesterov": optimizer.nesterov,

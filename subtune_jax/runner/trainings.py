@@ -1,6 +1,6 @@
 """One training of a run: from the ledger, from its checkpoint, or from the pretrained weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from subtune_jax import data, files, methods, weights
+from subtune_jax import data, files, methods, processes, weights
 from subtune_jax.models import heads
 from subtune_jax.report import explosion, words
 from subtune_jax.runner import examples, network, recipes, writers
@@ -76,20 +76,36 @@ class Run:
     return f"resuming: {text}"
 
 
-def train_once(
-  run: Run, name: str, rate: float, seed: int, strengths: list[float | None] | None = None
-) -> Row:
-  """One training: from the ledger, from its checkpoint, or from the pretrained weights.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A training that a plan asks for.
 
-  With the strengths of its probes given it is trained on `run.trainval`.
+  Attributes:
+    name: of the method.
+    rate: its learning rate.
+    seed: of the head, the order and the views.
+    strengths: of its probes, one for each stage; with them it is trained on `Run.trainval`.
   """
-  method = stages_of(run, name, rate)
-  sets = (run.train, run.validation)
-  what = f"{name} lr={rate:g} seed={seed}" if rate else name
-  if strengths:
-    method, sets = _fixed(method, strengths), (run.trainval, None)
-    what += " on all labels"
-  return _train_method_on(run, name, rate, seed, method, sets, what)
+
+  name: str
+  rate: float
+  seed: int
+  strengths: tuple[float | None, ...] | None = None
+
+
+def described(run: Run, asked: Asked) -> tuple[methods.Method, tuple[Any, Any], str]:
+  """Stages, (training set, validation set) and a few words."""
+  method = stages_of(run, asked.name, asked.rate)
+  what = f"{asked.name} lr={asked.rate:g} seed={asked.seed}" if asked.rate else asked.name
+  if not asked.strengths:
+    return method, (run.train, run.validation), what
+  return _fixed(method, asked.strengths), (run.trainval, None), f"{what} on all labels"
+
+
+def train_once(run: Run, asked: Asked) -> Row:
+  """One training: from the ledger, from its checkpoint, or from the pretrained weights."""
+  method, sets, what = described(run, asked)
+  return _train_method_on(run, asked.name, asked.rate, asked.seed, method, sets, what)
 
 
 def train_with_probe_steps(run: Run, result: Row, steps: int) -> Row:
@@ -107,10 +123,14 @@ def train_with_probe_steps(run: Run, result: Row, steps: int) -> Row:
   )  # fmt: skip
 
 
-def retrain(run: Run, best: Row, seed: int) -> Row:
-  """The chosen setting on all labelled images; the score that it was chosen by stays with it."""
-  strengths = [stage.get("l2") for stage in best["stages"]]
-  row = train_once(run, best["method"], best["learning_rate"], seed, strengths=strengths)
+def on_all_labels(best: Row, seed: int) -> Asked:
+  """The training of a chosen setting on all labelled images."""
+  strengths = tuple(stage.get("l2") for stage in best["stages"])
+  return Asked(best["method"], best["learning_rate"], seed, strengths)
+
+
+def with_scores(run: Run, row: Row, best: Row) -> Row:
+  """A training on all labelled images, with the score that its setting was chosen by."""
   scores = criteria.fields(criteria.of(run.config)) if row["history"] else ()
   return row | {name: best[name] for name in scores} | {"selection": best["stages"]}
 
@@ -124,7 +144,7 @@ def num_epochs(method: methods.Method) -> int:
   return sum(getattr(stage.solver, "epochs", 1) for stage in method)
 
 
-def _fixed(method: methods.Method, strengths: list[float | None]) -> methods.Method:
+def _fixed(method: methods.Method, strengths: Sequence[float | None]) -> methods.Method:
   """The method with each probe's strength fixed."""
   return tuple(
     stage if l2 is None
@@ -179,10 +199,12 @@ def _train_method_on(
     last_good=run.config.resume == "last_good",
   )  # fmt: skip
   row = {"key": key, "method": name, "learning_rate": rate, "seed": seed, "inputs": run.inputs}
-  row |= _fit(run, name, method, seed, saver, what, key, *sets)
-  run.ledger.append(row)
-  run.rows[key] = row
-  checkpoints.clear()
+  with processes.postponing():
+    row |= _fit(run, name, method, seed, saver, what, key, *sets)
+    row = processes.agreed(row)
+    run.ledger.append(row)
+    run.rows[key] = row
+    checkpoints.clear()
   outcome = "done" if row["history"] else "diverged"
   if row["validation_accuracy"] is not None:
     outcome = f"validation {row['validation_accuracy']:.3f}"
@@ -239,30 +261,25 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
   }  # fmt: skip
 
 
-def test(run: Run, name: str, rows: list[Row]) -> dict[str, Any]:
-  """Logits of every chosen training of a method on every test set, written and scored."""
-  tests: dict[str, Any] = {}
+def test_once(run: Run, name: str, row: Row) -> Row:
+  """Logits of a chosen training of a method on every test set, written and scored."""
   engine, pretrained = run.network_of(name)
-  for row in rows:
-    key = row["key"]
-    if key in tests:
-      continue
-    variables, _ = export.load_task(run.workdir / "tasks" / key, pretrained.variables)
-    tests[key] = {}
-    for test in run.tests:
-      try:
-        logits = engine.predict(variables, test.images)
-      except stage_runner.NonFiniteLossError as e:
-        raise stage_runner.NonFiniteLossError(
-          f"{name}, learning rate {row['learning_rate']:g}, seed {row['seed']}, on {test.name}: {e}"
-        ) from e
-      logits = examples.masked(run.config, test, logits)
-      path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
-      arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
-      files.write_npz(run.workdir / path, {"logits": logits, **arrays})
-      tests[key][test.name] = {
-        "accuracy": evaluate.accuracy(logits, test.labels),
-        "loss": evaluate.cross_entropy(logits, test.labels),
-        "logits": path,
-      }
-  return tests
+  variables, _ = export.load_task(run.workdir / "tasks" / row["key"], pretrained.variables)
+  scores: Row = {}
+  for test in run.tests:
+    try:
+      logits = engine.predict(variables, test.images)
+    except stage_runner.NonFiniteLossError as e:
+      raise stage_runner.NonFiniteLossError(
+        f"{name}, learning rate {row['learning_rate']:g}, seed {row['seed']}, on {test.name}: {e}"
+      ) from e
+    logits = examples.masked(run.config, test, logits)
+    path = f"logits/{name}-seed{row['seed']}-{test.name.replace('/', '-')}.npz"
+    arrays = {"labels": test.labels, "groups": test.groups, "ids": test.ids}
+    files.write_npz(run.workdir / path, {"logits": logits, **arrays})
+    scores[test.name] = {
+      "accuracy": evaluate.accuracy(logits, test.labels),
+      "loss": evaluate.cross_entropy(logits, test.labels),
+      "logits": path,
+    }
+  return scores

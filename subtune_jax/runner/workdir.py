@@ -6,10 +6,11 @@ import os
 import pathlib
 from typing import Any
 
-from subtune_jax import files, strict_json
+from subtune_jax import files, methods, processes, strict_json
 
 # Fields that change how a run goes on, not what it computes.
-_FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model")
+_FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model", "workers")
+_FREE_SECTIONS = ("ray",)
 # Names of studies in configs of older runs.
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
 # Fields that workdirs and keys of ledgers may lack, and the value that stands for their absence.
@@ -17,7 +18,7 @@ OPTIONAL_FIELDS = {
   "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
   "loss.class_weights": "none",
   "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
-  "search.final_grid": False,
+  "search.final_grid": False, **{f"{name}.reinit": [] for name in methods.DECLARED},
 }  # fmt: skip
 
 
@@ -41,7 +42,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return [
     f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
     for name in sorted(set(old) | set(new))
-    if name not in _FREE_FIELDS and old.get(name) != new.get(name)
+    if name not in _FREE_FIELDS
+    and name.partition(".")[0] not in _FREE_SECTIONS
+    and old.get(name) != new.get(name)
   ]
 
 
@@ -52,9 +55,21 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
     The folder, and whether an earlier run has been there.
 
   Raises:
-    ValueError: another config, or something else, has been there.
+    ValueError: another config, or something else, has been there; or a process of this run does not
+      see the folder.
   """
   path = pathlib.Path(path)
+  entered = processes.on_first(lambda: _enter(path, config))
+  (blind,) = processes.any_of(not (path / "config.json").is_file())
+  if blind:
+    raise ValueError(
+      f"not every process of this run sees workdir {path}; give a --workdir on a file system that "
+      "all hosts share"
+    )
+  return path, entered
+
+
+def _enter(path: pathlib.Path, config: Any) -> bool:
   if path.exists() and not path.is_dir():
     raise ValueError(f"workdir {path} is a file; choose another --workdir")
   path.mkdir(parents=True, exist_ok=True)
@@ -70,7 +85,7 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
         "choose an empty --workdir"
       )
     write_json(file, new)
-    return path, False
+    return False
   try:
     old = strict_json.loads(file.read_text())
   except ValueError as e:
@@ -81,4 +96,4 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
       f"workdir {path} belongs to a run with another config:\n  " + "\n  ".join(changed)
       + "\nchoose another --workdir, or go back to the old values"
     )  # fmt: skip
-  return path, True
+  return True

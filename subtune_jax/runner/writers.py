@@ -1,14 +1,17 @@
 """Metrics of a run: `metrics.jsonl` always, TensorBoard events through clu when asked for."""
 
 from collections.abc import Mapping
+import os
 import pathlib
 from typing import Any
 
-from subtune_jax import files, strict_json
+from subtune_jax import files, processes, strict_json
 
 
 class MetricWriter:
   """Writes scalars to WORKDIR/metrics.jsonl and, as clu does, to TensorBoard events.
+
+  Of several processes of a run only the first writes.
 
   Args:
     workdir: the run's folder.
@@ -19,9 +22,10 @@ class MetricWriter:
   """
 
   def __init__(self, workdir: pathlib.Path, *, tensorboard: bool):
-    self._path = workdir / "metrics.jsonl"
+    first = processes.is_first()
+    self._path = workdir / "metrics.jsonl" if first else pathlib.Path(os.devnull)
     self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-    self._events = _clu_writer(workdir) if tensorboard else None
+    self._events = _clu_writer(workdir) if tensorboard and first else None
 
   def write(self, step: int, training: str, scalars: Mapping[str, Any]) -> None:
     """Writes scalars of one training at one of its epochs; None and NaN are null; None is
@@ -54,7 +58,7 @@ def _clu_writer(workdir: pathlib.Path):
     from clu import metric_writers
   except ImportError as e:
     raise ValueError(
-      f"TensorBoard events need clu and TensorFlow ({e}); pip install -r requirements.txt, or set "
+      f"TensorBoard events need clu and TensorFlow ({e}); pip install 'subtune-jax[tfds]', or set "
       "--config.tensorboard=False"
     ) from e
   return metric_writers.SummaryWriter(str(workdir / "tensorboard"))

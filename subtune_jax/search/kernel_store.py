@@ -1,7 +1,6 @@
 """Kernels of the units of a search, kept on disk by everything that they depend on."""
 
 import dataclasses
-import functools
 import os
 import pathlib
 import time
@@ -12,7 +11,7 @@ import numpy as np
 
 from subtune_jax import files
 from subtune_jax.data import choices, preprocess
-from subtune_jax.search import evaluator, kernels, norm_statistics
+from subtune_jax.search import evaluator, kernels, norm_statistics, predicted
 from subtune_jax.training import evaluate, export, loop
 from subtune_jax.training import ledger as ledger_lib
 
@@ -79,13 +78,13 @@ def unit_kernels(
     apply, params, problem.train.images, labels, probes=options.probes, seed=options.seed,
     batch_size=options.batch_size, mesh=engine.mesh if engine.mesh.size > 1 else None,
   )  # fmt: skip
-  begin, own = time.perf_counter(), None
+  begin, own = time.perf_counter(), {}
   if options.statistics == "candidate":
     own = norm_statistics.candidate_features(
       engine, variables, problem.train.images, problem.network, options.batch_size
     )
   found = dataclasses.replace(
-    found, groups={name: found.groups[name] for name in names}, features=own or None,
+    found, groups={name: found.groups[name] for name in names}, features=own,
     seconds=round(found.seconds + time.perf_counter() - begin, 3),
   )  # fmt: skip
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +100,7 @@ def key(problem: evaluator.Problem, engine: loop.Engine, options: Options) -> st
     del described["batch_size"]  # an option of speed
   return ledger_lib.key_of(
     {
-      "version": 2,
+      "version": 3,
       "data": problem.train.fingerprint(),
       "variables": export.backbone_digest(problem.variables),
       "model": repr(engine.model),
@@ -113,24 +112,17 @@ def key(problem: evaluator.Problem, engine: loop.Engine, options: Options) -> st
   )
 
 
-def start_outputs(
-  problem: evaluator.Problem, engine: loop.Engine, measured: kernels.Kernels
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """Probabilities of the head that the weights have: [n, classes], and for each unit whose
-  statistics were measured.
-  """
-  options = {"preprocessing": engine.preprocessing, "batch_size": engine.batch_size,
-             "mesh": engine.mesh}  # fmt: skip
-  run = functools.partial(evaluate.run_units, engine.model, problem.variables, **options)
-  whole = _probabilities(run(problem.train.images))
-  own = {
-    name: _probabilities(run(x, start="head")) for name, x in (measured.features or {}).items()
-  }
-  return whole, own
+def start_outputs(problem: evaluator.Problem, engine: loop.Engine) -> predicted.Start:
+  """Of features [n, D] the probabilities [n, classes] of the head that the weights have."""
 
+  def start(features: np.ndarray) -> np.ndarray:
+    logits = evaluate.run_units(
+      engine.model, problem.variables, features, start="head", batch_size=engine.batch_size,
+      preprocessing=engine.preprocessing, mesh=engine.mesh,
+    )  # fmt: skip
+    return np.asarray(jax.nn.softmax(np.asarray(logits), axis=-1), np.float64)
 
-def _probabilities(logits: Any) -> np.ndarray:
-  return np.asarray(jax.nn.softmax(np.asarray(logits), axis=-1), np.float64)
+  return start
 
 
 def _arrays(found: kernels.Kernels) -> dict[str, np.ndarray]:
@@ -141,8 +133,8 @@ def _arrays(found: kernels.Kernels) -> dict[str, np.ndarray]:
     "num_params": np.array([found.num_params[name] for name in names]),
     "square_norms": np.array([found.square_norms[name] for name in names]),
     "seconds": np.array([found.seconds, found.compile_seconds]),
-    "measured": np.array([name in (found.features or {}) for name in names]),
-    "features": np.array(list((found.features or {}).values()), np.float32),
+    "measured": np.array([name in found.features for name in names]),
+    "features": np.array([found.base, *found.features.values()], np.float32),
   }
 
 
@@ -155,5 +147,5 @@ def _read(path: pathlib.Path, names: tuple[str, ...]) -> kernels.Kernels:
   return kernels.Kernels(
     found["head"], groups, {k: int(v) for k, v in num_params.items()},
     {k: float(v) for k, v in square_norms.items()}, *found["seconds"].tolist(),
-    dict(zip(own, found["features"], strict=True)) or None,
+    found["features"][0], dict(zip(own, found["features"][1:], strict=True)),
   )  # fmt: skip

@@ -40,9 +40,10 @@ class Kernels:
     square_norms: group -> sum of the squares of its parameters.
     seconds: it took to compute them, without compiling.
     compile_seconds: the first batch, compiling included.
-    features: group -> [n, D] features that the head reads once this group is trained, where they
-      differ from those of `head` before a step is taken (BatchNorm on its own statistics of the
-      images: `norm_statistics.candidate_features`).
+    base: [n, D] the features.
+    features: group -> [n, D] those that the head reads once this group is trained, where they are
+      others before a step is taken (BatchNorm on the group's own statistics of the images:
+      `norm_statistics.candidate_features`).
   """
 
   head: np.ndarray
@@ -51,7 +52,8 @@ class Kernels:
   square_norms: Mapping[str, float]
   seconds: float = 0.0
   compile_seconds: float = 0.0
-  features: Mapping[str, np.ndarray] | None = None
+  base: np.ndarray | None = None
+  features: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def gradient_kernels(
@@ -113,7 +115,8 @@ def gradient_kernels(
   counts = {name: sum(int(np.size(leaves[i])) for i in own) for name, own in places.items()}
   seconds = time.perf_counter() - begin - compile_seconds
   head = gram(features, "the features")
-  return Kernels(head, groups, counts, squares, round(seconds, 3), round(compile_seconds, 3))
+  times = round(seconds, 3), round(compile_seconds, 3)
+  return Kernels(head, groups, counts, squares, *times, base=features)
 
 
 def _groups(params: PyTree, labels: PyTree) -> tuple[list[str], dict[str, list[int]]]:

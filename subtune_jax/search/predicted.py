@@ -9,7 +9,7 @@ of held-out images are read for nothing but that score: strength and eta are cho
 groups of the training part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import time
 
@@ -19,6 +19,7 @@ from subtune_jax.data import choices
 from subtune_jax.search import kernels as kernels_lib
 from subtune_jax.search import ridge, scores
 
+Start = Callable[[np.ndarray], np.ndarray]
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 RATES = (1.0,)  # eta, of kernels scaled to the trace of the head's
 
@@ -40,10 +41,9 @@ class Predictor:
     labels: [n] classes.
     folds: (rows to fit on, rows held out) of each fold.
     groups: [n] images that stay together when strength and eta are chosen; None: each by itself.
-    start: [n, classes] outputs that a training starts from (probabilities of a pretrained head);
-      None starts from nothing. What is fitted is what they leave of the labels; they must not
-      depend on the labels.
-    starts: unit -> the same, where the unit's own statistics of BatchNorm change them.
+    start: what a training starts from, of features [n, D] the outputs [n, classes] (probabilities
+      of a pretrained head); None starts from nothing. What is fitted is what they leave of the
+      labels; they must not depend on the labels. It needs `kernels.base`.
     rates: eta to choose from, shared by the units of a set.
     strengths: see `ridge.fit`.
 
@@ -58,8 +58,7 @@ class Predictor:
     folds: Folds,
     *,
     groups: np.ndarray | None = None,
-    start: np.ndarray | None = None,
-    starts: Mapping[str, np.ndarray] | None = None,
+    start: Start | None = None,
     rates: Sequence[float] = RATES,
     strengths: Sequence[float] = ridge.STRENGTHS,
   ):
@@ -67,18 +66,17 @@ class Predictor:
     self.folds = [(np.asarray(rest), np.asarray(held)) for rest, held in folds]
     count = len(self.labels)
     self.groups = np.arange(count) if groups is None else np.asarray(groups)
-    self.start, self.starts = start, dict(starts or {})
+    self.start = start
     self.rates, self.strengths = tuple(rates), tuple(strengths)
     self._check(count)
     self.names = tuple(kernels.groups)
-    classes = int(self.labels.max()) + 1 if start is None else np.shape(start)[1]
+    classes = int(self.labels.max()) + 1 if start is None else np.shape(start(kernels.base[:1]))[1]
     self.targets = np.eye(classes)[self.labels]
-    self.start = np.zeros_like(self.targets) if start is None else np.asarray(start, np.float64)
     self.choices: dict[tuple[scores.Units, int], Choice] = {}
     self.seconds = 0.0
     self._cells: dict[tuple[scores.Units, int], np.ndarray] = {}
     self._places: dict[int, int] = {}
-    self._heads = {(): kernels.head}
+    self._last: tuple[scores.Units, np.ndarray, np.ndarray] | None = None
 
   def evaluate(self, sets: Sequence[scores.Units]) -> dict[scores.Units, scores.Score]:
     """The predicted score of each set; `scores.Evaluate`. Cells hold one answer an image."""
@@ -111,28 +109,32 @@ class Predictor:
     return self._places[fold]
 
   def start_of(self, units: scores.Units) -> np.ndarray:
-    """[n, classes] outputs that the training of a set starts from: the mean over its units."""
-    own = [np.asarray(self.starts.get(name, self.start), np.float64) for name in units]
-    return np.mean(own, axis=0) if own else self.start
+    """[n, classes] outputs that the training of a set starts from."""
+    return self._of(units)[1]
 
   def residual(self, units: scores.Units, rows: np.ndarray) -> np.ndarray:
     """[rows, classes] what the start of a set leaves of the labels."""
     return self.targets[rows] - self.start_of(units)[rows]
 
   def head(self, units: scores.Units) -> np.ndarray:
-    """[n, n] inner products of the features once a set is trained: the mean over its units.
+    """[n, n] inner products of the features that the head of a set reads.
 
-    Exact for one unit; of a set it stays a kernel, and needs no pass of the network.
+    To first order each unit's own statistics add what they change; exact for one unit.
     """
-    features = self.kernels.features or {}
-    for name in units:
-      if (name,) not in self._heads:
-        own = features.get(name)
-        gram = self.kernels.head if own is None else kernels_lib.gram(own, f"features of {name}")
-        self._heads[name,] = gram
-    if len(units) < 2:
-      return self._heads[units]
-    return sum(self._heads[name,] for name in units) / np.float32(len(units))
+    return self._of(units)[0]
+
+  def _of(self, units: scores.Units) -> tuple[np.ndarray, np.ndarray]:
+    """(`head`, `start_of`) of a set; those of the last set are kept for its other folds."""
+    if self._last is None or self._last[0] != units:
+      base, features = self.kernels.base, self.kernels.features
+      changed = [features[name] - base for name in units if name in features]
+      own = base + sum(changed) if changed else base
+      head = self.kernels.head
+      if changed:
+        head = kernels_lib.gram(own, f"the features of {' + '.join(units)}")
+      start = np.zeros_like(self.targets) if self.start is None else self.start(own)
+      self._last = units, head, np.asarray(start, np.float64)
+    return self._last[1:]
 
   def kernel(self, units: scores.Units, rest: np.ndarray, rate: float = 1.0) -> np.ndarray:
     """[n, n] K_S; each part has the centred trace len(rest) on the rows `rest`, times its eta."""
@@ -161,9 +163,12 @@ class Predictor:
         f"kernels of {shape[0]} images, {count} labels and {len(self.groups)} groups; all need one "
         "for each image, in one order"
       )
-    for start in (self.start, *self.starts.values()):
-      if start is not None and (np.ndim(start) != 2 or len(start) != count):
-        raise ValueError(f"start has shape {np.shape(start)}; it needs [{count}, classes]")
+    if self.kernels.base is None and (self.start or self.kernels.features):
+      raise ValueError("kernels.base is None; start and kernels.features need the features in it")
+    if self.start is not None:
+      shape = np.shape(self.start(self.kernels.base))
+      if len(shape) != 2 or shape[0] != count:
+        raise ValueError(f"start gives {shape}; it has to give [{count}, classes]")
     if not self.rates or not min(self.rates) > 0:
       raise ValueError(f"rates are {self.rates}; give at least one, each above 0")
 

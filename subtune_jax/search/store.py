@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import threading
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Store:
       path.mkdir(parents=True, exist_ok=True)
     self._ledger = ledger_lib.Ledger(self.folder / "ledger.jsonl")
     self._rows = self._ledger.rows()
+    self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -43,7 +45,8 @@ class Store:
 
   def refresh(self) -> None:
     """Reads what other processes have finished since."""
-    self._rows = self._ledger.rows()
+    with self._lock:
+      self._rows.update(self._ledger.new_rows())
 
   def logits(self, key: str) -> dict[str, np.ndarray]:
     """Held-out logits of a finished training: "logits" [n, classes] and "rows" [n].

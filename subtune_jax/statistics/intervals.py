@@ -63,9 +63,31 @@ def paired_bootstrap(
     ValueError: shapes do not fit, a score is not finite, there are fewer than two groups, or an
       option is not allowed.
   """
+  _check_options(correct, reference, level, num_resamples)
+  resampled = resamples(correct, groups, num_resamples=num_resamples, seed=seed)
+  means = {name: float(np.mean(np.asarray(x, np.float64))) for name, x in correct.items()}
+  differences = {
+    name: (means[name] - means[reference], *ends(resampled[name] - resampled[reference], level))
+    for name in correct
+    if reference is not None and name != reference
+  }
+  return Bootstrap(means, {name: ends(x, level) for name, x in resampled.items()}, differences)
+
+
+def resamples(
+  correct: Mapping[str, npt.ArrayLike],
+  groups: npt.ArrayLike,
+  *,
+  num_resamples: int = 2000,
+  seed: int = 0,
+) -> dict[str, np.ndarray]:
+  """What `paired_bootstrap` takes its intervals from, for other functions of the means.
+
+  Returns:
+    Method -> [num_resamples] mean of each resample; arguments and errors as there.
+  """
   groups = np.asarray(groups)
   scores = {name: _checked_scores(name, x, groups) for name, x in correct.items()}
-  _check_options(scores, reference, level, num_resamples)
   _, group_index = np.unique(groups, return_inverse=True)
   sizes = np.bincount(group_index)
   if len(sizes) < 2:
@@ -80,17 +102,10 @@ def paired_bootstrap(
   seed_counts = {
     k: draw_counts(rng, num_resamples, k) for k in sorted({len(x) for x in sums.values()})
   }
-  resampled = {
+  return {
     name: np.sum((group_counts @ x.T) * seed_counts[len(x)], axis=1) / (drawn_examples * len(x))
     for name, x in sums.items()
   }
-  means = {name: float(x.mean()) for name, x in scores.items()}
-  differences = {
-    name: (means[name] - means[reference], *_ends(resampled[name] - resampled[reference], level))
-    for name in scores
-    if reference is not None and name != reference
-  }
-  return Bootstrap(means, {name: _ends(x, level) for name, x in resampled.items()}, differences)
 
 
 def of_accuracy(right: npt.ArrayLike, groups: npt.ArrayLike) -> tuple[float, float]:
@@ -145,8 +160,8 @@ def _group_sums(scores: np.ndarray, group_index: np.ndarray, num_groups: int) ->
   return np.stack([np.bincount(group_index, row, num_groups) for row in scores])
 
 
-def _ends(resampled: np.ndarray, level: float) -> tuple[float, float]:
-  """Returns the two-sided percentile interval of the resamples [num_resamples]."""
+def ends(resampled: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+  """The two-sided percentile interval of the resamples [num_resamples]."""
   low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
   return float(low), float(high)
 
@@ -172,7 +187,7 @@ def _check_finite(name: str, values: np.ndarray) -> None:
 
 
 def _check_options(
-  scores: Mapping[str, np.ndarray], reference: str | None, level: float, num_resamples: int
+  scores: Mapping[str, npt.ArrayLike], reference: str | None, level: float, num_resamples: int
 ) -> None:
   if not scores:
     raise ValueError("correct is empty: pass at least one method")

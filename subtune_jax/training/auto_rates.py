@@ -285,7 +285,7 @@ def setter(
 
   def set_rates(state, order, epoch):
     view = {"seed": np.int32(training.seed), "epoch": np.int32(epoch)}
-    view = jax.device_put(view, mesh_lib.replicated(mesh))
+    view = mesh_lib.place(view, mesh_lib.replicated(mesh))
     running = initial(state.moving["params"])
     with batches.stream(source, order[: rates.num_batches], mesh) as ahead:
       for batch in ahead:

@@ -77,23 +77,15 @@ def resident(source: Source, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
   """The whole set, on every device."""
   data = {"x": np.asarray(source.x) if isinstance(source.x, np.memmap) else source.x}
   data |= {"labels": source.labels, **source.columns}
-  return jax.device_put(data, mesh_lib.replicated(mesh))
+  return mesh_lib.place(data, mesh_lib.replicated(mesh))
 
 
 def one(source: Source, indices: np.ndarray, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
   """One streamed batch, split over the devices; a process reads the rows of its own devices."""
-  sharding = mesh_lib.split(mesh)
-
-  def put(values: Any, shape: tuple[int, ...]) -> jax.Array:
-    return jax.make_array_from_callback(shape, sharding, lambda at: values[indices[at[0]]])
-
   ids = np.asarray(indices, np.int32)
-  return {
-    "x": put(source.x, (len(ids), *source.x.shape[1:])),
-    "labels": put(source.labels, ids.shape),
-    **{k: put(v, (len(ids), *v.shape[1:])) for k, v in source.columns.items()},
-    "ids": jax.make_array_from_callback(ids.shape, sharding, lambda at: ids[at[0]]),
-  }
+  columns = {"x": source.x, "labels": source.labels, **source.columns}
+  batch = {name: mesh_lib.take(values, ids, mesh) for name, values in columns.items()}
+  return batch | {"ids": mesh_lib.place(ids, mesh_lib.split(mesh))}
 
 
 def stream(

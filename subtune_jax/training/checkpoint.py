@@ -16,7 +16,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from subtune_jax import files
+from subtune_jax import files, processes
 
 FORMAT = "subtune_jax/1"
 _DIGEST = "sha256_of_arrays"
@@ -36,13 +36,19 @@ def digest(arrays: Mapping[str, Any]) -> str:
   return sha.hexdigest()
 
 
-def _checkpointer():
+def _checkpointer(*, reading: bool = False):
+  """Of several processes of a run all write together; each reads for itself."""
   import orbax.checkpoint as ocp  # heavy; not every run writes a checkpoint
 
+  own = jax.process_index()
+  alone = {"primary_host": own, "active_processes": {own}, "barrier_sync_key_prefix": f"p{own}"}
+  options = ocp.options.MultiprocessingOptions(**(alone if reading else {}))
   handler = ocp.CompositeCheckpointHandler(
-    arrays=ocp.PyTreeCheckpointHandler(), note=ocp.JsonCheckpointHandler()
+    arrays=ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+    note=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+    composite_options=ocp.CompositeOptions(multiprocessing_options=options),
   )
-  return ocp, ocp.Checkpointer(handler)
+  return ocp, ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def save(path: str | os.PathLike, arrays: Mapping[str, Any], note: Mapping[str, Any]) -> None:
@@ -73,7 +79,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
     raise CheckpointError(f"no checkpoint at {path}")
-  ocp, checkpointer = _checkpointer()
+  ocp, checkpointer = _checkpointer(reading=True)
   try:
     with checkpointer:
       note = checkpointer.restore(path, args=ocp.args.Composite(note=ocp.args.JsonRestore())).note
@@ -82,7 +88,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
   if not isinstance(note, dict) or note.get("format") != FORMAT:
     found = note.get("format") if isinstance(note, dict) else type(note).__name__
     raise CheckpointError(f"{path} is foreign: its format is {found!r}, not {FORMAT!r}")
-  ocp, checkpointer = _checkpointer()
+  ocp, checkpointer = _checkpointer(reading=True)
   try:
     with checkpointer:
       arrays = _restore_arrays(ocp, checkpointer, path, note["arrays"])
@@ -125,8 +131,9 @@ class Checkpoints:
   def save(self, step: int, arrays: Mapping[str, Any], note: Mapping[str, Any]) -> None:
     """Writes one and removes the oldest beyond `keep`."""
     save(self.directory / str(step), arrays, note)
-    for old in self.steps()[: -self.keep]:
-      shutil.rmtree(self.directory / str(old))
+    if processes.is_first():
+      for old in self.steps()[: -self.keep]:
+        shutil.rmtree(self.directory / str(old))
 
   def restore(
     self, *, last_good: bool = False
@@ -139,7 +146,7 @@ class Checkpoints:
     Raises:
       CheckpointError: the newest is damaged and `last_good` is off, or none is readable.
     """
-    steps = self.steps()
+    steps = processes.agreed(self.steps())
     for step in reversed(steps):
       path = self.directory / str(step)
       try:
@@ -156,4 +163,5 @@ class Checkpoints:
 
   def clear(self) -> None:
     """Removes all of them."""
-    shutil.rmtree(self.directory, ignore_errors=True)
+    if processes.is_first():
+      shutil.rmtree(self.directory, ignore_errors=True)

@@ -32,8 +32,20 @@ def forward_program(
   return jax.jit(forward)
 
 
-def batches(x: Any, batch_size: int, rows: np.ndarray | None = None) -> Iterator[tuple[Any, int]]:
-  """(batch, real rows): the last batch is filled up with copies of its first row."""
+def batches(
+  x: Any, batch_size: int, rows: np.ndarray | None = None, mesh: jax.sharding.Mesh | None = None
+) -> Iterator[tuple[Any, int]]:
+  """(batch, real rows): the last batch is filled up with copies of its first row.
+
+  With a mesh it is split over its devices, and a process reads the rows of its own ones.
+  """
+  if mesh is not None and not mesh_lib.is_local(mesh):
+    rows = np.arange(len(x)) if rows is None else rows
+    for begin in range(0, len(rows), batch_size):
+      own = np.asarray(rows[begin : begin + batch_size], np.int32)
+      filled = np.concatenate([own, np.full(batch_size - len(own), own[0])])
+      yield mesh_lib.take(x, filled, mesh), len(own)
+    return
   n = len(x) if rows is None else len(rows)
   for begin in range(0, n, batch_size):
     if rows is None:
@@ -45,7 +57,7 @@ def batches(x: Any, batch_size: int, rows: np.ndarray | None = None) -> Iterator
       fill = np.zeros(batch_size, np.int32)
       fill[:real] = np.arange(real)
       batch = batch[fill]
-    yield batch, real
+    yield batch if mesh is None else jax.device_put(batch, mesh_lib.split(mesh)), real
 
 
 @functools.lru_cache(maxsize=64)
@@ -104,12 +116,11 @@ def run_units(
   batch_size = -(-batch_size // mesh.size) * mesh.size
   program = program_in_pieces if in_pieces else forward_program
   forward = program(model, start, stop, preprocessing)
-  variables = jax.device_put(variables, mesh_lib.replicated(mesh))
+  variables = mesh_lib.place(variables, mesh_lib.replicated(mesh))
   parts = []
-  for batch, real in batches(x, batch_size, rows):
-    batch = jax.device_put(batch, mesh_lib.split(mesh))
+  for batch, real in batches(x, batch_size, rows, mesh):
     parts.append(forward(variables, batch)[:real])
-  return jax.device_put(jnp.concatenate(parts), mesh_lib.replicated(mesh))
+  return mesh_lib.place(jnp.concatenate(parts), mesh_lib.replicated(mesh))
 
 
 def predict(model: Any, variables: PyTree, x: Any, **options: Any) -> np.ndarray:

@@ -8,11 +8,11 @@ import inspect
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
-from subtune_jax import files, strict_json
+from subtune_jax import files, processes, strict_json
 
 VERSION = 2  # of what keys are made of
 
@@ -60,6 +60,14 @@ def _name(value: Any) -> str:
   return f"{value.__module__}.{name}"
 
 
+class _Place(NamedTuple):
+  """How far a file was read."""
+
+  inode: int
+  offset: int
+  lines: int
+
+
 class Ledger:
   """Rows by key, appended whole and flushed to the disk; several processes may share the file.
 
@@ -71,22 +79,39 @@ class Ledger:
 
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
+    self._rows: dict[str, dict[str, Any]] = {}
+    self._read = _Place(0, 0, 0)
 
   def rows(self) -> dict[str, dict[str, Any]]:
-    """Every finished row of this version by its key. A last line cut off by a kill is dropped.
+    """Every finished row of this version by its key; see `new_rows`."""
+    return processes.on_first(self._all)
 
-    A row with a number that is not finite is read as diverged (`strict_json.loads`).
+  def _all(self) -> dict[str, dict[str, Any]]:
+    self.new_rows()
+    return dict(self._rows)
+
+  def new_rows(self) -> dict[str, dict[str, Any]]:
+    """Those that were added since the last look, by this process or another one.
+
+    A last line cut off by a kill is dropped. A row with a number that is not finite is read as
+    diverged (`strict_json.loads`). A file that was replaced is read from its start.
 
     Raises:
       ValueError: a line before the last is not a row of a ledger.
     """
     if not self.path.exists():
+      self._rows, self._read = {}, _Place(0, 0, 0)
       return {}
-    *lines, rest = self.path.read_bytes().split(b"\n")
+    with open(self.path, "rb") as f:
+      found = os.fstat(f.fileno())
+      if found.st_ino != self._read.inode or found.st_size < self._read.offset:  # another file
+        self._rows, self._read = {}, _Place(found.st_ino, 0, 0)
+      f.seek(self._read.offset)
+      *lines, rest = f.read().split(b"\n")
     if rest:
       logging.warning("%s: dropped a line that a kill had cut off", self.path)
     rows, others = {}, 0
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, self._read.lines + 1):
       try:
         row = strict_json.loads(line)
         key, version = row["key"], row.pop("version", 1)
@@ -103,21 +128,25 @@ class Ledger:
         "%s: %d lines have keys of another version than %d; these trainings are done again",
         self.path, others, VERSION,
       )  # fmt: skip
+    end = self._read.offset + sum(len(line) + 1 for line in lines)
+    self._read = _Place(found.st_ino, end, self._read.lines + len(lines))
+    self._rows |= rows
     return rows
 
   def append(self, row: Mapping[str, Any]) -> None:
     """Adds a row, which needs a "key"; on the disk when this returns. NaN is written as null."""
     line = strict_json.dumps({**row, "version": VERSION}).encode() + b"\n"
     assert row["key"]
+    if not processes.is_first():
+      return
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with files.naming(self.path), open(self.path, "a+b") as f:
       fcntl.flock(f, fcntl.LOCK_EX)
-      f.seek(0)
-      content = f.read()
-      whole = content.rfind(b"\n") + 1
-      if whole < len(content):
-        f.truncate(whole)
-      f.seek(0, os.SEEK_END)
+      if f.seek(0, os.SEEK_END):
+        f.seek(-1, os.SEEK_END)
+        if f.read() != b"\n":  # a kill has cut the last line off
+          f.seek(0)
+          f.truncate(f.read().rfind(b"\n") + 1)
       f.write(line)
       f.flush()
       os.fsync(f.fileno())

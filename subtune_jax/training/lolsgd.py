@@ -104,9 +104,9 @@ def run(
   """
   ends, metrics = [], []
   for order in orders:
-    start = jax.device_put(jax.tree.map(jnp.copy, state), mesh_lib.replicated(mesh))
+    start = mesh_lib.place(jax.tree.map(jnp.copy, state), mesh_lib.replicated(mesh))
     end, found = run_epoch(start, order, epoch)
     ends.append(end)
     metrics.append(jax.device_get(found))
-  merged = jax.device_put(_mean(ends), mesh_lib.replicated(mesh))
+  merged = mesh_lib.place(_mean(ends), mesh_lib.replicated(mesh))
   return merged, {name: np.mean([m[name] for m in metrics], axis=0) for name in metrics[0]}

@@ -65,7 +65,7 @@ class Prefix:
   ):
     self.model, self.images, self.preprocessing = model, images, preprocessing
     self.batch_size, self.mesh = -(-batch_size // mesh.size) * mesh.size, mesh
-    self.variables = jax.device_put(variables, mesh_lib.replicated(mesh))
+    self.variables = mesh_lib.place(variables, mesh_lib.replicated(mesh))
     self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
     self.units = (*model.block_names, trainable_split.HEAD)
     self.peak_bytes = 0  # most bytes of activations on the devices at a time
@@ -83,7 +83,7 @@ class Prefix:
     if isinstance(self.images, lazy.LazyImages):
       return self.images
     if self._resident is None:
-      self._resident = jax.device_put(np.asarray(self.images), mesh_lib.replicated(self.mesh))
+      self._resident = mesh_lib.place(np.asarray(self.images), mesh_lib.replicated(self.mesh))
     return self._resident
 
   def nbytes(self, unit: str) -> int:
@@ -160,12 +160,12 @@ class Prefix:
   def _on_device(self, unit: str) -> jax.Array:
     sharding = mesh_lib.replicated(self.mesh)
     if unit in self._files:
-      return jax.device_put(np.asarray(self._files[unit]), sharding)
+      return mesh_lib.place(np.asarray(self._files[unit]), sharding)
     shape, dtype = self._row(unit)
     empty = functools.partial(jnp.zeros, (len(self.images), *shape), dtype)
     buffer = jax.jit(empty, out_shardings=sharding)()
     for begin, part in self._parts(unit):
-      buffer = _write(buffer, jax.device_put(part, sharding), begin)
+      buffer = _write(buffer, mesh_lib.place(part, sharding), begin)
     return buffer
 
   def _parts(self, unit: str):
@@ -173,8 +173,8 @@ class Prefix:
     start, source = self._nearest(unit)
     forward = evaluate.program_in_pieces(self.model, start, unit, self.preprocessing)
     begin = 0
-    for batch, real in evaluate.batches(source, self.batch_size):
-      x = forward(self.variables, jax.device_put(batch, mesh_lib.split(self.mesh)))
+    for batch, real in evaluate.batches(source, self.batch_size, mesh=self.mesh):
+      x = forward(self.variables, batch)
       yield begin, x[:real]
       begin += real
 

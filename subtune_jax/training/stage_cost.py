@@ -71,7 +71,7 @@ class Meter:
     self, engine: engine_lib.Engine, variables: PyTree, train: Any, validation: Any | None,
     validate: str = "epoch",
   ):  # fmt: skip
-    variables = jax.device_put({"batch_stats": {}, **variables}, mesh_lib.replicated(engine.mesh))
+    variables = mesh_lib.place({"batch_stats": {}, **variables}, mesh_lib.replicated(engine.mesh))
     self._sets = (engine, variables, train, validation, validate)
     self._known: dict[Any, Any] = {}
 

@@ -96,7 +96,7 @@ def prepare(
   moving, fixed = trainable_split.split_variables(training.variables, plan)
   state = (assembled or spec).create_state(mesh_lib.put(moving, mesh))
   state = mesh_lib.put(found.fill("state", state) if found else state, mesh)
-  fixed = jax.device_put(fixed, mesh_lib.replicated(mesh))
+  fixed = mesh_lib.place(fixed, mesh_lib.replicated(mesh))
   initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
   columns = _columns(training, stage.solver, inputs.labels)
   source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
@@ -134,7 +134,7 @@ def _assembled(engine: Any, spec: step_lib.StepSpec) -> blockwise_step.Step | No
 
 def _view(training: under_way.Training, epoch: int) -> dict[str, jax.Array]:
   seen = {"seed": np.int32(training.seed), "epoch": np.int32(epoch)}
-  return jax.device_put(seen, mesh_lib.replicated(training.engine.mesh))
+  return mesh_lib.place(seen, mesh_lib.replicated(training.engine.mesh))
 
 
 def order(
@@ -164,7 +164,7 @@ def _compile_resident(training: under_way.Training, spec, state, fixed, initial,
   if assembled:
     step = spec
   else:
-    sample = jax.device_put(order if scan else order[0], sharding)
+    sample = mesh_lib.place(order if scan else order[0], sharding)
     step, _ = step_lib.compile_step(
       spec, mesh, state, fixed, initial, data, sample, _view(training, 0), scan=scan
     )
@@ -172,10 +172,10 @@ def _compile_resident(training: under_way.Training, spec, state, fixed, initial,
   def run_epoch(state, order, epoch):
     seen = _view(training, epoch)
     if scan:
-      return step(state, fixed, initial, data, jax.device_put(order, sharding), seen)
+      return step(state, fixed, initial, data, mesh_lib.place(order, sharding), seen)
     rows = []
     for indices in order:
-      state, metrics = step(state, fixed, initial, data, jax.device_put(indices, sharding), seen)
+      state, metrics = step(state, fixed, initial, data, mesh_lib.place(indices, sharding), seen)
       rows.append(metrics)
     return state, _stacked(rows)
 

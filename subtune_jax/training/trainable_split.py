@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from subtune_jax import masks, methods
+from subtune_jax.data import choices
 
 PyTree = Any
 HEAD = "head"
@@ -44,8 +45,11 @@ def make_plan(model: Any, variables: PyTree, stage: methods.Stage) -> Plan:
   """Applies `stage` to `model`'s variables.
 
   Raises:
-    ValueError: a rule matches nothing, or a trained leaf lies in no block and not in the head.
+    ValueError: a rule matches nothing, a trained leaf lies in no block and not in the head, or a
+      block of `reinit` does not exist.
   """
+  for block in stage.reinit:
+    choices.check(f"block in reinit of stage {stage.name!r}", block, model.block_names)
   params = variables["params"]
   labels = masks.label(params, stage.rules)
   units = (*model.block_names, HEAD)

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from subtune_jax import masks, methods
+from subtune_jax import masks, methods, processes
 from subtune_jax.statistics import criteria
-from subtune_jax.training import divergence, evaluate, resume, trainable_split
+from subtune_jax.training import divergence, evaluate, fresh_blocks, resume, trainable_split
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
@@ -63,8 +63,8 @@ class Training:
     self.on_epoch, self.on_variables, self.saver = on_epoch, on_variables, saver
     self.variables = {"batch_stats": {}, **variables}
     self.original = self.variables
-    false = {k: jax.tree.map(lambda _: False, self.variables[k]) for k in ("params", "batch_stats")}
-    self.touched = false
+    blocks = {block for stage in method for block in stage.reinit}
+    self.variables, self.touched = fresh_blocks.draw(engine.model, self.variables, blocks, seed)
     self.history, self.stages = [], []
     self.seconds = self.compile_seconds = 0.0
     self.batch_size = min(engine.batch_size, len(train.labels))
@@ -115,12 +115,17 @@ class Training:
       self.on_variables(row, variables())
 
   def save(self, index: int, epoch: int, state: step_lib.TrainState) -> None:
-    """Writes a checkpoint when one is due."""
-    if self.saver and self.saver.due():
+    """Writes a checkpoint when one is due. Raises `processes.Stopped` where a process was asked."""
+    if not self.saver:
+      return
+    due, stop = processes.any_of(self.saver.due(), processes.asked_to_stop())
+    if due or stop:
       start = jax.tree.map(lambda x, t: x if t else None, self.variables, self.touched)
       note = {"stage": index, "epoch": epoch, "history": self.history, "stages": self.stages,
               "seconds": self.seconds, "compile_seconds": self.compile_seconds}  # fmt: skip
       self.saver.save(len(self.history), {"start": start, "state": state}, note)
+    if stop:
+      raise processes.Stopped
 
   def restore(self, found: resume.Found) -> int:
     """Puts back what the checkpoint holds of the finished stages; returns the stage it is in."""

@@ -55,6 +55,7 @@ def test_onnx(saved, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
+    (["other", "--format=saved_model", "--out=x"], "--format=saved_model holds one network"),
     (["--format=onnx"], "the following arguments are required: --out"),
     (["--format=tflite", "--out=x"], "invalid choice: 'tflite'"),
     (["--format=onnx", "--out=x"], "x is to be one file; give a name that ends in .onnx"),

@@ -81,6 +81,7 @@ def test_onnx_says_what_a_client_needs(tmp_path):
 
 
 @pytest.mark.usefixtures("jax2onnx")
+@pytest.mark.slow
 def test_onnx_names_the_class_that_the_network_names(tmp_path):
   made, images = export_networks.with_imagenet_weights()
   _, run = session(onnx_file.write(made, tmp_path / "x.onnx"))

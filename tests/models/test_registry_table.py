@@ -8,6 +8,7 @@ import pytest
 
 from subtune_jax import masks, models
 from subtune_jax.training import trainable_split
+from tests import marks
 
 
 def _cifar_resnet(units: int) -> tuple[int, int]:
@@ -90,7 +91,7 @@ def test_no_row_outlives_its_model():
   assert set(_COUNTS) == set(models.names())
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", marks.first(6, models.names()))
 def test_only_the_head_depends_on_the_number_of_classes(name):
   _, shapes = _shapes(name, 45, jnp.bfloat16)
   total, head, _, _ = _COUNTS[name]

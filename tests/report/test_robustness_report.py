@@ -19,6 +19,7 @@ from subtune_jax.studies.robustness import curve_figures as robustness_curves
 from subtune_jax.studies.robustness import figures as robustness_plots
 from subtune_jax.studies.robustness import page as robustness_page
 from subtune_jax.studies.robustness import record as study_lib
+from tests import marks
 from tests.report import fake_run
 
 HOSTILE = '<script>alert("1")</script> & $x_0$'
@@ -355,14 +356,14 @@ def test_text(tmp_path, strength, start):
 
 @pytest.mark.parametrize(
   ("options", "absent"),
-  [
+  marks.first(1, [
     ({"num_ood": 0}, {"id_ood", "rates", "probe_steps"}),
     ({"num_ood": 1, "seeds": (4,)}, {"rates", "probe_steps"}),
     ({"methods": ("lp",)}, {"distortion", "distortion_blocks", "distortion_epochs", "rates",
                             "interpolation", "probe_steps"}),
     ({"methods": ("ft", "subtuning"), "num_rates": 2, "num_ood": 1}, {"probe_steps"}),
     ({"num_ood": 1, "rule": "early_stopping", "steps": (0, 5)}, {"rates"}),
-  ],
+  ], several=True),
 )  # fmt: skip
 def test_page_of_less(tmp_path, options, absent):
   record = small(tmp_path, **options)

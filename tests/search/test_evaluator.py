@@ -101,7 +101,7 @@ def test_trainings_spread_over_devices(scored, tmp_path):
   net = small.model()
   engine = small.engine(net, mesh=mesh_lib.make_mesh(jax.devices()))
   spread = make(tmp_path, engine=engine)
-  assert len(spread.engines) == len(jax.devices()) > 1
+  assert spread.num_workers == len(jax.devices()) > 1
   scores = spread.evaluate(SETS)
   assert spread.trained == small.FOLDS * len(SETS)
   for units in SETS:
@@ -169,8 +169,8 @@ def test_a_training_that_diverges_scores_nothing(tmp_path):
 def test_the_budget_of_the_prefix_is_kept(tmp_path):
   made = make(tmp_path, prefix_bytes=100_000)
   made.evaluate([(name,) for name in made.problem.network.names])
-  assert 0 < made.prefixes[0].peak_bytes <= 100_000
-  assert made.prefixes[0].notes
+  assert 0 < made.prefix.peak_bytes <= 100_000
+  assert made.prefix.notes
 
 
 OTHERS = {

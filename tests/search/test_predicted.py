@@ -21,8 +21,9 @@ def random_kernels(names="abc", count=COUNT):
     return x @ x.T
 
   return kernels.Kernels(
-    one(5), {n: one(7) for n in names}, dict.fromkeys(names, 7), dict.fromkeys(names, 1.0)
-  )
+    one(5), {n: one(7) for n in names}, dict.fromkeys(names, 7), dict.fromkeys(names, 1.0),
+    base=np.zeros((count, 1), np.float32),
+  )  # fmt: skip
 
 
 def make(labels=None, **options):
@@ -126,7 +127,7 @@ def test_images_and_units_in_another_order_give_the_same_answers():
 def test_what_the_start_knows_already_is_not_fitted():
   labels = np.arange(COUNT) % CLASSES
   start = np.eye(CLASSES)[labels]
-  known = make(start=start)
+  known = make(start=lambda features: start[: len(features)])
   assert known.evaluate([()])[()].mean == 1.0
   np.testing.assert_allclose(known.outputs(("a",), 0), start[known.folds[0][1]], atol=1e-12)
 
@@ -136,7 +137,7 @@ def test_what_the_start_knows_already_is_not_fitted():
   [
     ({"labels": np.zeros(3, int)}, "kernels of 40 images, 3 labels"),
     ({"rates": ()}, r"rates are \(\)"),
-    ({"start": np.zeros((3, 2))}, r"start has shape \(3, 2\)"),
+    ({"start": lambda _: np.zeros((3, 2))}, r"start gives \(3, 2\)"),
   ],
 )
 def test_bad_input_is_one_clear_error(change, message):
@@ -170,24 +171,30 @@ def test_a_kernel_of_equal_images_adds_nothing():
   np.testing.assert_allclose(predictor.outputs(("a",), 0), predictor.outputs((), 0), atol=1e-6)
 
 
-def test_the_head_of_a_set_reads_the_mean_of_its_units_features():
+def test_the_head_of_a_set_reads_what_its_units_change():
   rng = np.random.default_rng(3)
-  features = {"a": rng.normal(size=(COUNT, 4)).astype(np.float32),
-              "b": rng.normal(size=(COUNT, 6)).astype(np.float32)}  # fmt: skip
-  starts = {"a": rng.random((COUNT, CLASSES))}
-  given = dataclasses.replace(random_kernels(), features=features)
-  plain = make(start=np.full((COUNT, CLASSES), 0.25))
-  predictor = predicted.Predictor(
-    given, plain.labels, plain.folds, start=plain.start, starts=starts
+  base, a, b = rng.normal(size=(3, COUNT, 5)).astype(np.float32)
+  kernel = (base @ base.T).astype(np.float32)
+  given = dataclasses.replace(
+    random_kernels(), head=kernel, base=base, features={"a": a, "b": b}
+  )  # fmt: skip
+  weights = rng.normal(size=(5, CLASSES))
+  start = lambda features: features @ weights  # noqa: E731
+  plain = make()
+  predictor = predicted.Predictor(given, plain.labels, plain.folds, start=start)
+  without = predicted.Predictor(
+    dataclasses.replace(given, features={}), plain.labels, plain.folds, start=start
   )
-  rows = np.arange(COUNT)
-  joint = np.concatenate([features["a"], features["b"]], axis=1) / np.sqrt(2)
-  np.testing.assert_allclose(predictor.head(("a", "b")), joint @ joint.T, rtol=1e-5, atol=1e-5)
-  np.testing.assert_array_equal(predictor.head(("c",)), given.head)
-  np.testing.assert_array_equal(predictor.head(()), given.head)
-  np.testing.assert_allclose(
-    predictor.residual(("a", "b"), rows), plain.targets - (starts["a"] + 0.25) / 2
-  )
-  changed = predictor.outputs(("a",), 0) - plain.outputs(("a",), 0)
-  assert np.abs(changed).max() > 0.01
-  np.testing.assert_array_equal(predictor.outputs(("c",), 0), plain.outputs(("c",), 0))
+  rows, both = np.arange(COUNT), a + b - base
+  np.testing.assert_allclose(predictor.head(("a", "b")), both @ both.T, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(predictor.head(("a",)), a @ a.T, rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(predictor.head(("c",)), kernel)
+  left = plain.targets - both @ weights
+  np.testing.assert_allclose(predictor.residual(("a", "b"), rows), left, rtol=1e-5, atol=1e-5)
+  assert np.abs(predictor.outputs(("a",), 0) - without.outputs(("a",), 0)).max() > 0.01
+  for units in ((), ("c",)):
+    np.testing.assert_array_equal(predictor.outputs(units, 0), without.outputs(units, 0))
+  with pytest.raises(ValueError, match="base is None"):
+    predicted.Predictor(
+      dataclasses.replace(given, base=None), plain.labels, plain.folds, start=start
+    )

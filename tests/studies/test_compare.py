@@ -29,6 +29,7 @@ def make_config():
   return config
 
 
+@pytest.mark.slow
 def test_side_tuning_is_a_method_of_a_comparison(tmp_path):
   config = make_config()
   stream = io.StringIO()
@@ -87,6 +88,7 @@ def test_a_config_can_build_the_network_that_a_folder_of_weights_states(tmp_path
     network.load_network(config, 3)
 
 
+@pytest.mark.slow
 def test_adapters_are_methods_of_a_comparison_and_their_networks_can_be_kept(tmp_path):
   config = make_config()
   config.methods = ("lp", "lora", "houlsby")

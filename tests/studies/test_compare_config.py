@@ -6,6 +6,7 @@ import pytest
 
 from subtune_jax import files, methods
 from subtune_jax.runner import recipes, workdir
+from subtune_jax.studies.active_learning import config as active_learning
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.corruption import config as corruption
 from subtune_jax.studies.dataset_size import config as dataset_size
@@ -23,6 +24,7 @@ DECLARED = {
   "compare": compare_config, "vtab": vtab_config, "search": search_config,
   "dataset_size": dataset_size, "corruption": corruption, "robustness": robustness_config,
   "holistic_transfer": holistic_config, "sequence": sequence_config,
+  "active_learning": active_learning,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 from subtune_jax import data, models
 from subtune_jax.data import errors, registry, tfds_source, vtab
 from subtune_jax.report import html, terminal, words
+from subtune_jax.runner import executors
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -20,6 +21,7 @@ from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
 from subtune_jax.studies.vtab import run as suite_run
 from tests import tiny
+from tests.workers import random_order
 
 DOMAINS = {
   "vtab/dtd": "emoji_domains/noto",
@@ -253,3 +255,35 @@ def test_scores_are_there_only_when_all_tasks_are():
     assert "18 of 19 tasks are there, so no score is given" in partial
     assert names[-1] in partial
     assert "in no score" in more
+
+
+@pytest.mark.slow
+def test_tasks_side_by_side_elsewhere_are_the_same(whole, tmp_path, monkeypatch):
+  """Trainings and readings of the test sets by an executor that runs elsewhere, in any order."""
+  executor = random_order.Elsewhere(0)
+  monkeypatch.setattr(executors, "of", lambda config, places: executor)
+  monkeypatch.setattr(executors, "check", lambda config, **_: None)
+  config, stream = small("svhn", "vtab/dtd"), io.StringIO()
+  config.workers = "ray"
+  record = suite_run.run(config, tmp_path / "run", stream=stream)
+  assert "2 tasks, 2 at a time\n" in stream.getvalue()
+  assert "dtd: lp on all labels: done" in stream.getvalue()
+
+  def numbers(found):
+    skipped = ("seconds", "compile_seconds", "created", "moved")
+    return [
+      {k: v for k, v in row.items() if k not in skipped}
+      | {"methods": [{k: v for k, v in m.items() if k not in skipped} for m in row["methods"]]}
+      for row in found["tasks"]
+    ]
+
+  assert numbers(record) == numbers(whole[1])
+  for task in ("dtd", "svhn"):
+    ledgers = [
+      {json.loads(line)["key"] for line in (w / f"tasks/{task}/ledger.jsonl").open()}
+      for w in (whole[0], tmp_path / "run")
+    ]
+    assert ledgers[0] == ledgers[1]
+    logits = f"tasks/{task}/logits/subtuning-seed1-vtab-{task}.npz"
+    one, other = (np.load(w / logits)["logits"] for w in (whole[0], tmp_path / "run"))
+    assert np.array_equal(one, other)

@@ -26,6 +26,7 @@ import pytest
 
 from subtune_jax import weights
 from subtune_jax.weights import files
+from tests import marks
 from tests.weights import legacy_files
 
 _CASES = 2000
@@ -496,7 +497,7 @@ _GROWING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", _GROWING)
+@pytest.mark.parametrize("what", marks.first(3, _GROWING))
 def test_a_pickle_cannot_multiply_what_it_holds(what, traced):
   items = {k: legacy_files.tensor(t) for k, t in _dense().items()}
   pickled = legacy_files.body(items | {"w": _GROWING[what]})
@@ -541,7 +542,7 @@ def _npy_head(length: int) -> bytes:
 
 @pytest.mark.parametrize(
   ("what", "data"),
-  [
+  marks.first(3, [
     ("many entries", _many_entries()),
     ("many inflating entries", _inflating(50)),
     ("lists in lists", b"\x81\xa1a" + b"\xdd\x00\x00\xff\xff" * 20_000),
@@ -552,7 +553,7 @@ def _npy_head(length: int) -> bytes:
       f"{i:04}": msgpack.ExtType(1, msgpack.packb(([1], "int8", b"a"))) for i in range(5000)
     })),
     ("a deflated entry that goes on", b"PK\x03\x04" + zlib.compress(bytes(10**6))),
-  ],
+  ], several=True),
 )  # fmt: skip
 def test_a_file_cannot_multiply_what_it_holds(what, data, traced):
   _read_within_memory(what, data, None)

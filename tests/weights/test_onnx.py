@@ -155,6 +155,7 @@ def exported(net, size: int) -> bytes:
   return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_a_dinov2_that_torch_exported_gives_its_features(tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers", reason="the network is its")

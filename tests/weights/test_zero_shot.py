@@ -101,6 +101,7 @@ def test_a_file_that_is_none_is_an_error_with_the_script(tmp_path, content):
     zero_shot.read_class_embeddings(path)
 
 
+@pytest.mark.slow
 def test_the_script_and_the_head_give_transformers_logits(tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")

@@ -4,10 +4,12 @@
 error.
 """
 
+import importlib.util
+
 import ml_collections
 
 from subtune_jax import methods
-from subtune_jax.runner import recipes
+from subtune_jax.runner import executors, recipes
 
 
 def default() -> ml_collections.ConfigDict:
@@ -29,7 +31,11 @@ def default() -> ml_collections.ConfigDict:
   config.resume = "latest"  # "latest", or "last_good": skip a damaged newest checkpoint
   config.checkpoint_seconds = 30.0  # least time between two checkpoints of one training
   config.save_model = True  # write WORKDIR/best, the model folder that predict and export read
-  config.tensorboard = True  # write TensorBoard events through clu (needs TensorFlow)
+  # Write TensorBoard events through clu, which needs TensorFlow (the extra [tfds]).
+  config.tensorboard = importlib.util.find_spec("tensorflow") is not None
+  # "here": in this process; "ray": on a cluster, local or at $RAY_ADDRESS (docs/scale.md).
+  config.workers = "here"
+  config.ray = executors.section()
 
   config.data = data = ml_collections.ConfigDict()
   data.train = "emoji_domains/noto"  # its train and validation splits; its test split is "ID"

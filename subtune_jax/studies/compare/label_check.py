@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax import files
+from subtune_jax import files, processes
 from subtune_jax.calibration import scaling
 from subtune_jax.data import splits
 from subtune_jax.runner import trainings
@@ -28,7 +28,8 @@ def write(run: trainings.Run, record: Mapping[str, Any]) -> Callable[[np.ndarray
     Positions -> images, of what a page checks the labels of: those, or the validation images.
   """
   path = run.workdir / chosen.CROSS_VALIDATION
-  path.unlink(missing_ok=True)
+  if processes.is_first():
+    path.unlink(missing_ok=True)
   logits = _logits(run) if _cheap(record) else None
   if logits is None:
     return lambda rows: np.asarray(run.validation.images[rows])

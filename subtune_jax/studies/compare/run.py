@@ -15,13 +15,15 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from subtune_jax import data, files, methods
+from subtune_jax import data, files, methods, processes
 from subtune_jax.data import choices, preprocess, shifts
 from subtune_jax.report import document, terminal
 from subtune_jax.runner import (
   choice,
   examples,
+  executors,
   forecast,
+  many,
   network,
   provenance,
   recipes,
@@ -40,6 +42,8 @@ from subtune_jax.training import ledger as ledger_lib
 from subtune_jax.training import trainable_split
 
 Row = dict[str, Any]
+Report = Callable[[compare_record.Run, summary_lib.Summary], document.Document]
+SEVERAL_PROCESSES = True  # see `main`
 
 
 def run(
@@ -70,6 +74,10 @@ def dry_run(
   """Says what `run` would take; trains and writes nothing. Arguments and errors: see `run`."""
   state, notes = _look(config, pathlib.Path(workdir), stream or sys.stdout)
   _say_what_is_there(state, notes)
+  if config.workers != executors.HERE:
+    state.progress.line(f"dry run, nothing was trained; {executors.NO_FORECAST}")
+    state.progress.close()
+    return None
   found = forecast.measure(state)
   done = "nothing: all trainings are in the ledger"
   state.progress.line(f"dry run, nothing was trained; {found.text() if found else done}")
@@ -94,6 +102,9 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   validation = state.validation
   read = {"labels": validation.labels, "groups": validation.groups, "ids": validation.ids}
   files.write_npz(state.workdir / "logits/validation/examples.npz", read)
+  if config.workers != executors.HERE:
+    state.progress.line(executors.NO_FORECAST)
+    return state
   expected = forecast.measure(state)
   if expected:
     state.progress.line(expected.text())
@@ -105,7 +116,7 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
 def _look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings.Run, list[str]]:
   """The run before it writes anything, and what to say of its data."""
   grids = grids_of(config)
-  _check(config)
+  check_fields(config)
   train, validation, trainval, train_indices = examples.load_data(config)
   if criteria.of(config).name == "auroc" and len(set(validation.labels.tolist())) < 2:
     raise ValueError(
@@ -114,7 +125,7 @@ def _look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings
     )
   tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
-  _check_methods(config, grids, engine, pretrained, train.class_names)
+  check_methods(config, grids, engine, pretrained, train.class_names)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
   state = trainings.Run(
     config, workdir, train, validation, trainval, tests, train_indices, engine, pretrained, ledger,
@@ -133,9 +144,10 @@ def _say_what_is_there(run: trainings.Run, notes: Sequence[str]) -> None:
 
 def train_all(run: trainings.Run) -> dict[str, Row]:
   """Method -> {"name", "grid", "chosen", "tried", "learning_rate"}: every training of the run."""
-  return {
+  plans = {
     name: choice.train_method(run, name, rates) for name, rates in grids_of(run.config).items()
   }
+  return many.train_all(run, plans, executors.of(run.config, 1))
 
 
 def finish(
@@ -144,9 +156,7 @@ def finish(
   command: str,
   *,
   more: Callable[[], Mapping[str, Any]] = dict,
-  report: Callable[
-    [compare_record.Run, summary_lib.Summary], document.Document
-  ] = compare_page.report,
+  report: Report = compare_page.report,
 ) -> Row:
   """Reads the test splits and writes record, page and table.
 
@@ -163,17 +173,25 @@ def finish(
   if row:
     record["best"] = {"method": row["method"], "seed": row["seed"], "folder": best.FOLDER}
   run.writer.close()
+  labelled = label_check.write(run, record)
+  processes.on_first(lambda: _publish(run, record, row, labelled, report))
+  return record
+
+
+def _publish(
+  run: trainings.Run, record: Row, row: Row | None, labelled: errors.Take, report: Report
+) -> None:
+  """Writes record, page, table and model folder; nothing of it is computed on all devices."""
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
   written = compare_record.load(run.workdir)
   take = {test.name: test.images.__getitem__ for test in run.tests}
-  errors.save(written, {**take, errors.LABELS: label_check.write(run, record)})
+  errors.save(written, {**take, errors.LABELS: labelled})
   made = report(written, summary_lib.summarize(written))
   run.progress.close()
   run.progress.compare()
   publish.publish(made, run.workdir, run.progress.stream)
   if row:
     run.progress.stream.write(f"model folder: {_save_best(run, written, row)}\n")
-  return record
 
 
 def _save_best(run: trainings.Run, written: compare_record.Run, row: Row) -> str:
@@ -193,11 +211,17 @@ def grids_of(config: Any) -> dict[str, tuple[float, ...]]:
 def check(config: Any, num_classes: int = 2) -> None:
   """Raises what `run` would raise for the config, weights and methods, without reading data."""
   grids = grids_of(config)
-  _check(config)
-  _check_methods(config, grids, *network.load_network(config, num_classes), None)
+  check_fields(config)
+  check_methods(config, grids, *network.load_network(config, num_classes), None)
 
 
-def _check(config: Any) -> None:
+def check_fields(config: Any) -> None:
+  """Raises what `run` would raise for the config, without weights and data."""
+  if processes.count() > 1 and config.workers != executors.HERE:
+    raise ValueError(
+      f"workers is {config.workers!r} in a run of {processes.count()} processes, which share every "
+      f"training; set workers={executors.HERE!r}, or leave out --coordinator"
+    )
   recipes.check_run(config)
   recipes.check_sampling(config)
   if not config.methods or len(set(config.methods)) != len(config.methods):
@@ -233,7 +257,13 @@ def _check(config: Any) -> None:
       )
 
 
-def _check_methods(config, grids, engine, pretrained, class_names) -> None:
+def check_methods(
+  config: Any,
+  grids: Mapping[str, tuple[float, ...]],
+  engine: Any,
+  pretrained: Any,
+  class_names: Sequence[str] | None,
+) -> None:
   """Every stage is applied to the network once, so that a bad block fails before anything runs.
 
   Without class names their weights are not looked at.
@@ -260,17 +290,19 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   """The record of the run, with the scores on the test sets."""
   config = run.config
   tests_read = run.tests
+  tested = many.test_all(run, chosen, executors.of(config, 1))
   rows = []
   keep = set()
   for name, result in chosen.items():
-    tests = trainings.test(run, name, result["chosen"])
+    tests = tested[name]
     keep |= set(tests)
     own = criteria.fields(criteria.of(config))
     rows += [_training_row(row, own, tests[row["key"]]) for row in result["chosen"]]
     rows += [_training_row(row, own) for row in result["tried"] if row["key"] not in tests]
-  for folder in (run.workdir / "tasks").iterdir():
-    if folder.name not in keep:  # learning rates that were not chosen
-      shutil.rmtree(folder)
+  if processes.is_first():
+    for folder in (run.workdir / "tasks").iterdir():
+      if folder.name not in keep:  # learning rates that were not chosen
+        shutil.rmtree(folder)
   compare_record.save_images(
     run.workdir, {t.name: t.images for t in tests_read}, {t.name: t.ids for t in tests_read}
   )

@@ -8,7 +8,7 @@ import ml_collections
 from subtune_jax import methods
 from subtune_jax.calibration import class_splits
 from subtune_jax.data import choices, splits
-from subtune_jax.runner import recipes
+from subtune_jax.runner import executors, recipes
 from subtune_jax.search import units as units_lib
 from subtune_jax.studies.compare import config as compare_config
 
@@ -194,6 +194,7 @@ def check(config: Any) -> None:
   """Raises ValueError for fields that make no sense."""
   _check_names(config)
   own = config.holistic
+  executors.check_here(config)
   recipes.check_run(config)
   choices.check("holistic.how", own.how, _HOW)
   choices.check("source.method", config.source.method, _SOURCE_METHODS)

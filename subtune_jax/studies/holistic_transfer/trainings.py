@@ -194,7 +194,7 @@ def train(
     validation=holistic_data.subset(target.validation, seen),
     watch=epoch_files.watch(study.workdir, look, lambda epoch: every or epoch["epoch"] == last),
   )
-  return trainings.train_once(run_here, name, rate, seed)
+  return trainings.train_once(run_here, trainings.Asked(name, rate, seed))
 
 
 def _with_steps(study: Study, images: Any, partition: class_splits.Partition) -> Any:

@@ -6,7 +6,7 @@ import ml_collections
 
 from subtune_jax import methods
 from subtune_jax.robustness import selection
-from subtune_jax.runner import recipes
+from subtune_jax.runner import executors, recipes
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
@@ -30,6 +30,7 @@ def default() -> ml_collections.ConfigDict:
 
 def check(config: Any) -> None:
   """Raises ValueError for fields that make no sense; `compare.check` does the rest."""
+  executors.check_here(config)
   own = config.robustness
   if own.selection not in selection.RULES:
     raise ValueError(

@@ -19,7 +19,9 @@ from subtune_jax.studies.compare import record as compare_record
 Row = Mapping[str, Any]
 Units = tuple[str, ...]
 
-SEARCH, DATASET_SIZE, CORRUPTION = KINDS = ("search", "dataset_size", "corruption")
+SEARCH, DATASET_SIZE, CORRUPTION, ACTIVE_LEARNING = KINDS = (
+  "search", "dataset_size", "corruption", "active_learning"
+)  # fmt: skip
 _HEADER = {
   "kind": str,
   "name": str,

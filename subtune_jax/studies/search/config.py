@@ -12,7 +12,7 @@ import ml_collections
 
 from subtune_jax import methods
 from subtune_jax.data import choices
-from subtune_jax.runner import recipes
+from subtune_jax.runner import executors, recipes
 from subtune_jax.search import evaluator, kernel_store, rules
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import arguments
@@ -77,6 +77,7 @@ def default() -> ml_collections.ConfigDict:
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for values that make no sense."""
+  executors.check(config, one_device=True)
   recipes.check_image_size(config)
   choices.check("sampling", config.sampling, methods.SAMPLING)
   if criteria.of(config).name != criteria.ACCURACY:

@@ -80,7 +80,7 @@ def measure(config: Any, trainer: evaluator.Evaluator) -> Forecast:
   spent, compiling = watch.lap()
   bound = config.search.racing and "greedy" in config.search.kinds
   bound = bound or config.search.propose > 0
-  seconds /= len(trainer.engines)  # each device takes trainings of its own
+  seconds /= trainer.num_workers
   return Forecast(len(jobs), epochs, seconds, bound, more, compiling, spent)
 
 
@@ -132,10 +132,10 @@ def _curve(trainer: evaluator.Evaluator, sets: Sequence[scores.Units]):
 
   Measured for a few sets; the others lie between them by their multiply-adds.
   """
-  problem, engine = trainer.problem, trainer.engines[0]
+  problem, engine = trainer.problem, trainer.engine
   rest, held = problem.folds[0]
   labels = np.asarray(problem.train.labels)
-  rows = [prefix_lib.Rows(trainer.prefixes[0], labels, part) for part in (rest, held)]
+  rows = [prefix_lib.Rows(trainer.prefix, labels, part) for part in (rest, held)]
   meter = stage_cost.Meter(engine, problem.variables, *rows, validate="end")
 
   def macs(units: scores.Units) -> int:

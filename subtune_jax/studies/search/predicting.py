@@ -69,12 +69,10 @@ def predict(
     f"{len(problem.network.names)} units; nothing is trained"
   )
   kernels = kernel_store.unit_kernels(problem, engine, options, folder)
-  start = starts = None
-  if config.backbone.keep_head:
-    start, starts = kernel_store.start_outputs(problem, engine, kernels)
+  start = kernel_store.start_outputs(problem, engine) if config.backbone.keep_head else None
   train = problem.train
   predictor = predicted.Predictor(
-    kernels, train.labels, problem.folds, groups=train.groups, start=start, starts=starts,
+    kernels, train.labels, problem.folds, groups=train.groups, start=start,
     rates=tuple(search.eta),
   )  # fmt: skip
   return _predict(config, problem, predictor, line)

@@ -81,6 +81,6 @@ def cost_row(config: Any, trainer: evaluator.Evaluator, races: Sequence[racing.R
     "compile_seconds": round(sum(row["compile_seconds"] for row in trainer.used.values()), 2),
     "flops": float(flops), "plain_trainings": used + saved,
     "plain_flops": float(plain) * (used + saved) / max(used, 1),
-    "prefix_peak_bytes": max(prefix.peak_bytes for prefix in trainer.prefixes),
+    "prefix_peak_bytes": max((prefix.peak_bytes for prefix in trainer.prefixes), default=0),
     "prefix_budget_bytes": config.search.prefix_bytes, "notes": sorted(set(notes)),
   }  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 from subtune_jax import data, weights
 from subtune_jax.data import dataset, splits
 from subtune_jax.report import terminal, words
-from subtune_jax.runner import examples, provenance
+from subtune_jax.runner import examples, executors, provenance
 from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
@@ -86,10 +86,10 @@ def run(
       f"the ledger holds {held}; those of these images, weights and settings will not be repeated"
     )
   if forecasted:
-    forecast.say(config, search.evaluator, workdir, search.progress.line)
+    _forecast(search, workdir)
   prediction = None
   if predicting.PREDICTED in config.search.kinds:
-    args = (config, problem, search.evaluator.engines[0], store.folder, search.progress.line)
+    args = (config, problem, search.evaluator.engine, store.folder, search.progress.line)
     prediction = predicting.predict(*args)
   found = _run_kinds(search, prediction)
   record = _record(search, found, prediction, pretrained, command)
@@ -114,10 +114,18 @@ def dry_run(config: Any, workdir: str | os.PathLike, *, stream: TextIO | None = 
     search = _make_search(config, problem, engine, store, stream or sys.stdout)
     search.progress.line(_first_line(config, problem, engine, workdir))
     search.progress.line(tables)
-    forecast.say(config, search.evaluator, workdir, search.progress.line)
+    _forecast(search, workdir)
     search.progress.line("dry run, nothing was trained")
     search.evaluator.close()
     search.progress.close()
+
+
+def _forecast(search: _Search, workdir: pathlib.Path) -> None:
+  """Says what the search will take, where that can be timed on this machine."""
+  if search.config.workers == executors.HERE:
+    forecast.say(search.config, search.evaluator, workdir, search.progress.line)
+  else:
+    search.progress.line(executors.NO_FORECAST)
 
 
 def _look(config: Any) -> tuple[evaluator.Problem, loop.Engine, weights.Pretrained, str]:
@@ -171,6 +179,7 @@ def _make_search(config, problem, engine, store, stream) -> _Search:
     problem, search_config.make_recipe(config, problem.train.class_names), engine, store,
     prefix_bytes=config.search.prefix_bytes, prefix_disk_bytes=config.search.prefix_disk_bytes,
     on_done=progress.done, on_plan=progress.plan,
+    executor=executors.of(config, engine.mesh.size),
   )  # fmt: skip
   return _Search(config, trainer, progress, [])
 
@@ -279,16 +288,23 @@ def _path_row(path: greedy.Path, rule, budget, racing_on: bool) -> Row:
 
 
 def tried_scores(trainer: evaluator.Evaluator) -> dict[scores.Units, scores.Score]:
-  """The score of every set that was asked for, with the folds that were trained."""
+  """The score of every set that was asked for, with the folds that were trained.
+
+  In the order of the network: trainings end in any order, and draws from posteriors follow that of
+  the scores.
+  """
   folds = range(len(trainer.problem.folds))
   cells: dict[scores.Units, set[int]] = {}
   for row in trainer.used.values():
     cells.setdefault(tuple(row["units"]), set()).add(row["fold"])
+  names = trainer.problem.network.names
+  order = sorted(cells, key=lambda units: (len(units), [names.index(unit) for unit in units]))
   return {
     units: scores.Score(
-      units, tuple(trainer.cells([units], f)[0] if f in there else None for f in folds)
+      units,
+      tuple(trainer.cells([units], f)[0] if f in cells[units] else None for f in folds),
     )
-    for units, there in cells.items()
+    for units in order
   }
 
 
@@ -320,15 +336,13 @@ def _record(
   config, problem, network = search.config, search.problem, search.network
   tried = tried_scores(search.evaluator)
   chosen, why = _choose(search, found, prediction, tried)
-  # By name: trainings on several devices end in any order, and the certificate's draws follow it.
-  order = sorted(tried, key=lambda units: (len(units), [network.names.index(u) for u in units]))
-  sound = [tried[units] for units in order if not tried[units].diverged]
+  sound = [score for score in tried.values() if not score.diverged]
   overlap, trainer = problem.overlap, search.evaluator
   sure = None
   if tried:
     sure = certificate.certify(sound, chosen, overlap=overlap, level=config.search.level)
   train = problem.train
-  engine = search.evaluator.engines[0]
+  engine = search.evaluator.engine
   return {
     "kind": "search", "name": config.name, "title": config.title, "command": command,
     **provenance.run_facts(engine.mesh),
@@ -347,7 +361,7 @@ def _record(
     ],
     "head_params": network.head_params, "head_macs": network.head_macs,
     "sets": [
-      rows.set_row(network, overlap, tried[units], trainer.rows(units)) for units in order
+      rows.set_row(network, overlap, score, trainer.rows(units)) for units, score in tried.items()
     ],
     "searches": found, "chosen": list(chosen), "chosen_by": why,
     "certificate": rows.certificate_row(sure) if sure else None,

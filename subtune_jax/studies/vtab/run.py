@@ -5,7 +5,8 @@ A task is a run of `compare` in WORKDIR/tasks/TASK or, where SubTuning's blocks 
 table, so the suite may be run in parts, and a killed one goes on where it stopped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
 import gc
 import os
 import pathlib
@@ -16,6 +17,7 @@ import jax
 
 from subtune_jax.data import errors, tfds_source, vtab
 from subtune_jax.report import html
+from subtune_jax.runner import executors, progress, recipes
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies import publish
@@ -26,6 +28,7 @@ from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
 from subtune_jax.studies.vtab import protocols
+from subtune_jax.workers import queue
 
 Row = dict[str, Any]
 TASKS = "tasks"  # folder of the tasks' runs
@@ -66,12 +69,10 @@ def run(
   if entered:
     stream.write(f"resuming; finished and not repeated: {', '.join(rows) or 'no task'}\n")
   record = _write(config, workdir, rows, command)
-  for number, task in enumerate(todo, start=1):
-    stream.write(f"task {number} of {len(todo)}: {task}\n")
-    stream.flush()
-    rows[task] = _run_task(config, workdir, task, command, stream)
+  for task, row in _run_tasks(config, workdir, todo, command, stream):
+    rows[task] = row
     record = _write(config, workdir, rows, command)
-    stream.write(f"{suite.task_line(rows[task])}\n\n")
+    stream.write(f"{suite.task_line(row)}\n\n")
   publish.publish(suite.report(record), workdir, stream)
   return record
 
@@ -104,6 +105,29 @@ def _how_to_get(task: vtab.Task) -> str:
   text += f"{_PREPARE} {name}"
   lacking = source.missing_modules()
   return text + (f" (needs these, not installed here: {', '.join(lacking)})" if lacking else "")
+
+
+def _run_tasks(
+  config: Any, workdir: pathlib.Path, todo: Sequence[str], command: str, stream: TextIO
+) -> Iterator[tuple[str, Row]]:
+  """(task, its row) as they end: one after the other, or as many at once as keep a cluster busy."""
+  if config.workers == executors.HERE:
+    for number, task in enumerate(todo, start=1):
+      stream.write(f"task {number} of {len(todo)}: {task}\n")
+      stream.flush()
+      yield task, _run_task(config, workdir, task, command, stream)
+    return
+  grids = sum(len(recipes.learning_rates(config, name)) for name in config.methods)
+  most = 2 if config.choose_blocks else 2 + queue.width(executors.of(config, 1)) // grids
+  stream.write(f"{len(todo)} tasks, {min(most, len(todo))} at a time\n")
+  drivers = [
+    functools.partial(
+      _run_task, config, workdir, task, command, progress.Prefixed(f"{task}: ", stream)
+    )
+    for task in todo
+  ]
+  for number, row in queue.side_by_side(drivers, most):
+    yield todo[number], row
 
 
 def _run_task(

@@ -1,0 +1,152 @@
+"""The report of a study of active learning, from its record."""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+from subtune_jax.report import document as document_lib
+from subtune_jax.report import estimate, html, words
+from subtune_jax.report.document import Cell, Facts, Section, Table, Text
+from subtune_jax.studies import sections
+from subtune_jax.studies.active_learning import figures as own_figures
+from subtune_jax.studies.active_learning import record as own_record
+
+Row = Mapping[str, Any]
+_INTERVALS = (
+  "95 % intervals of a bootstrap over seeds and groups of test images; a seed has its own first "
+  "labels, head and order of images, and few seeds say little about other seeds."
+)
+_SAVED = (
+  "Both curves are read at the best accuracy that both reach; between two totals accuracy is taken "
+  "to grow with the logarithm of the labels. Saved: 1 minus the labels that the rule needs over "
+  "those that random ones need. Below 0: the rule needs more. Undecided: the interval holds 0."
+)
+
+
+def _estimate(entry: Row) -> estimate.Estimate:
+  return estimate.Estimate(entry["mean"], entry["low"], entry["high"])
+
+
+def _share(value: float) -> str:
+  return f"{100 * value:.0f}".replace("-", words.MINUS)
+
+
+def _best(method: Row) -> Row | None:
+  """The rule that saves most; None without another than random."""
+  rows = [row for row in method["rules"] if row["saved"] is not None]
+  return max(rows, key=lambda row: row["saved"]["mean"], default=None)
+
+
+def headline(record: Row) -> list[str]:
+  """What asking saves, learner by learner, said no more firmly than the data do."""
+  lines = []
+  for method in record["methods"]:
+    best = _best(method)
+    if best is None:
+      continue
+    saved, title = best["saved"], record["rules"][best["rule"]]
+    value = _estimate(saved)
+    span = f"95 % interval {_share(value.low)} to {_share(value.high)} %"
+    at = f"at {words.percent(saved['at'])} % accuracy"
+    if value.verdict == estimate.HIGHER:
+      text = f"{title} saves {_share(value.mean)} % of the labels {at} ({span})"
+    else:
+      text = f"no rule is shown to save labels; {title} has {_share(value.mean)} % {at} ({span})"
+    lines.append(f"{method['title']}: {text}.")
+  return lines
+
+
+def figures(record: Row) -> list[document_lib.Figure]:
+  """The figures of a study, rendered."""
+  drawn = [
+    (
+      "curves", "Accuracy by number of labels", own_figures.curves(record),
+      "Test accuracy against the number of labels, a panel per learner, a line per rule.",
+      "Points: means over seeds, a little apart so that all are seen; lines: 95 % intervals. All "
+      "rules share the first labels.",
+    ),
+    (
+      "saved", "Labels saved", own_figures.saved(record),
+      "Labels saved by each rule against random ones at equal accuracy, with intervals.",
+      "Against as many random labels, at the best accuracy that both reach. Hollow: the interval "
+      "holds 0.",
+    ),
+  ]  # fmt: skip
+  return document_lib.rendered(drawn)
+
+
+def _saved_cell(entry: Row | None) -> Cell:
+  if entry is None:
+    return Cell("")
+  value = _estimate(entry)
+  tone: document_lib.Tone = "undecided" if value.verdict == estimate.UNDECIDED else ""
+  note = f"{_share(value.low)} to {_share(value.high)}"
+  return Cell(_share(value.mean), (note,), tone=tone, plain=f"{_share(value.mean)} [{note}]")
+
+
+def _saved_table(record: Row) -> Section:
+  rules = {rule: title for rule, title in record["rules"].items() if rule != "random"}
+  if not rules:
+    return Section("Labels saved", [])
+  rows = []
+  for method in record["methods"]:
+    found = {row["rule"]: row["saved"] for row in method["rules"]}
+    rows.append([method["title"], *(_saved_cell(found.get(rule)) for rule in rules)])
+  table = Table(["Labels saved, %", *rules.values()], rows)
+  return Section("Labels saved at equal accuracy", [table, Text(_SAVED)])
+
+
+def _accuracies(record: Row, method: Row) -> Section:
+  rows = [
+    [record["rules"][row["rule"]], *(document_lib.accuracy(_estimate(p)) for p in row["points"])]
+    for row in method["rules"]
+  ]
+  header = ["Test accuracy, %; labels", *(f"{total:,}" for total in record["totals"])]
+  return Section(method["title"], [Table(header, rows)], level=3)
+
+
+def _choices(record: Row) -> str:
+  """Which labels were used that the axis does not count."""
+  if not record["chose"]:
+    return "Nothing was chosen on other labels: each learner has one setting."
+  titles = {method["name"]: method["title"] for method in record["methods"]}
+  names = words.listed([titles[name] for name in record["chose"]])
+  return (
+    f"{names} chose a setting on {record['data']['num_validation']:,} labelled validation images "
+    "in every round, which the axis does not count."
+  )
+
+
+def report(record: Row) -> document_lib.Document:
+  """The whole report."""
+  data = record["data"]
+  totals = ", ".join(f"{total:,}" for total in record["totals"])
+  facts = [
+    *sections.run_rows(record),
+    *sections.backbone_rows(record["backbone"]),
+    ("Pool", f"{data['num_pool']:,} images of {data['pool']}, {len(data['class_names'])} classes"),
+    ("Labels", totals),
+    ("Test images", f"{data['num_test']:,}"),
+    ("Seeds", f"{len(record['seeds'])}"),
+  ]
+  parts = [
+    *(Text(line, tone="best") for line in headline(record)),
+    *figures(record),
+    _saved_table(record),
+    Section("Accuracies", [
+      *(_accuracies(record, method) for method in record["methods"]),
+      Text(f"{data['num_test']:,} test images, {len(record['seeds'])} seeds. {_INTERVALS}"),
+      Text(_choices(record)),
+    ]),
+    Section("The run", [Facts(facts)], page_only=True),
+    sections.settings(record["config"]),
+    sections.attribution(data.get("attribution")),
+  ]  # fmt: skip
+  subtitle = f"{record['name']}, {record['created']}. {totals} labels of {data['num_pool']:,}."
+  return document_lib.Document(record["title"], subtitle, parts)
+
+
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+  """Reads the record in `workdir` and writes the page again."""
+  return html.write(workdir, report(own_record.load(workdir)))

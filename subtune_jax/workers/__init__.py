@@ -1,0 +1,1 @@
+"""Many independent trainings, each a call of a `concurrent.futures.Executor`: here, or on Ray."""
