@@ -54,9 +54,7 @@ class Head2Toe(backbone.Backbone, kw_only=True):
   def make_block(self, block: str, name: str, use_batch_statistics: bool) -> nn.Module:
     """See `Backbone.make_block`; BatchNorm runs on its running statistics."""
     del block, use_batch_statistics
-    return _Kept(
-      self.base, self.target_size, self.units, self.sources, self.num_kept, name=name
-    )
+    return _Kept(self.base, self.target_size, self.units, self.sources, self.num_kept, name=name)
 
 
 class _Kept(nn.Module):
@@ -182,9 +180,7 @@ def outputs(
   return found
 
 
-def pooled(
-  found: Sequence[tuple[str, jax.Array]], target_size: int
-) -> tuple[jax.Array, Sources]:
+def pooled(found: Sequence[tuple[str, jax.Array]], target_size: int) -> tuple[jax.Array, Sources]:
   """All outputs pooled and side by side [n, N] float32, and what they are."""
   parts = [(name, pool(y, target_size)) for name, y in found]
   sources = tuple((name, part.shape[1]) for name, part in parts)
@@ -232,6 +228,11 @@ def kept(features: jax.Array, index: jax.Array, sources: Sources) -> jax.Array:
     sources: of the features.
   """
   own = jnp.take(features, index, axis=1, mode="fill", fill_value=0)
+  return at_length_one(own, index, sources)
+
+
+def at_length_one(own: jax.Array, index: jax.Array, sources: Sources) -> jax.Array:
+  """Features [n, K] at `index`, those of each unit divided by their length; see `kept`."""
   ends = np.cumsum([size for _, size in sources])
   unit = jnp.searchsorted(jnp.asarray(ends), index, side="right")
   member = jax.nn.one_hot(unit, len(sources) + 1, dtype=own.dtype)

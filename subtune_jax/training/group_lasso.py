@@ -2,9 +2,9 @@
 
     minimise  mean_i w_i CE(x_i W + b, y_i) + strength * sum_f |W_f|_2
 
-(Head2Toe, arXiv 2201.03529, section 3.2). The path runs from strong to weak. Most groups are zero:
-FISTA with restarts (Beck and Teboulle 2009; O'Donoghue and Candes 2015) runs on a working set alone,
-and a pass over all features looks for groups that have to join it. Features may lie in a file.
+(Head2Toe, arXiv 2201.03529). The path runs from strong to weak. Most groups are zero: FISTA with
+restarts (Beck and Teboulle 2009; O'Donoghue and Candes 2015) runs on a working set alone, and a
+pass over all features looks for groups that have to join it. Features may lie in a file.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,8 @@ class Fit(NamedTuple):
     index: [a] rising positions of the features whose weights are not zero.
     weights: [a, C] of the classes that occur.
     bias: [C].
+    gradient: [N] norm of the cross-entropy's gradient in the weights of each feature: a share of
+      `strength`, at most 1, that says how soon one that is zero would join.
     objective: reached.
     converged: the objective is within about twice the tolerance, relatively, of the optimum.
   """
@@ -37,12 +39,14 @@ class Fit(NamedTuple):
   index: np.ndarray
   weights: np.ndarray
   bias: np.ndarray
+  gradient: np.ndarray
   objective: float
   converged: bool
 
-  def relevance(self, num_features: int) -> np.ndarray:
-    """[num_features] the sum of the squared weights of each feature."""
-    found = np.zeros(num_features)
+  @property
+  def relevance(self) -> np.ndarray:
+    """[N] the sum of the squared weights of each feature."""
+    found = np.zeros(len(self.gradient))
     found[self.index] = np.sum(self.weights.astype(np.float64) ** 2, axis=1)
     return found
 
@@ -120,7 +124,7 @@ def _solve(
   for _ in range(_ROUNDS):
     working, settled = _fista(problem, working, strength, within, max_iterations)
     working = _without_zeros(working)
-    _, index, columns = _scan(problem, working, strength * (1 + within))
+    norms, index, columns = _scan(problem, working, strength * (1 + within))
     if len(index):
       working = _joined(problem, working, index, columns)
     elif within <= tol:
@@ -135,7 +139,8 @@ def _solve(
   if len(working.index):  # of features that are not centred
     mean = np.average(problem.store.columns(working.index), axis=0, weights=problem.weights)
     bias = bias - (mean @ working.weights).astype(np.float32)
-  return Fit(strength, working.index, working.weights, bias, objective, done), working
+  fit = Fit(strength, working.index, working.weights, bias, norms / strength, objective, done)
+  return fit, working
 
 
 def _logits(working: _Working, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
