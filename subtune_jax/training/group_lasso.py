@@ -4,7 +4,8 @@
 
 (Head2Toe, arXiv 2201.03529). The path runs from strong to weak. Most groups are zero: FISTA with
 restarts (Beck and Teboulle 2009; O'Donoghue and Candes 2015) runs on a working set alone, and a
-pass over all features looks for groups that have to join it. Features may lie in a file.
+pass over all features looks for groups that have to join it. Features may lie in a file; they are
+float32, and what is computed from the working set is float64.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ class Fit(NamedTuple):
   def relevance(self) -> np.ndarray:
     """[N] the sum of the squared weights of each feature."""
     found = np.zeros(len(self.gradient))
-    found[self.index] = np.sum(self.weights.astype(np.float64) ** 2, axis=1)
+    found[self.index] = np.sum(self.weights**2, axis=1)
     return found
 
 
@@ -97,13 +98,13 @@ def fit_path(
     raise ValueError(f"strengths are {tuple(strengths)}; give at least one, each in (0, 1]")
   labels = np.asarray(labels)
   weights = np.ones(len(labels)) if class_weights is None else class_weights[labels]
-  weights = (weights / weights.mean()).astype(np.float32)
+  weights = weights / weights.mean()
   present, classes = np.unique(labels, return_inverse=True)
-  problem = _Problem(store, np.eye(len(present), dtype=np.float32)[classes], weights)
-  bias = np.log(np.average(problem.targets, axis=0, weights=weights)).astype(np.float32)
+  problem = _Problem(store, np.eye(len(present))[classes], weights)
+  bias = np.log(np.average(problem.targets, axis=0, weights=weights))
   working = _Working(
-    np.zeros(0, np.int64), np.zeros((len(labels), 0), np.float32),
-    np.zeros((0, len(present)), np.float32), bias,
+    np.zeros(0, np.int64), np.zeros((len(labels), 0)),
+    np.zeros((0, len(present))), bias,
   )  # fmt: skip
   norms, _, _ = _scan(problem, working, np.inf)
   largest = float(norms.max())
@@ -138,7 +139,7 @@ def _solve(
   bias = working.bias
   if len(working.index):  # of features that are not centred
     mean = np.average(problem.store.columns(working.index), axis=0, weights=problem.weights)
-    bias = bias - (mean @ working.weights).astype(np.float32)
+    bias = bias - mean @ working.weights
   fit = Fit(strength, working.index, working.weights, bias, norms / strength, objective, done)
   return fit, working
 
@@ -154,9 +155,9 @@ def _residual(problem: _Problem, logits: np.ndarray) -> np.ndarray:
 
 
 def _objective(problem: _Problem, working: _Working, strength: float) -> float:
-  logits = _logits(working, working.weights, working.bias).astype(np.float64)
+  logits = _logits(working, working.weights, working.bias)
   losses = scipy.special.logsumexp(logits, axis=1) - np.sum(logits * problem.targets, axis=1)
-  penalty = strength * np.sum(np.linalg.norm(working.weights.astype(np.float64), axis=1))
+  penalty = strength * np.sum(np.linalg.norm(working.weights, axis=1))
   return float(np.mean(problem.weights * losses) + penalty)
 
 
@@ -170,7 +171,7 @@ def _scan(
     `limit` those with the largest norms, at most `_JOIN`: rising positions [k], columns [n, k].
   """
   left = _residual(problem, _logits(working, working.weights, working.bias))
-  left = left - left.mean(axis=0, keepdims=True)  # rounding, where the bias is at its optimum
+  left = left.astype(np.float32)
   norms = np.zeros(problem.store.shape[1])
   index, columns = np.zeros(0, np.int64), np.zeros((len(left), 0), np.float32)
   for begin, chunk in problem.store.chunks():
@@ -192,9 +193,9 @@ def _joined(
   problem: _Problem, working: _Working, index: np.ndarray, columns: np.ndarray
 ) -> _Working:
   """The working set with more groups, at zero. Columns are centred: the bias takes up the shift."""
-  columns = columns - np.average(columns, axis=0, weights=problem.weights).astype(np.float32)
+  columns = columns - np.average(columns, axis=0, weights=problem.weights)
   positions = np.concatenate([working.index, index])
-  zeros = np.zeros((len(index), working.weights.shape[1]), np.float32)
+  zeros = np.zeros((len(index), working.weights.shape[1]))
   order = np.argsort(positions)
   return _Working(
     positions[order],
@@ -226,7 +227,7 @@ def _fista(
     uphill = np.sum((ahead_w - new_w) * (new_w - weights)) / rate
     uphill += np.sum((ahead_b - new_b) * (new_b - bias))
     grown = 1.0 if uphill > 0 else (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-    factor = np.float32(0.0 if uphill > 0 else (momentum - 1) / grown)
+    factor = 0.0 if uphill > 0 else (momentum - 1) / grown
     ahead_w, ahead_b = new_w + factor * (new_w - weights), new_b + factor * (new_b - bias)
     weights, bias, momentum = new_w, new_b, grown
     if iteration % 10 == 9 or not len(weights):
@@ -251,7 +252,7 @@ def _is_optimal(problem: _Problem, working: _Working, strength: float, tol: floa
 def _shrunk(weights: np.ndarray, by: float) -> np.ndarray:
   """The proximal step: every row shorter by `by`, down to zero."""
   norms = np.linalg.norm(weights, axis=1, keepdims=True)
-  return weights * np.maximum(1 - by / np.maximum(norms, 1e-30), 0).astype(np.float32)
+  return weights * np.maximum(1 - by / np.maximum(norms, 1e-300), 0)
 
 
 def _curvature(problem: _Problem, working: _Working) -> float:
@@ -262,7 +263,7 @@ def _curvature(problem: _Problem, working: _Working) -> float:
   x, weights = working.x, problem.weights / len(working.x)
   if not x.shape[1]:
     return 1.0
-  v = np.random.default_rng(0).normal(size=x.shape[1]).astype(np.float32)
+  v = np.random.default_rng(0).normal(size=x.shape[1])
   value = 0.0
   for _ in range(30):
     v /= np.linalg.norm(v)

@@ -79,6 +79,31 @@ def read(
   return store, sources
 
 
+def relevance(
+  engine: engine_lib.Engine,
+  variables: PyTree,
+  images: Any,
+  labels: np.ndarray,
+  *,
+  target_size: int = 1024,
+  strength: float = 0.05,
+) -> dict[str, float]:
+  """Block -> sum of the squared weights of its outputs in a group lasso on those of all blocks.
+
+  Args:
+    engine: see `read`, as the two below.
+    variables: of the backbone.
+    images: to fit on.
+    labels: [n] integers.
+    target_size: see `read`.
+    strength: of the lasso, see `group_lasso.fit_path`.
+  """
+  store, sources = read(engine, variables, images, target_size=target_size)
+  with contextlib.closing(store):
+    (fit,) = group_lasso.fit_path(store, np.asarray(labels), strengths=(strength,))
+  return by_source(fit.relevance, sources)
+
+
 def by_source(values: np.ndarray, sources: head2toe.Sources) -> dict[str, float]:
   """Sums of values [N] of all features over each unit."""
   parts = np.split(values, np.cumsum([size for _, size in sources])[:-1])
