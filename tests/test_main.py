@@ -19,7 +19,9 @@ CONFIG = "--config=configs/quickstart.py:train=emoji_domains/noto"
 SMALL = [
   CONFIG, "--config.data.image_size=32", "--config.seeds=(0,1)",
   "--config.methods=('lp','subtuning')",
-  "--config.data.ood=('emoji_domains/fluent',)", "--config.subtuning.blocks=('top',)",
+  "--config.backbone.name=resnet14", "--config.backbone.options=stage_sizes=(1,1,1),width=8",
+  "--config.backbone.weights=random", "--config.backbone.preprocessing=half",
+  "--config.data.ood=('emoji_domains/fluent',)", "--config.subtuning.blocks=('block3/unit1',)",
   "--config.subtuning.epochs=3", "--config.lp.l2=(0.1,0.01)", "--config.tensorboard=False",
   "--config.checkpoint_seconds=0.0",
 ]  # fmt: skip
