@@ -67,14 +67,13 @@ class Network:
     if not self.method:
       return model, shapes
     declared = methods.DECLARED[self.method]
-    change, changed = declared.prepare, model
-    if change is None:
-      raise ValueError(f"{self.method} changes no network")
-
     unknown = sorted(set(self.method_options) - set(declared.options))
     if unknown:
       raise ValueError(f"{self.method} has no option {_shown(unknown[0])}")
     given = methods.options_of(declared, self.method_options)
+    change, changed = declared.prepare, model
+    if change is None or not declared.changes_network(given):
+      raise ValueError(f"{self.method} changes no network")
 
     def prepare(variables: Any) -> Any:
       nonlocal changed

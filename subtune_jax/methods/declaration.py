@@ -57,6 +57,7 @@ class Declaration:
     needs: what a run has to offer beside images and labels: "head" (a head that knows the classes),
       "source_logits" (a column of the training set), "steps" (epochs counted in steps).
     prepare: changes the network before its trainings; None: as it is.
+    prepare_if: the option that has to be true for that; "": always.
   """
 
   name: str
@@ -71,6 +72,13 @@ class Declaration:
   probe_first: bool = False
   needs: frozenset[str] = frozenset()
   prepare: Prepare | None = None
+  prepare_if: str = ""
+
+  def changes_network(self, section: Mapping[str, Any] | None) -> bool:
+    """Whether the method changes the network, by its section of a config (see `options_of`)."""
+    if self.prepare is None:
+      return False
+    return not self.prepare_if or bool(options_of(self, section)[self.prepare_if])
 
 
 def options_of(own: Declaration, section: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Methods that train a part of the network: SubTuning, gradual unfreezing, BatchNorm, biases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
@@ -19,7 +19,8 @@ def sub_tuning(
   """SubTuning(S): the head and the named blocks (SubTuning, section 2).
 
   Surgical fine-tuning (arXiv 2210.11466) is this with one contiguous run of blocks. Where the head
-  already knows the classes it is frozen there too: a `Stage` without a rule for the head.
+  already knows the classes it is frozen there too: a `Stage` without a rule for the head. With the
+  network of `models.beside.wrap` the head reads the frozen network's features as well.
   """
   if isinstance(blocks, str) or not blocks:
     raise ValueError(f"blocks is {blocks!r}; give a sequence of block names, e.g. ('block14',)")
@@ -66,6 +67,15 @@ def bias_only(
   return (stage_lib.tune("biases", selectors.biases, learning_rate, head_learning_rate, stage),)
 
 
+def _beside_frozen(
+  model: Any, variables: Any, key: Any, options: Mapping[str, Any]
+) -> tuple[Any, Any]:
+  from subtune_jax.models import beside  # linen modules: other methods need none
+
+  del key
+  return beside.wrap(model, variables, options["blocks"])
+
+
 _SMALL_LEAVES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 DECLARATIONS = (
@@ -79,8 +89,11 @@ DECLARATIONS = (
     options={
       "blocks": Option(("block13", "block14", "block15", "top"), "trained beside the head"),
       "probe_first": Option(False, "start from the linear probe rather than a random head"),
+      "beside_frozen": Option(False, "the head reads the frozen network's features as well"),
     },
     gradient=declaration.gradient(),
+    prepare=_beside_frozen,
+    prepare_if="beside_frozen",
   ),
   Declaration(
     name="gradual_unfreezing",

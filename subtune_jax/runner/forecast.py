@@ -141,8 +141,7 @@ def _share(run: trainings.Run) -> float:
 
 def _meter(run: trainings.Run, name: str, meters: dict[Any, stage_cost.Meter]) -> stage_cost.Meter:
   """One for all methods that train the run's own network."""
-  changes = methods.DECLARED[name].prepare is not None
-  key = name if changes else None
+  key = name if recipes.changes_network(run.config, name) else None
   if key not in meters:
     engine, pretrained = run.network_of(name)
     meters[key] = stage_cost.Meter(engine, pretrained.variables, run.train, run.validation)

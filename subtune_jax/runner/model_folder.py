@@ -5,10 +5,11 @@ import os
 import pathlib
 from typing import Any
 
-from subtune_jax import methods, weights
+from subtune_jax import weights
 from subtune_jax.deploy import classifier, description, folder
 from subtune_jax.models import adapted
 from subtune_jax.runner import network as network_lib
+from subtune_jax.runner import recipes
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import export
 
@@ -34,8 +35,7 @@ def write(
   engine, pretrained = network_lib.prepared(method, config, engine, pretrained)
   model = engine.model
   variables, _ = export.load_task(task, pretrained.variables)
-  declared = methods.DECLARED.get(method)
-  changed = declared is not None and declared.prepare is not None
+  changed = recipes.changes_network(config, method)
   if isinstance(model, adapted.Adapted) and model.merges:
     model, variables, changed = model.base, model.merged(variables), False
   network = description.Network(

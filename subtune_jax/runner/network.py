@@ -10,6 +10,7 @@ import numpy as np
 
 from subtune_jax import masks, methods, models, weights
 from subtune_jax.models import compile_cache
+from subtune_jax.runner import recipes
 from subtune_jax.training import loop, trainable_split
 from subtune_jax.training import step as step_lib
 
@@ -79,12 +80,10 @@ def prepared(
   name: str, config: Any, engine: loop.Engine, pretrained: weights.Pretrained
 ) -> tuple[loop.Engine, weights.Pretrained]:
   """The network and its variables as a method's declaration changes them, if it does."""
-  declared = methods.DECLARED.get(name)
-  if declared is None or declared.prepare is None:
+  if not recipes.changes_network(config, name):
     return engine, pretrained
-  options = method_options(name, config)
-  model, variables = declared.prepare(
-    engine.model, pretrained.variables, jax.random.key(0), options
+  model, variables = methods.DECLARED[name].prepare(
+    engine.model, pretrained.variables, jax.random.key(0), method_options(name, config)
   )
   return (
     dataclasses.replace(engine, model=model),
@@ -94,10 +93,9 @@ def prepared(
 
 def method_options(name: str, config: Any) -> dict[str, Any]:
   """The options with which a method changes the network, by the config; {} if it changes none."""
-  declared = methods.DECLARED.get(name)
-  if declared is None or declared.prepare is None:
+  if not recipes.changes_network(config, name):
     return {}
-  return methods.options_of(declared, config.get(name))
+  return methods.options_of(methods.DECLARED[name], config.get(name))
 
 
 def backbone_row(config: Any, model: Any, pretrained: weights.Pretrained) -> Row:

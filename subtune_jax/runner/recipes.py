@@ -43,6 +43,12 @@ def check_method(name: str) -> None:
     raise ValueError(f"unknown method {name!r}; allowed: {', '.join(offered())}")
 
 
+def changes_network(config: ml_collections.ConfigDict, name: str) -> bool:
+  """Whether a method changes the network before it is trained, by the config."""
+  declared = methods.DECLARED.get(name)
+  return declared is not None and declared.changes_network(config.get(name))
+
+
 def learning_rates(config: ml_collections.ConfigDict, name: str) -> tuple[float, ...]:
   """The grid of a method; (0.0,) for the probe, which searches its own."""
   check_method(name)

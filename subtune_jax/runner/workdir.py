@@ -25,7 +25,8 @@ def optional_fields() -> Mapping[str, Any]:
     "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
     "loss.class_weights": "none",
     "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
-    "search.final_grid": False, **{f"{name}.reinit": [] for name in methods.DECLARED},
+    "search.final_grid": False, "subtuning.beside_frozen": False,
+    **{f"{name}.reinit": [] for name in methods.DECLARED},
   }  # fmt: skip
 
 

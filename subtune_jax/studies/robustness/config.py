@@ -4,7 +4,6 @@ from typing import Any
 
 import ml_collections
 
-from subtune_jax import methods
 from subtune_jax.robustness import selection
 from subtune_jax.runner import executors, recipes
 from subtune_jax.studies import arguments
@@ -49,7 +48,7 @@ def check(config: Any) -> None:
     raise ValueError(f"robustness.num_alphas is {own.num_alphas}; give at least 2")
   if own.test_images < 0:
     raise ValueError(f"robustness.test_images is {own.test_images}; give a number, or 0 for all")
-  changed = [n for n in config.methods if n in methods.DECLARED and methods.DECLARED[n].prepare]
+  changed = [name for name in config.methods if recipes.changes_network(config, name)]
   if changed:
     raise ValueError(
       f"methods holds {changed[0]!r}, which changes the network; this study compares features "

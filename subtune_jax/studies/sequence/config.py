@@ -53,7 +53,7 @@ def check(config: Any) -> None:
       raise ValueError(
         f"{name}.learning_rates is {tuple(config[name].learning_rates)}; a sequence takes one"
       )
-    if methods.DECLARED[name].prepare is not None:
+    if recipes.changes_network(config, name):
       raise ValueError(f"{name} changes the network, and tasks of a sequence share one")
   for name in config.on_one_backbone:
     choices.check("method in on_one_backbone", name, recipes.offered())
