@@ -123,8 +123,17 @@ def outputs(network: network_lib.MultiTask, batch_size: int) -> dict[int | None,
     def run(variables: PyTree, x: Any, unit: str = node.unit) -> Any:
       return execution.run_unit(model, unit, variables, x)
 
-    found[i] = jax.eval_shape(run, network.weights_of(node), found[node.parent])
+    found[i] = jax.eval_shape(run, network.weights_of(node), _read(node, found))
   return found
+
+
+def _read(node: plan_lib.Node, shapes: Mapping[int | None, Any]) -> Any:
+  """Shape of what a node reads."""
+
+  def run(*parts: Any) -> Any:
+    return execution.read(node, dict(zip(node.reads, parts, strict=True)))
+
+  return jax.eval_shape(run, *(shapes[i] for i in node.reads))
 
 
 def _of_unit(
@@ -168,9 +177,9 @@ def added_by_fork(
   keys = []
   for i in path:
     node = plan.nodes[i]
-    keys.append((_kind(network.model, node.unit), shapes[node.parent].shape))
+    keys.append((_kind(network.model, node.unit), _read(node, shapes).shape))
     if keys[-1] not in programs:
-      programs[keys[-1]] = _unit_alone(network, node, shapes[node.parent])
+      programs[keys[-1]] = _unit_alone(network, node, _read(node, shapes))
   times = medians(programs, rounds)
   each = [times[key] for key in keys]
   return {plan.nodes[i].unit: sum(each[at:]) for at, i in enumerate(path)}

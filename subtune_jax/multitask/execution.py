@@ -120,7 +120,7 @@ def function(
     for step, variables in zip(order, own, strict=True):
       run_step(model, plan, step, variables, outputs)
     leaves = [plan.leaf(task) for task in plan.tasks]
-    return tuple(Answers(outputs[i], outputs[plan.nodes[i].parent]) for i in leaves)
+    return tuple(Answers(outputs[i], read(plan.nodes[i], outputs)) for i in leaves)
 
   return run
 
@@ -138,7 +138,7 @@ def run_step(
     outputs: position in the plan -> output, None -> normalised images; those of the step are added.
   """
   parents = [tuple(plan.nodes[i].parent for i in nodes) for nodes in step.nodes]
-  inputs = [_joined([outputs[i] for i in own]) for own in parents]
+  inputs = [_joined([read(plan.nodes[i], outputs) for i in nodes]) for nodes in step.nodes]
 
   def run(own: PyTree, x: jax.Array) -> jax.Array:
     return run_unit(model, step.unit, own, x)
@@ -152,6 +152,12 @@ def run_step(
   for nodes, result in zip(step.nodes, results, strict=True):
     parts = jnp.split(result, len(nodes)) if len(nodes) > 1 else [result]
     outputs.update(zip(nodes, parts, strict=True))
+
+
+def read(node: plan_lib.Node, outputs: Mapping[Any, jax.Array]) -> jax.Array:
+  """What a node reads: an output, or the features of two networks side by side."""
+  parts = [outputs[i] for i in node.reads]
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def _joined(batches: Sequence[jax.Array]) -> jax.Array:

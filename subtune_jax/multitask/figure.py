@@ -28,19 +28,21 @@ def draw(plan: plan_lib.Plan, macs: Mapping[str, float]) -> "Figure":
   """
   from matplotlib import patches
 
-  figure = charts.new_figure(8.4, 1.5 + 0.42 * len(plan.tasks))
-  axes = figure.add_subplot()
   edges, rows = _edges(plan, macs), _rows(plan)
+  lowest = min(rows)
+  figure = charts.new_figure(8.4, 1.5 + 0.42 * (1 - lowest))
+  axes = figure.add_subplot()
   for i, node in enumerate(plan.nodes):
     left, right = edges[node.unit]
-    if node.parent is not None and rows[node.parent] != rows[i]:
-      x = edges[plan.nodes[node.parent].unit][1] - _GAP
-      axes.plot([x, left], [rows[node.parent], rows[i]], color=style.MUTED, linewidth=1, zorder=0)
+    for at in node.reads:
+      if at is not None and rows[at] != rows[i]:
+        x = edges[plan.nodes[at].unit][1] - _GAP
+        axes.plot([x, left], [rows[at], rows[i]], color=style.MUTED, linewidth=1, zorder=0)
     box = (left, rows[i] - _HEIGHT / 2), right - left - _GAP, _HEIGHT
     axes.add_patch(patches.Rectangle(*box, color=_color(plan, i), linewidth=0))
   for task in plan.tasks:
     axes.text(1.015, rows[plan.leaf(task)], charts.plain(task), va="center", fontsize=charts.SMALL)
-  _finish(axes, plan, edges)
+  _finish(axes, lowest, plan, edges)
   handles = [patches.Patch(color=color) for color, _ in _LEGEND]
   labels = [label for _, label in _LEGEND]
   figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False,
@@ -70,7 +72,10 @@ def _edges(plan: plan_lib.Plan, macs: Mapping[str, float]) -> dict[str, tuple[fl
 
 
 def _rows(plan: plan_lib.Plan) -> list[float]:
-  """Height of each node: heads in a row each, in the order of the tree, others between theirs."""
+  """Height of each node: heads in a row each, in the order of the tree, others between theirs.
+
+  What runs for nothing but frozen features that heads read too has a row below.
+  """
   order = [
     task
     for segment in plan.segments()
@@ -78,12 +83,18 @@ def _rows(plan: plan_lib.Plan) -> list[float]:
     if plan.nodes[segment.nodes[-1]].unit == plan_lib.HEAD
   ]
   row = {task: -float(i) for i, task in enumerate(order)}
-  return [sum(row[task] for task in node.tasks) / len(node.tasks) for node in plan.nodes]
+  ways = set().union(*(plan.path(task) for task in plan.tasks))
+  return [
+    sum(row[task] for task in node.tasks) / len(node.tasks) if i in ways else -float(len(row))
+    for i, node in enumerate(plan.nodes)
+  ]
 
 
-def _finish(axes, plan: plan_lib.Plan, edges: Mapping[str, tuple[float, float]]) -> None:
+def _finish(
+  axes, lowest: float, plan: plan_lib.Plan, edges: Mapping[str, tuple[float, float]]
+) -> None:
   axes.set_xlim(0, 1)
-  axes.set_ylim(-len(plan.tasks) + 0.4, 0.6)
+  axes.set_ylim(lowest - 0.6, 0.6)
   axes.set_yticks([])
   far = 0.0
   ticks = []

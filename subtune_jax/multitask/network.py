@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from subtune_jax.data import choices, preprocess
-from subtune_jax.deploy import classifier, folder
+from subtune_jax.deploy import classifier
 from subtune_jax.models import flops
 from subtune_jax.multitask import execution
 from subtune_jax.multitask import plan as plan_lib
@@ -55,14 +55,18 @@ class MultiTask:
     self._backbone = backbone
     read = {name: tasks_lib.read(source, backbone) for name, source in tasks.items()}
     self.tasks = tasks_lib.shared(read, backbone)
-    self._model = next(iter(self.tasks.values())).network.model.clone(num_classes=1, parent=None)
+    self._model = next(iter(self.tasks.values())).model.clone(num_classes=1, parent=None)
     self.units = (*self._model.block_names, plan_lib.HEAD)
     self.forms = dict(forms or {})
     for unit, form in self.forms.items():
       choices.check("unit", unit, self.units)
       choices.check("form", form, execution.FORMS)
     self._weights: dict[tuple[str, str], PyTree] = {}
-    self.plan = plan_lib.build(self.units, {n: self._add(task) for n, task in self.tasks.items()})
+    self.plan = plan_lib.build(
+      self.units,
+      {name: self._add(task) for name, task in self.tasks.items()},
+      {name: self._keep(own) for name, task in self.tasks.items() if (own := task.beside())},
+    )
     self._ready: dict[tuple[str, ...], tuple[Any, tuple[PyTree, ...]]] = {}
 
   @property
@@ -211,29 +215,32 @@ class MultiTask:
     return tuple(name for name in self.tasks if name in asked)
 
   def _add(self, task: tasks_lib.Task) -> dict[str, tuple[str, bool]]:
-    """Unit -> (digest, whether it was trained); keeps the weights that are new, on the device."""
+    """Unit -> (digest, whether it was trained)."""
     tuned = {*task.tuned_blocks(), plan_lib.HEAD}
+    return {unit: (own, unit in tuned) for unit, own in self._keep(task.leaves()).items()}
+
+  def _keep(self, leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Unit -> digest of its leaves; those that are new go to the device."""
     found = {}
-    for unit, leaves in by_unit(task.network.variables, self.units).items():
-      digest = checkpoint.digest(leaves)
-      if (unit, digest) not in self._weights:
-        self._weights[unit, digest] = jax.device_put(_variables(unit, leaves))
-      found[unit] = digest, unit in tuned
+    for unit, own in by_unit(leaves, self.units).items():
+      found[unit] = checkpoint.digest(own)
+      if own and (unit, found[unit]) not in self._weights:
+        self._weights[unit, found[unit]] = jax.device_put(_variables(unit, own))
     return found
 
 
-def by_unit(variables: PyTree, units: Iterable[str]) -> dict[str, dict[str, Any]]:
+def by_unit(leaves: Mapping[str, Any], units: Iterable[str]) -> dict[str, dict[str, Any]]:
   """Unit -> its leaves by '/'-path ("params/block1/unit1/conv1/kernel").
 
   Args:
-    variables: {"params", "batch_stats"} of a network.
+    leaves: of a network, by '/'-path.
     units: of the network.
 
   Raises:
     ValueError: a leaf that is in no unit.
   """
   found: dict[str, dict[str, Any]] = {unit: {} for unit in units}
-  for path, leaf in folder.flatten(variables).items():
+  for path, leaf in leaves.items():
     inside = path.partition("/")[2]
     own = [unit for unit in found if inside.startswith(f"{unit}/")]
     if not own:

@@ -23,6 +23,8 @@ class Node:
     weights: digest of the unit's parameters and running statistics.
     tasks: those that need it, in the order of the plan.
     tuned: training could change the unit.
+    beside: of a head that reads the frozen network's features as well: position of the node that
+      gives them.
   """
 
   unit: str
@@ -30,6 +32,12 @@ class Node:
   weights: str
   tasks: tuple[str, ...]
   tuned: bool
+  beside: int | None = None
+
+  @property
+  def reads(self) -> tuple[int | None, ...]:
+    """Positions of the nodes whose outputs it reads; None: the images."""
+    return (self.parent,) if self.beside is None else (self.parent, self.beside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +117,8 @@ class Plan:
       own = tuple(task for task in node.tasks if task in tasks)
       if own:
         place[i] = len(kept)
-        parent = None if node.parent is None else place[node.parent]
-        kept.append(dataclasses.replace(node, tasks=own, parent=parent))
+        parent, beside = (None if at is None else place[at] for at in (node.parent, node.beside))
+        kept.append(dataclasses.replace(node, tasks=own, parent=parent, beside=beside))
     return Plan(self.units, tuple(kept), tuple(task for task in self.tasks if task in tasks))
 
   def anonymous(self) -> "Plan":
@@ -126,6 +134,7 @@ class Plan:
         digests[node.weights],
         tuple(tasks[name] for name in node.tasks),
         False,
+        node.beside,
       )
       for node in self.nodes
     )
@@ -160,25 +169,40 @@ class Plan:
     return sum(per_unit[node.unit] for node in self.nodes)
 
 
-def build(units: Sequence[str], tasks: Mapping[str, Mapping[str, tuple[str, bool]]]) -> Plan:
+def build(
+  units: Sequence[str],
+  tasks: Mapping[str, Mapping[str, tuple[str, bool]]],
+  beside: Mapping[str, Mapping[str, str]] | None = None,
+) -> Plan:
   """The plan of tasks.
 
   Args:
     units: of the network, input to output, "head" last.
     tasks: name -> unit -> (digest of its weights, whether training could change it).
+    beside: name -> block -> digest of its weights in the frozen network, of tasks whose heads read
+      the features of that as well.
   """
-  nodes: list[Node] = []
-  at: dict[str, int | None] = dict.fromkeys(tasks)
+  beside, nodes = beside or {}, []
+  # (task, whether this is the way through the frozen network) -> the last node of the way.
+  at: dict[tuple[str, bool], int | None] = {}
+  for name in tasks:
+    at |= {(name, frozen): None for frozen in (False, True) if not frozen or name in beside}
   for unit in units:
-    groups: dict[tuple[int | None, str], list[str]] = {}
-    for name, own in tasks.items():
-      key = (at[name], own[unit][0] if unit != HEAD else name)  # every task has its own answers
-      groups.setdefault(key, []).append(name)
-    for (parent, _), names in groups.items():
-      tuned = any(tasks[name][unit][1] for name in names)
-      nodes.append(Node(unit, parent, tasks[names[0]][unit][0], tuple(names), tuned))
-      for name in names:
-        at[name] = len(nodes) - 1
+    groups: dict[tuple[int | None, str], list[tuple[str, bool]]] = {}
+    for (name, frozen), parent in at.items():
+      if unit != HEAD:
+        key = parent, beside[name][unit] if frozen else tasks[name][unit][0]
+        groups.setdefault(key, []).append((name, frozen))
+      elif not frozen:
+        groups[parent, name] = [(name, frozen)]  # every task has its own answers
+    for (parent, weights), ways in groups.items():
+      names = tuple(dict.fromkeys(name for name, _ in ways))
+      tuned = any(tasks[name][unit][1] for name, frozen in ways if not frozen)
+      if unit == HEAD:
+        weights = tasks[names[0]][unit][0]
+      other = at.get((names[0], True)) if unit == HEAD else None
+      nodes.append(Node(unit, parent, weights, names, tuned, other))
+      at |= dict.fromkeys(ways, len(nodes) - 1)
   return Plan(tuple(units), tuple(nodes), tuple(tasks))
 
 
@@ -229,8 +253,10 @@ def span(plan: Plan, segment: Segment) -> str:
 
 def _says(plan: Plan, segment: Segment) -> str:
   tuned = [plan.nodes[i].unit for i in segment.nodes if plan.nodes[i].tuned]
-  tuned = [unit for unit in tuned if unit != HEAD]
-  return ", ".join(segment.tasks) + (f" (tuned: {', '.join(tuned)})" if tuned else "")
+  said = f"tuned: {', '.join(own)}" if (own := [unit for unit in tuned if unit != HEAD]) else ""
+  if plan.nodes[segment.nodes[-1]].beside is not None:
+    said += ", " * bool(said) + "the head reads the frozen features too"
+  return ", ".join(segment.tasks) + (f" ({said})" if said else "")
 
 
 def _form_lines(plan: Plan, forms: Mapping[str, str]) -> Iterator[str]:

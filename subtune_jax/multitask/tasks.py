@@ -5,7 +5,7 @@ exports name one digest, they see images alike, and every leaf that training lef
 bit for bit, running statistics of BatchNorm included.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
@@ -18,6 +18,7 @@ import numpy as np
 from subtune_jax import methods
 from subtune_jax.data import preprocess
 from subtune_jax.deploy import classifier, description, folder
+from subtune_jax.models import beside as beside_lib
 from subtune_jax.training import checkpoint, export, trainable_split
 
 PyTree = Any
@@ -89,6 +90,35 @@ class Task:
     if unknown:
       raise TaskError(f"{self.source}: frozen has {unknown[:3]}, which the network lacks")
 
+  @property
+  def model(self) -> Any:
+    """The backbone, of whatever the network makes of it."""
+    return self.network.model.base if self._copied else self.network.model
+
+  def original(self, path: str) -> str:
+    """The backbone's name of a leaf of the network; see `beside.original`."""
+    collection, _, inside = path.partition("/")
+    return f"{collection}/{beside_lib.original(inside, self._copied)}"
+
+  def leaves(self) -> dict[str, Any]:
+    """'/'-path -> leaf of the backbone with what training changed, and of the head."""
+    own = folder.flatten(self.network.variables)
+    return {path: leaf for path, leaf in own.items() if self.original(path) == path}
+
+  def beside(self) -> dict[str, Any]:
+    """'/'-path -> leaf of the frozen network whose features the head reads as well; {}: none."""
+    if not self._copied:
+      return {}
+    own = folder.flatten(self.network.variables)
+    copies = {self.original(path): path for path in own if self.original(path) != path}
+    return {path: own[copies.get(path, path)] for path in _body(self.leaves())}
+
+  @property
+  def _copied(self) -> tuple[str, ...]:
+    """Blocks that the network has twice, tuned and frozen."""
+    model = self.network.model
+    return model.tuned if isinstance(model, beside_lib.BesideFrozen) else ()
+
   def tuned_blocks(self) -> tuple[str, ...]:
     """Blocks in which training could change a leaf, input to output."""
     touched = [name for name in folder.flatten(self.network.variables) if name not in self.frozen]
@@ -112,7 +142,7 @@ def of_training(
   """
   frozen = {name for name, own in folder.flatten(touched).items() if not own}
   network = _network(backbone, variables, class_names)
-  return Task(network, frozenset(frozen), export.backbone_digest(backbone.variables))
+  return _task(network, frozen, export.backbone_digest(backbone.variables))
 
 
 def read(source: str | os.PathLike | Task, backbone: Backbone | None) -> Task:
@@ -156,7 +186,7 @@ def _of_model_folder(path: pathlib.Path) -> Task:
   for name, array in touched.items():
     if name not in own or not _same(array, own[name]):
       raise TaskError(f"{path / folder.TASK} is of another training than the model: {name} differs")
-  return Task(network, frozenset(set(own) - set(touched)), note["backbone_digest"], str(path))
+  return _task(network, set(own) - set(touched), note["backbone_digest"], str(path))
 
 
 def _of_export(path: pathlib.Path, backbone: Backbone) -> Task:
@@ -168,7 +198,22 @@ def _of_export(path: pathlib.Path, backbone: Backbone) -> Task:
     raise TaskError(f"{path} names {len(names)} classes, and its head has {kernel.shape[-1]}")
   touched = {name.removeprefix("task/") for name in note["arrays"]}
   network = _network(backbone, variables, names)
-  return Task(network, frozenset(set(own) - touched), note["backbone_digest"], str(path))
+  return _task(network, set(own) - touched, note["backbone_digest"], str(path))
+
+
+def _task(
+  network: classifier.Classifier, frozen: Collection[str], digest: str, source: str = Task.source
+) -> Task:
+  """A `Task`; of a network beside its frozen self the digest becomes that of the backbone."""
+  task = Task(network, frozenset(frozen), digest, source)
+  if not task.beside():
+    return task
+  head = {path: leaf for path, leaf in task.leaves().items() if path not in task.beside()}
+  started = _tree({**task.beside(), **head})
+  _, both = beside_lib.wrap(task.model, started, network.model.tuned)
+  if export.backbone_digest(both) != digest:
+    raise TaskError(f"{source}: a frozen leaf was changed after the training; export it again")
+  return dataclasses.replace(task, backbone_digest=export.backbone_digest(started))
 
 
 def _network(
@@ -208,7 +253,10 @@ def shared(tasks: Mapping[str, Task], backbone: Backbone | None) -> dict[str, Ta
 
 def _sharing(task: Task, arrays: Mapping[str, Any]) -> Task:
   own = folder.flatten(task.network.variables)
-  leaves = {path: arrays[path] if path in task.frozen else leaf for path, leaf in own.items()}
+  leaves = {
+    path: arrays[task.original(path)] if path in task.frozen else leaf
+    for path, leaf in own.items()
+  }  # fmt: skip
   variables = {"batch_stats": {}, **_tree(leaves)}
   return dataclasses.replace(task, network=dataclasses.replace(task.network, variables=variables))
 
@@ -216,7 +264,7 @@ def _sharing(task: Task, arrays: Mapping[str, Any]) -> Task:
 def _facts(task: Task) -> dict[str, Any]:
   own = task.network
   return _facts_of_network(
-    own.model, own.image_size, own.preprocessing, own.interpolation, task.backbone_digest
+    task.model, own.image_size, own.preprocessing, own.interpolation, task.backbone_digest
   )
 
 
@@ -255,10 +303,11 @@ def _frozen_leaves(tasks: Mapping[str, Task], backbone: Backbone | None) -> dict
   owner = dict.fromkeys(arrays, "the backbone")
   for name, task in tasks.items():
     own = folder.flatten(task.network.variables)
-    for path in sorted(task.frozen):
+    for given in sorted(task.frozen):
+      path, leaf = task.original(given), own[given]
       if path not in arrays:
-        owner[path], arrays[path] = f"task {name!r}", own[path]
-      elif arrays[path] is not own[path] and not _same(arrays[path], own[path]):
+        owner[path], arrays[path] = f"task {name!r}", leaf
+      elif arrays[path] is not leaf and not _same(arrays[path], leaf):
         kind = "running statistic" if path.startswith("batch_stats/") else "parameter"
         raise TaskError(
           f"task {name!r} ({task.source}): the frozen {kind} {path} is not that of {owner[path]}. "
@@ -270,7 +319,7 @@ def _frozen_leaves(tasks: Mapping[str, Task], backbone: Backbone | None) -> dict
 def _check_digest(tasks: Mapping[str, Task], arrays: Mapping[str, Any]) -> None:
   """Compares the frozen leaves with the digest that tasks name, where no leaf is missing."""
   some = next(iter(tasks.values()))
-  wanted = set(_body(folder.flatten(some.network.variables)))
+  wanted = set(_body(some.leaves()))
   if not wanted <= set(arrays):  # some leaves were changed by every task
     return
   found = export.backbone_digest(_tree({path: arrays[path] for path in wanted}))
