@@ -2,7 +2,8 @@
 
 Programs are compiled with little optimisation: most of the suite's time is compiling, and this
 makes it several times as fast. `SUBTUNE_JAX_OPTIMIZE=1 pytest` compiles them as users do. All
-workers of a run share compiled programs in a folder that goes with it. No test reaches a network.
+workers of a run share compiled programs in a folder that goes with it. Figures have few pixels.
+No test reaches a network.
 """
 
 import os
@@ -27,9 +28,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the variable
 import jax
 
 from subtune_jax.models import compile_cache
+from subtune_jax.report import charts
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 compile_cache.enable()
+charts.DPI = 40
 
 _connect = socket.socket.connect
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import command, config_files, documented, marks
+from tests import command, config_files, documented
 
 NOTO, FLUENT = "emoji_domains/noto", "emoji_domains/fluent"
 
@@ -138,13 +138,13 @@ def test_a_documented_command_runs(documented_command, tmp_path):
   check_report(done, tmp_path / "run")
 
 
-@pytest.mark.parametrize("documented_command", marks.first(2, variations(downloaded=True)))
+@pytest.mark.parametrize("documented_command", variations(downloaded=True))
 def test_a_documented_command_asks_for_its_data(documented_command, tmp_path):
   config, argument, fields = documented_command[1:]
   if config != "configs/vtab.py":
     fields = {"backbone.weights": "random", "backbone.preprocessing": "half"} | fields
   arguments = arguments_of(config, argument, fields)
-  done = command.run(
+  done = command.run_forked(
     *arguments, f"--workdir={tmp_path / 'run'}", TFDS_DATA_DIR=str(tmp_path / "tfds")
   )
   assert done.returncode == 2, done.stderr

@@ -17,8 +17,8 @@ from tests import command, config_files
 
 def start(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
   """The command line with `folder`/tfds as TFDS's folder, which is not there."""
-  return command.run(
-    *arguments, f"--workdir={folder / 'run'}", timeout=100, TFDS_DATA_DIR=str(folder / "tfds")
+  return command.run_forked(
+    *arguments, f"--workdir={folder / 'run'}", TFDS_DATA_DIR=str(folder / "tfds")
   )
 
 

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from subtune_jax import save_model
-from tests import command, marks
+from tests import command
 
 ROOT = command.ROOT
 CONFIG = "--config=configs/quickstart.py:train=emoji_domains/noto"
 SMALL = [
   CONFIG, "--config.data.image_size=32", "--config.seeds=(0,1)",
   "--config.methods=('lp','subtuning')",
-  "--config.data.ood=('emoji_domains/fluent',)", "--config.subtuning.blocks=('top',)",
+  "--config.backbone.name=resnet14", "--config.backbone.options=stage_sizes=(1,1,1),width=8",
+  "--config.backbone.weights=random", "--config.backbone.preprocessing=half",
+  "--config.data.ood=('emoji_domains/fluent',)", "--config.subtuning.blocks=('block3/unit1',)",
   "--config.subtuning.epochs=3", "--config.lp.l2=(0.1,0.01)", "--config.tensorboard=False",
   "--config.checkpoint_seconds=0.0",
 ]  # fmt: skip
@@ -32,7 +34,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
-  marks.first(6, [
+  [
     ([], "give a config, e.g. --config=configs/quickstart.py"),
     (["--config=configs/quickstat.py"], "quickstat.py; the nearest is configs/quickstart.py"),
     ([CONFIG, "--config.subtuning.epoch=1"], "'subtuning.epoch'; the nearest is subtuning.epochs"),
@@ -49,15 +51,15 @@ def run(*arguments: str) -> tuple[int, str, str]:
     ([CONFIG, "--config.data.label_map=('a=b',)"], "'a=b', but no set that is matched"),
     ([CONFIG, "--nope"], "Unknown command line flag 'nope'"),
     ([CONFIG, "extra"], "unexpected argument 'extra'"),
-  ], several=True),
+  ],
 )  # fmt: skip
 def test_bad_input_is_one_message_and_code_2(tmp_path, arguments, message):
-  code, out, error = run(*arguments, f"--workdir={tmp_path / 'run'}")
-  assert code == 2, error
-  assert message in error
-  assert "Traceback" not in error
-  assert error.startswith("error: ")
-  assert out == ""
+  done = command.run_forked(*arguments, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 2, done.stderr
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
+  assert done.stderr.startswith("error: ")
+  assert done.stdout == ""
   assert not (tmp_path / "run").exists()
 
 
@@ -103,15 +105,14 @@ def test_a_run_leaves_everything_behind(whole):
 
 
 def logits_of(folder: pathlib.Path, name: str, out: pathlib.Path) -> np.ndarray:
-  """Of a model folder on a test set, in a process without the flags that tests set for XLA."""
+  """Of a model folder on a test set, in a process with the flags of the run."""
   code = f"""
 import numpy as np, subtune_jax
 from subtune_jax import data
 images = data.load("{name}", "test", 32).images
 np.save("{out}", subtune_jax.load("{folder}").logits(images))
 """
-  inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=inherited, check=True)
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=command.environment(), check=True)
   return np.load(out)
 
 
@@ -211,9 +212,7 @@ def fail(*_, **__):
 run.run = fail
 app.run(main.main, argv=["main", "{CONFIG}"], flags_parser=command_line.parse)
 """
-  done = subprocess.run(
-    [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-  )
+  done = command.run_forked(code=script)
   assert done.returncode == 2
   assert done.stderr.startswith("error: out of memory: ")
   assert "lower batch_size or data.image_size" in done.stderr

@@ -162,7 +162,7 @@ def describe(
   used = {"data", "backbone", "augment", "batch_size"}
   described = {k: v for k, v in workdir_lib.as_json(config).items() if k in used}
   described["data"].pop("label_map", None)  # of test sets
-  for field, default in workdir_lib.OPTIONAL_FIELDS.items():
+  for field, default in workdir_lib.optional_fields().items():
     section, _, own = field.partition(".")
     if section in described and described[section].get(own) == default:
       del described[section][own]

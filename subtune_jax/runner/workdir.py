@@ -1,25 +1,32 @@
 """The folder of a run: made once with its config, entered again only with the same config."""
 
 from collections.abc import Mapping
+import functools
 import json
 import os
 import pathlib
 from typing import Any
 
-from subtune_jax import files, methods, processes, strict_json
+from subtune_jax import files, processes, strict_json
 
 # Fields that change how a run goes on, not what it computes.
 _FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model", "workers")
 _FREE_SECTIONS = ("ray",)
 # Names of studies in configs of older runs.
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
-# Fields that workdirs and keys of ledgers may lack, and the value that stands for their absence.
-OPTIONAL_FIELDS = {
-  "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
-  "loss.class_weights": "none",
-  "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
-  "search.final_grid": False, **{f"{name}.reinit": [] for name in methods.DECLARED},
-}  # fmt: skip
+
+
+@functools.cache
+def optional_fields() -> Mapping[str, Any]:
+  """Fields that workdirs and keys of ledgers may lack, and what stands for their absence."""
+  from subtune_jax import methods  # imports jax, which a command line that is read does without
+
+  return {
+    "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
+    "loss.class_weights": "none",
+    "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
+    "search.final_grid": False, **{f"{name}.reinit": [] for name in methods.DECLARED},
+  }  # fmt: skip
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -38,7 +45,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   old, new = files.flatten(old), files.flatten(new)
   for name, values in _RENAMED.items():
     old[name] = values.get(old.get(name), old.get(name))
-  old, new = OPTIONAL_FIELDS | old, OPTIONAL_FIELDS | new
+  old, new = {**optional_fields(), **old}, {**optional_fields(), **new}
   return [
     f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
     for name in sorted(set(old) | set(new))

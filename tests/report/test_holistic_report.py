@@ -37,14 +37,6 @@ ALONG = {"absent_accuracy", "absent_probability", "margins"}
 STUDIES = {"sizes", "sweep", "blocks"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_images():
-  """Figures of fewer pixels, which are drawn faster."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(charts, "DPI", 30)
-    yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> holistic_records.Study:
   """A study with everything in it; read only."""

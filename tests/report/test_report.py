@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 
 from subtune_jax import files as files_lib
-from subtune_jax.report import document, estimate, html, style, terminal, words
+from subtune_jax.report import charts, document, estimate, html, style, terminal, words
 from subtune_jax.studies.compare import figures as compare_figures
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
@@ -457,7 +457,7 @@ def test_every_image_decodes_and_has_an_alt_text(workdir):
     with Image.open(io.BytesIO(data)) as image:
       image.load()
       assert image.format == "PNG"
-      assert min(image.size) > 300
+      assert min(image.size) > 1.8 * charts.DPI
 
 
 def test_bold_marks_winners_only(workdir):

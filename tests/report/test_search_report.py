@@ -107,14 +107,6 @@ FIGURES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_images():
-  """Figures of fewer pixels, which are drawn faster."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(charts, "DPI", 40)
-    yield
-
-
 def written(workdir: pathlib.Path, record: dict) -> tuple[dict, str]:
   """The record as it is read, and its page."""
   fake_search.write(workdir, record)

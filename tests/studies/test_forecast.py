@@ -140,7 +140,8 @@ def test_durations():
 
 
 def test_another_study_has_no_dry_run(tmp_path):
-  done = command.run("--config=configs/robustness.py", "--dry_run", f"--workdir={tmp_path / 'run'}")
+  arguments = "--config=configs/robustness.py", "--dry_run", f"--workdir={tmp_path / 'run'}"
+  done = command.run_forked(*arguments)
   assert done.returncode == 2
   assert done.stderr.startswith("error: --dry_run is of the studies compare and search, not of rob")
   assert not (tmp_path / "run").exists()
