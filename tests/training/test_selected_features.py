@@ -116,7 +116,8 @@ def test_the_method_in_the_train_loop():
     (0.5, 0.05), (0.5, 0.5), (0.1, 0.05), (0.1, 0.5)
   ]  # fmt: skip
   assert chosen["validation_accuracy"] == max(r["validation_accuracy"] for r in chosen["grid"])
-  assert sum(chosen["of"]["kept"].values()) == chosen["kept"]
+  assert sum(row["kept"] for row in chosen["units"]) == chosen["kept"]
+  assert [row["unit"] for row in chosen["units"]] == list(net.block_names)
   # The network itself gives the logits that the choice was made by.
   np.testing.assert_allclose(engine.predict(result.variables, held.images), logits[0], atol=1e-4)
   assert result.moved == 0
