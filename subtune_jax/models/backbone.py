@@ -42,6 +42,14 @@ class Backbone(nn.Module, kw_only=True):
     """Whether its blocks draw while they are trained, from the random keys called "dropout"."""
     return False
 
+  @property
+  def fork(self) -> str | None:
+    """The block from which on two networks run side by side (`models.beside`); None: one runs.
+
+    From there on no block runs outside the model.
+    """
+    return None
+
   def make_block(self, block: str, name: str, use_batch_statistics: bool) -> nn.Module:
     """Builds one block.
 

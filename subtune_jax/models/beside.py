@@ -43,6 +43,11 @@ class BesideFrozen(backbone.Backbone, kw_only=True):
     """Whether the backbone is; the frozen one draws nothing."""
     return self.base.is_random
 
+  @property
+  def fork(self) -> str:
+    """See `Backbone.fork`: the first tuned block."""
+    return self.tuned[0]
+
   def check_images(self, x: jax.Array) -> None:
     """See `Backbone.check_images`."""
     inspect.unwrap(type(self.base).check_images)(self.base, x)
@@ -55,7 +60,7 @@ class BesideFrozen(backbone.Backbone, kw_only=True):
     names = self.block_names
     make = inspect.unwrap(type(self.base).make_block)
     own = make(self.base, block, name, use_batch_statistics)
-    fork = self.tuned[0]
+    fork = self.fork
     if names.index(block) < names.index(fork):
       return own
     is_tuned = block in self.tuned

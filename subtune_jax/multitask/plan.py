@@ -166,7 +166,7 @@ class Plan:
     Args:
       per_unit: unit -> cost of one run, such as `models.flops.count_macs(model)`.
     """
-    return sum(per_unit[node.unit] for node in self.nodes)
+    return sum(per_unit[node.unit] * len(node.reads) for node in self.nodes)
 
 
 def build(

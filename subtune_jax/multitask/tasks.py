@@ -135,11 +135,20 @@ def of_training(
   """A task of a finished training, without a folder.
 
   Args:
-    backbone: what it started from.
+    backbone: what it started from, as it was trained: with what `beside.wrap` made of it, if so.
     variables: `FitResult.variables`.
     touched: `FitResult.touched`.
     class_names: in the order of the head.
+
+  Raises:
+    TaskError: the variables are of another network.
   """
+  there, own = (set(folder.flatten(given)) for given in (backbone.variables, variables))
+  if there != own:
+    raise TaskError(
+      f"the variables are of another network than the backbone: {sorted(there ^ own)[0]} is in one "
+      "of them alone; give the model and the variables that the training started from"
+    )
   frozen = {name for name, own in folder.flatten(touched).items() if not own}
   network = _network(backbone, variables, class_names)
   return _task(network, frozen, export.backbone_digest(backbone.variables))
@@ -190,6 +199,10 @@ def _of_model_folder(path: pathlib.Path) -> Task:
 
 
 def _of_export(path: pathlib.Path, backbone: Backbone) -> Task:
+  _, note = checkpoint.load(path)
+  if note.get("beside_frozen"):
+    made = beside_lib.wrap(backbone.model, backbone.variables, note["beside_frozen"])
+    backbone = dataclasses.replace(backbone, model=made[0], variables=made[1])
   variables, note = export.load_task(path, backbone.variables)
   own = folder.flatten(variables)
   kernel = own[f"params/{trainable_split.HEAD}/kernel"]

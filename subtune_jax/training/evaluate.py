@@ -64,7 +64,9 @@ def batches(
 def program_in_pieces(
   model: Any, start: str | None, stop: str | None, preprocessing: preprocess.Preprocessing
 ) -> Any:
-  """`forward_program` from programs of single units."""
+  """`forward_program` from programs of single units, where units run outside the model."""
+  if getattr(model, "fork", None) is not None:
+    return forward_program(model, start, stop, preprocessing)
   units = (*model.block_names, "head")
   first = units.index(start) if start else 0
   names = units[first : units.index(stop) if stop else len(units)]

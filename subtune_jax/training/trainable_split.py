@@ -60,6 +60,7 @@ def make_plan(model: Any, variables: PyTree, stage: methods.Stage) -> Plan:
       if unit is None:
         raise ValueError(f"stage {stage.name!r} trains {path!r}, which lies in none of {units}")
       trained.add(unit)
+  _check_beside(model, stage, trained - {HEAD})
   blocks = tuple(unit for unit in units if unit in trained)
   train_blocks = frozenset(blocks) - {HEAD} if stage.norm_mode == "batch" else frozenset()
   stats = variables.get("batch_stats", {})
@@ -68,6 +69,16 @@ def make_plan(model: Any, variables: PyTree, stage: methods.Stage) -> Plan:
     jax.tree.structure(stats), [masks.TUNED if tuned else masks.FROZEN for tuned in own]
   )
   return Plan(labels, stat_labels, blocks, blocks[0], train_blocks)
+
+
+def _check_beside(model: Any, stage: methods.Stage, trained: set[str]) -> None:
+  """Raises ValueError for a trained block of which the frozen network has no copy."""
+  if getattr(model, "fork", None) is not None and not trained <= set(model.tuned):
+    raise ValueError(
+      f"stage {stage.name!r} trains {sorted(trained - set(model.tuned))}, and the network stands "
+      f"beside its frozen self in {', '.join(model.tuned)} alone; give beside.wrap all blocks that "
+      "are trained"
+    )
 
 
 def split_variables(variables: PyTree, plan: Plan) -> tuple[PyTree, PyTree]:

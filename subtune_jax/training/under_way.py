@@ -82,6 +82,8 @@ class Training:
       return False
     units = (*self.engine.model.block_names, trainable_split.HEAD)
     before = units[: units.index(unit)]
+    if getattr(self.engine.model, "fork", None) in before:  # activations of two networks
+      return False
     trees = [(self.touched[k], masks.paths(self.touched[k])) for k in ("params", "batch_stats")]
     return not any(
       touched and trainable_split.unit_of(path, units) in before

@@ -113,6 +113,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"methods is {tuple(config.methods)}: the final comparison needs 'subtuning' among them, or "
       "set search.final to False"
     )
+  if config.subtuning.beside_frozen:
+    raise ValueError(
+      "subtuning.beside_frozen is True, and a search scores sets of blocks without the frozen "
+      "features; set it to False, and compare with it by configs/compare.py"
+    )
   make_rule(config, 0.0)
   make_budget(config)
   make_recipe(config).method(("block",))
