@@ -1,6 +1,7 @@
 """Methods that train a part of the network: SubTuning, gradual unfreezing, BatchNorm, biases."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -67,6 +68,18 @@ def bias_only(
   return (stage_lib.tune("biases", selectors.biases, learning_rate, head_learning_rate, stage),)
 
 
+def _sub_tuning(own: Any, context: declaration.Context) -> declaration.Builder:
+  del context
+  return functools.partial(_named if own.get("beside_frozen") else sub_tuning, tuple(own.blocks))
+
+
+def _named(*args: Any, **stage: Any) -> stage_lib.Method:
+  """SubTuning whose stage says that the head reads more."""
+  return tuple(
+    dataclasses.replace(own, name=f"{own.name} beside frozen") for own in sub_tuning(*args, **stage)
+  )
+
+
 def _beside_frozen(
   model: Any, variables: Any, key: Any, options: Mapping[str, Any]
 ) -> tuple[Any, Any]:
@@ -85,7 +98,7 @@ DECLARATIONS = (
     source="[paper](https://arxiv.org/abs/2302.06354)",
     trains="head and chosen blocks",
     call='sub_tuning(("block14", "top"), 1e-3, epochs=8)',
-    build=lambda own, context: functools.partial(sub_tuning, tuple(own.blocks)),
+    build=_sub_tuning,
     options={
       "blocks": Option(("block13", "block14", "block15", "top"), "trained beside the head"),
       "probe_first": Option(False, "start from the linear probe rather than a random head"),

@@ -6,15 +6,16 @@ import io
 import numpy as np
 import pytest
 
-from subtune_jax import models, weights
+from subtune_jax import models, multitask, weights
 from subtune_jax.deploy import folder
-from subtune_jax.models import adapted, side
+from subtune_jax.models import adapted, beside, side
 from subtune_jax.runner import examples, network
 from subtune_jax.studies.compare import best
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.robustness import config as robustness_config
+from subtune_jax.studies.search import config as search_config
 from subtune_jax.training import export
 
 SMALL = "stage_sizes=(1,1,1),width=8"
@@ -56,6 +57,53 @@ def test_side_tuning_is_a_method_of_a_comparison(tmp_path):
   assert own.model == both
   stored = np.load(tmp_path / "run" / chosen["test"][test.name]["logits"])["logits"]
   np.testing.assert_array_equal(own.predict(restored, test.images), stored)
+
+
+@pytest.mark.slow
+def test_subtuning_beside_the_frozen_network_is_kept_as_it_ran(tmp_path):
+  config = make_config()
+  config.methods, config.data.retrain, config.save_model = ("lp", "subtuning"), True, True
+  config.subtuning.update(
+    blocks=("block2/unit1",), probe_first=True, epochs=1, beside_frozen=True
+  )  # fmt: skip
+  record = compare.run(config, tmp_path / "run", stream=io.StringIO())
+  lp, tuned = record["methods"]
+  stage = tuned["stages"][-1]
+  assert stage["blocks"] == ["block2/unit1", "head"]
+  run = compare_record.load(tmp_path / "run")
+  engine, pretrained = network.load_network(config, len(record["data"]["class_names"]))
+  classes = len(record["data"]["class_names"])
+  head = (2 * 32 + 1) * classes  # of twice the features
+  assert stage["trained_params"] - head == record["backbone"]["block_params"]["block2/unit1"]
+  assert tuned["stages"][0]["trained_params"] == head
+  assert lp["trained_params"] == (32 + 1) * classes
+  # The kept network gives the logits of the run, and so does the task beside a plain one.
+  path = best.write(run, best.choose(run.record, "subtuning"), config, engine, pretrained,
+                    tmp_path / "kept")  # fmt: skip
+  loaded = folder.load(path)
+  assert isinstance(loaded.model, beside.BesideFrozen)
+  (test,), _ = examples.load_tests(config, tuple(record["data"]["class_names"]))
+  (own,) = run.chosen("subtuning")
+  stored = np.load(tmp_path / "run" / own["test"][test.name]["logits"])["logits"]
+  again = dataclasses.replace(engine, model=loaded.model)
+  np.testing.assert_array_equal(again.predict(loaded.variables, test.images), stored)
+  (probe,) = run.chosen("lp")
+  backbone = multitask.Backbone(
+    engine.model, pretrained.variables, pretrained.preprocessing, config.data.interpolation
+  )
+  tasks = {name: tmp_path / "run" / "tasks" / row["key"]
+           for name, row in (("beside", own), ("probe", probe))}  # fmt: skip
+  both = multitask.MultiTask({"kept": path, **tasks}, backbone)
+  assert [len(nodes) for nodes in both.plan.levels().values()] == [1, 1, 2, 2, 3]
+  for name in ("kept", "beside"):
+    np.testing.assert_allclose(both.predict(test.images)[name].logits, stored, atol=1e-4)
+
+
+def test_a_search_refuses_heads_that_read_more():
+  config = search_config.default()
+  config.subtuning.beside_frozen = True
+  with pytest.raises(ValueError, match="a search scores sets of blocks without the frozen"):
+    search_config.check(config)
 
 
 def test_a_study_of_blocks_refuses_a_method_that_changes_the_network():

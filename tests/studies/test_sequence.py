@@ -75,6 +75,7 @@ def test_a_finished_training_is_not_repeated(finished, monkeypatch):
   [
     ({"tasks": ("emoji_domains/noto",)}, "give at least two data sets"),
     ({"methods": ("side_tuning",)}, "side_tuning changes the network"),
+    ({"subtuning.beside_frozen": True}, "subtuning changes the network"),
     ({"ft.learning_rates": (1e-3, 1e-2)}, "a sequence takes one"),
     ({"on_one_backbone": ("subtunning",)}, "Did you mean 'subtuning'"),
     ({"backbone.keep_head": True}, "a head of its own"),
