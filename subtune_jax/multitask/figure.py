@@ -83,11 +83,11 @@ def _rows(plan: plan_lib.Plan) -> list[float]:
     if plan.nodes[segment.nodes[-1]].unit == plan_lib.HEAD
   ]
   row = {task: -float(i) for i, task in enumerate(order)}
-  ways = set().union(*(plan.path(task) for task in plan.tasks))
-  return [
-    sum(row[task] for task in node.tasks) / len(node.tasks) if i in ways else -float(len(row))
-    for i, node in enumerate(plan.nodes)
-  ]
+  through: list[list[float]] = [[] for _ in plan.nodes]
+  for task in plan.tasks:
+    for i in plan.path(task):
+      through[i].append(row[task])
+  return [sum(own) / len(own) if own else -float(len(row)) for own in through]
 
 
 def _finish(

@@ -149,8 +149,10 @@ class Plan:
 
     def walk(at: int, parent: int | None) -> None:
       run = [at]
-      while len(children.get(run[-1], ())) == 1:
-        run.append(children[run[-1]][0])
+      while len(below := children.get(run[-1], ())) == 1 and (
+        self.nodes[below[0]].tasks == self.nodes[at].tasks
+      ):
+        run.append(below[0])
       found.append(Segment(tuple(run), parent, self.nodes[at].tasks))
       own = len(found) - 1
       for child in children.get(run[-1], ()):

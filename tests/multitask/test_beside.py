@@ -77,7 +77,7 @@ def test_the_frozen_trunk_runs_once_for_all(base, tasks):
   assert runs(probe) == runs(network) | {"head": 4}
 
 
-def test_what_the_plan_says_and_shows(tasks):
+def test_what_the_plan_says_and_shows(base, tasks):
   network = multitask.MultiTask({name: tasks[name] for name in ("beside", "plain")})
   lines = str(network).splitlines()[1:]
   assert [line.partition("  ")[0] for line in lines] == [
@@ -85,8 +85,16 @@ def test_what_the_plan_says_and_shows(tasks):
     "└ block2/unit2 .. head",
   ]  # fmt: skip
   assert lines[1].endswith("beside (tuned: block2/unit2, the head reads the frozen features too)")
-  (axes,) = network.draw().axes
-  assert len(axes.patches) == len(network.plan.nodes)
+  more = network.added("last", tasks["last"])
+  lines = str(more.added("probe", made.task(base, (), 4))).splitlines()[1:]
+  at = next(i for i, line in enumerate(lines) if line.endswith("head                probe"))
+  assert lines[at - 1].split("  ")[-1] == "beside, last, probe"  # the trunk that three read
+  (axes,) = more.draw().axes
+  boxes = [box.get_bbox() for box in axes.patches]
+  assert len(boxes) == len(more.plan.nodes)
+  shared = [(i, j) for i, a in enumerate(boxes) for j, b in enumerate(boxes[:i])
+            if a.overlaps(b)]  # fmt: skip
+  assert not shared
 
 
 def test_folders_and_exports(base, tmp_path):
