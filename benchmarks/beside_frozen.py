@@ -2,8 +2,8 @@
 
   python benchmarks/beside_frozen.py glyph_domains/handwriting
 
-EfficientNet-Lite0. The learning rate of each is the one that validation chose on the first seed; the
-difference is paired over test groups (fonts, concepts) and seeds.
+EfficientNet-Lite0. The learning rate of each is the one that validation chose on the first seed;
+the difference is paired over test groups (fonts, concepts) and seeds.
 """
 
 import argparse
