@@ -14,7 +14,7 @@ import pytest
 from scipy import integrate, linalg, optimize
 from sklearn import linear_model
 
-from subtune_jax.report import style
+from subtune_jax.report import charts, style
 from subtune_jax.robustness import (
   gradient_flow,
   linear_theory,
@@ -373,8 +373,8 @@ def test_toy_ends_where_the_theory_says():
 
 def test_figure(snippet):
   pixels = image.imread(io.BytesIO(snippet.png))
-  assert pixels.shape[0] > 500
-  assert pixels.shape[1] > 1500
+  assert pixels.shape[0] > 3 * charts.DPI
+  assert pixels.shape[1] > 9 * charts.DPI
   for method in ("lp", "ft", "lp_ft"):
     color = np.array([int(style.METHOD_COLORS[method][i : i + 2], 16) for i in (1, 3, 5)]) / 255
     assert (np.abs(pixels[..., :3] - color).max(-1) < 0.02).sum() > 50, method

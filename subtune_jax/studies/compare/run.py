@@ -72,7 +72,7 @@ def dry_run(
   config: Any, workdir: str | os.PathLike, *, stream: TextIO | None = None
 ) -> forecast.Forecast | None:
   """Says what `run` would take; trains and writes nothing. Arguments and errors: see `run`."""
-  state, notes = _look(config, pathlib.Path(workdir), stream or sys.stdout)
+  state, notes = look(config, pathlib.Path(workdir), stream or sys.stdout)
   _say_what_is_there(state, notes)
   if config.workers != executors.HERE:
     state.progress.line(f"dry run, nothing was trained; {executors.NO_FORECAST}")
@@ -87,13 +87,13 @@ def dry_run(
 
 def forecast_of(config: Any, workdir: str | os.PathLike) -> forecast.Forecast | None:
   """What `run` would take, None where nothing is left. Errors: see `run`."""
-  state, _ = _look(config, pathlib.Path(workdir), io.StringIO())
+  state, _ = look(config, pathlib.Path(workdir), io.StringIO())
   return forecast.measure(state)
 
 
 def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.Run:
   """Checks everything and enters the workdir; nothing is trained yet. Errors: see `run`."""
-  state, notes = _look(config, pathlib.Path(workdir), stream)
+  state, notes = look(config, pathlib.Path(workdir), stream)
   state.workdir, entered = workdir_lib.enter(workdir, config)
   state.writer = writers.MetricWriter(state.workdir, tensorboard=config.tensorboard)
   _say_what_is_there(state, notes)
@@ -113,8 +113,11 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   return state
 
 
-def _look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings.Run, list[str]]:
-  """The run before it writes anything, and what to say of its data."""
+def look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings.Run, list[str]]:
+  """The run before it enters its workdir and writes anything, and what to say of its data.
+
+  Arguments and errors: see `run`.
+  """
   grids = grids_of(config)
   check_fields(config)
   train, validation, trainval, train_indices = examples.load_data(config)
