@@ -33,6 +33,7 @@ from subtune_jax.statistics import intervals
 from subtune_jax.studies import arguments
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.search import run as search_run
+from subtune_jax.training import selected_features
 
 
 def main() -> None:
@@ -92,7 +93,9 @@ def main() -> None:
     rates=tuple(args.eta),
   )
   predictor = make(kernels)
-  task = criteria.Problem(predictor)
+  by_block = selected_features.relevance(engine, problem.variables, train.images, train.labels)
+  relevance = {n: sum(by_block[b] for b in problem.network.units[n].blocks) for n in names}
+  task = criteria.Problem(predictor, relevance=relevance)
   print(f"\n{args.dataset}: {len(train)} images, trainings took {trained_seconds:.0f} s")
   profile(names, truth, predictor)
   compare(names, truth, task)

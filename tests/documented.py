@@ -39,7 +39,8 @@ def commands() -> Iterator[Command]:
     for found in _MAIN.finditer(path.read_text()):
       parts = shlex.split(re.sub(r"\\\n\s*", "", found.group(1)))
       options = dict(part.split("=", 1) for part in parts if part.startswith("--"))
-      options.pop("--workdir", None)
+      for own in ("--workdir", "--coordinator", "--num_processes", "--process_id"):
+        options.pop(own, None)
       if "--config" not in options:
         continue
       config, _, argument = options.pop("--config").partition(":")

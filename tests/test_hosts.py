@@ -16,20 +16,20 @@ SMALL = [
   "--config.data.image_size=32", "--config.data.num_train=96", "--config.batch_size=32",
   "--config.data.ood=('emoji_domains/fluent',)", "--config.seeds=(0,)",
   "--config.tensorboard=False", "--config.optimizer.name=sgd", "--config.lp.l2=(0.1,0.01)",
-  "--config.ft.epochs=2", "--config.ft.learning_rates=(0.001,0.01)",
   "--config.subtuning.blocks=('block3/unit2',)", "--config.subtuning.epochs=2",
   "--config.subtuning.learning_rates=(0.01,)",
 ]  # fmt: skip
-THREE = "--config.methods=('lp','ft','subtuning')"
+THREE = ["--config.methods=('lp','ft','subtuning')", "--config.ft.epochs=2",
+         "--config.ft.learning_rates=(0.001,0.01)"]  # fmt: skip
 # As short as may be killed in its middle.
-LONG = ["--config.methods=('ft',)", "--config.ft.epochs=30", "--config.ft.learning_rates=(0.001,)",
+LONG = ["--config.methods=('ft',)", "--config.ft.epochs=16", "--config.ft.learning_rates=(0.001,)",
         "--config.checkpoint_seconds=0.0"]  # fmt: skip
 
 
 def contents(workdir: pathlib.Path) -> list[str]:
-  """Names of the files of a run; the insides of checkpoints are Orbax's own."""
-  found = (p.relative_to(workdir) for p in workdir.rglob("*") if p.is_file())
-  return sorted({str(p) if "tasks" not in p.parts else "/".join(p.parts[:2]) for p in found})
+  """Names of the files of a run; the arrays of checkpoints lie in files with names of Orbax's."""
+  found = (p.relative_to(workdir).as_posix() for p in workdir.rglob("*") if p.is_file())
+  return sorted({name.partition("/arrays/")[0] for name in found})
 
 
 def trainings(workdir: pathlib.Path) -> list[dict]:
@@ -37,18 +37,20 @@ def trainings(workdir: pathlib.Path) -> list[dict]:
   return sorted(record["trainings"], key=lambda row: row["key"])
 
 
-def same(a: pathlib.Path, b: pathlib.Path, tolerance: float) -> None:
+def same(a: pathlib.Path, b: pathlib.Path, tolerance: float, accuracy: float = 0.0) -> None:
   """The same trainings with the same losses and accuracies, and the same files."""
   assert contents(a) == contents(b)
   rows, others = trainings(a), trainings(b)
   assert [row["key"] for row in rows] == [row["key"] for row in others]
   for row, other in zip(rows, others, strict=True):
     for epoch, again in zip(row["history"], other["history"], strict=True):
-      for name in ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy"):
+      for name in ("train_loss", "validation_loss"):
         np.testing.assert_allclose(again[name], epoch[name], rtol=tolerance, err_msg=row["method"])
+      for name in ("train_accuracy", "validation_accuracy"):
+        assert abs(again[name] - epoch[name]) <= accuracy, (row["method"], epoch, again)
   for path in sorted((a / "logits").glob("*.npz")):
     mine, others = (np.load(folder / "logits" / path.name)["logits"] for folder in (a, b))
-    np.testing.assert_allclose(others, mine, atol=20 * tolerance, err_msg=path.name)
+    assert np.abs(others - mine).mean() < 10 * tolerance, path.name
 
 
 def lines(path: pathlib.Path) -> int:
@@ -65,7 +67,7 @@ def wait_for_epoch(workdir: pathlib.Path, epochs: int) -> None:
 @pytest.mark.slow
 def test_two_processes_leave_what_one_leaves(tmp_path):
   for name, count, devices in (("one", 1, 1), ("four", 1, 4), ("two", 2, 2)):
-    program = [*SMALL, THREE, f"--workdir={tmp_path / name}"]
+    program = [*SMALL, *THREE, f"--workdir={tmp_path / name}"]
     codes = hosts.finish(hosts.start(program, count, devices, tmp_path / f"{name}.said"), 300)
     assert codes == [0] * count, (tmp_path / f"{name}.said/0.err").read_text()
   same(tmp_path / "one", tmp_path / "four", 1e-4)
@@ -105,7 +107,9 @@ def test_a_run_that_was_stopped_goes_on_with_another_number_of_processes(tmp_pat
   assert "resumed stage 1 of 1 after epoch" in (tmp_path / "last/0.out").read_text()
   whole = [*SMALL, *LONG, f"--workdir={tmp_path / 'whole'}"]
   assert hosts.finish(hosts.start(whole, 1, 4, tmp_path / "whole.said"), 300) == [0]
-  same(tmp_path / "whole", tmp_path / "run", 1e-3)
+  # Rounding differs between two processes and one, and grows over 48 steps: up to 2 images of 96
+  # or 174. An epoch left out or done twice is 7e-3 of the loss here.
+  same(tmp_path / "whole", tmp_path / "run", 1e-3, accuracy=2 / 96)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from subtune_jax.methods import auto_rates as _auto_rates
 from subtune_jax.methods import fine_tuning as _fine_tuning
 from subtune_jax.methods import probing as _probing
 from subtune_jax.methods import regularised as _regularised
+from subtune_jax.methods import selected as _selected
 from subtune_jax.methods import side as _side
 from subtune_jax.methods import subset as _subset
 from subtune_jax.methods.adapted import adapter_tuning
@@ -24,6 +25,7 @@ from subtune_jax.methods.fine_tuning import (
 from subtune_jax.methods.probing import DEFAULT_L2, head_only, linear_probing
 from subtune_jax.methods.regularised import l2_sp, lolsgd
 from subtune_jax.methods.regularizers import L2SP, Distillation, FeatureRank
+from subtune_jax.methods.selected import head2toe
 from subtune_jax.methods.selectors import (
   Outside,
   backbone,
@@ -43,6 +45,7 @@ from subtune_jax.methods.stage import (
   LeaveOut,
   Method,
   Penalty,
+  SelectedFeatures,
   Stage,
   TensorRates,
   balanced,
@@ -61,7 +64,16 @@ _ORDER = (
 )  # fmt: skip
 _ALL = {
   own.name: own
-  for family in (_probing, _fine_tuning, _subset, _auto_rates, _regularised, _side, _adapted)
+  for family in (
+    _probing,
+    _fine_tuning,
+    _subset,
+    _auto_rates,
+    _regularised,
+    _side,
+    _adapted,
+    _selected,
+  )
   for own in family.DECLARATIONS
 }
 # Name -> declaration, in the order of tables.

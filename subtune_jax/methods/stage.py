@@ -187,6 +187,45 @@ class LBFGS:
     if self.max_steps is not None and self.max_steps < 1:
       raise ValueError(f"max_steps is {self.max_steps}; give at least 1, or None to converge")
 
+  @property
+  def num_settings(self) -> int:
+    """How many heads it chooses from."""
+    return len(self.l2)
+
+  def fixed(self, setting: Any) -> "LBFGS":
+    """The solver with the setting that a finished stage has chosen (`setting` of its row)."""
+    return dataclasses.replace(self, l2=(setting,))
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectedFeatures(LBFGS):
+  """A head on features of all units that a group lasso ranks (`training/selected_features.py`).
+
+  Attributes:
+    strengths: of the group lasso, as shares of the one at which all weights are zero.
+    fractions: of all features, that are kept.
+  """
+
+  strengths: tuple[float, ...] = ()
+  fractions: tuple[float, ...] = ()
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("strengths", "fractions"):
+      values = getattr(self, name)
+      if not values or not all(0 < value <= 1 for value in values):
+        raise ValueError(f"{name} is {values}; give at least one, each in (0, 1]")
+
+  @property
+  def num_settings(self) -> int:
+    """See `LBFGS`."""
+    return len(self.l2) * len(self.strengths) * len(self.fractions)
+
+  def fixed(self, setting: Any) -> "SelectedFeatures":
+    """See `LBFGS`."""
+    l2, strength, fraction = setting
+    return dataclasses.replace(self, l2=(l2,), strengths=(strength,), fractions=(fraction,))
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -222,7 +261,7 @@ class Stage:
         f"stage {self.name!r}: learning rates for {sorted(self.solver.learning_rates)}, "
         f"labels {sorted(self.rules)}; each label needs exactly one learning rate"
       )
-    if isinstance(self.solver, LBFGS) and dict(self.rules) != {masks.HEAD: HEAD_RULE}:
+    if type(self.solver) is LBFGS and dict(self.rules) != {masks.HEAD: HEAD_RULE}:
       raise ValueError(f"stage {self.name!r}: L-BFGS trains the head only, got {dict(self.rules)}")
 
 

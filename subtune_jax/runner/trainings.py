@@ -84,13 +84,14 @@ class Asked:
     name: of the method.
     rate: its learning rate.
     seed: of the head, the order and the views.
-    strengths: of its probes, one for each stage; with them it is trained on `Run.trainval`.
+    strengths: settings of its probes (`LBFGS.fixed`), one for each stage; with them it is trained
+      on `Run.trainval`.
   """
 
   name: str
   rate: float
   seed: int
-  strengths: tuple[float | None, ...] | None = None
+  strengths: tuple[Any, ...] | None = None
 
 
 def described(run: Run, asked: Asked) -> tuple[methods.Method, tuple[Any, Any], str]:
@@ -125,7 +126,7 @@ def train_with_probe_steps(run: Run, result: Row, steps: int) -> Row:
 
 def on_all_labels(best: Row, seed: int) -> Asked:
   """The training of a chosen setting on all labelled images."""
-  strengths = tuple(stage.get("l2") for stage in best["stages"])
+  strengths = tuple(stage.get("setting", stage.get("l2")) for stage in best["stages"])
   return Asked(best["method"], best["learning_rate"], seed, strengths)
 
 
@@ -144,12 +145,12 @@ def num_epochs(method: methods.Method) -> int:
   return sum(getattr(stage.solver, "epochs", 1) for stage in method)
 
 
-def _fixed(method: methods.Method, strengths: Sequence[float | None]) -> methods.Method:
-  """The method with each probe's strength fixed."""
+def _fixed(method: methods.Method, settings: Sequence[Any]) -> methods.Method:
+  """The method with each probe's setting fixed."""
   return tuple(
-    stage if l2 is None
-    else dataclasses.replace(stage, solver=dataclasses.replace(stage.solver, l2=(l2,)))
-    for stage, l2 in zip(method, strengths, strict=True)
+    stage if setting is None
+    else dataclasses.replace(stage, solver=stage.solver.fixed(setting))
+    for stage, setting in zip(method, settings, strict=True)
   )  # fmt: skip
 
 

@@ -23,10 +23,13 @@ class Problem:
   Attributes:
     predictor: kernels, labels and folds.
     seed: of the random order.
+    relevance: of each unit by Head2Toe, which that criterion reads
+      (`training.selected_features.relevance`, the sum over the blocks of the unit).
   """
 
   predictor: predicted.Predictor
   seed: int = 0
+  relevance: Mapping[str, float] | None = None
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -108,6 +111,19 @@ def _largest_eigenvalue(problem: Problem, chosen: scores.Units) -> np.ndarray:
   return _each(one, problem, chosen)
 
 
+def _head2toe(problem: Problem, chosen: scores.Units) -> np.ndarray:
+  """Sum of the squared weights of the unit's outputs in a group lasso on those of all units
+  (Head2Toe, arXiv 2201.03529). Not conditional.
+  """
+  relevance = problem.relevance
+  if relevance is None or not set(problem.names) <= set(relevance):
+    raise ValueError(
+      "the criterion 'head2toe' needs Problem.relevance with a number for each of "
+      f"{', '.join(problem.names)}; see training.selected_features.relevance"
+    )
+  return _each(lambda *args: relevance[args[3]], problem, chosen)
+
+
 def _few_parameters(problem: Problem, chosen: scores.Units) -> np.ndarray:
   return _each(lambda *args: -problem.predictor.kernels.num_params[args[3]], problem, chosen)
 
@@ -131,6 +147,7 @@ CRITERIA: Mapping[str, Criterion] = {
   "relative_gradient": _relative_gradient,
   "signal_to_noise": _signal_to_noise,
   "largest_eigenvalue": _largest_eigenvalue,
+  "head2toe": _head2toe,
   "few_parameters": _few_parameters,
   "last": _last,
   "random": _random,

@@ -11,7 +11,13 @@ import numpy as np
 from subtune_jax import masks, methods
 from subtune_jax.statistics import criteria
 from subtune_jax.training import prefix as prefix_lib
-from subtune_jax.training import resume, stage_runner, trainable_split, under_way
+from subtune_jax.training import (
+  resume,
+  selected_features,  # noqa: F401  (registers its runner)
+  stage_runner,
+  trainable_split,
+  under_way,
+)
 from subtune_jax.training.engine import Engine, Examples
 from subtune_jax.training.under_way import OnEpoch, OnVariables
 
@@ -47,11 +53,11 @@ class FitResult:
 
 
 def relative_distance(params: PyTree, reference: PyTree) -> float:
-  """|params - reference| / |reference| over all leaves outside the head."""
+  """|params - reference| / |reference| over all leaves outside the head that are real numbers."""
   moved = norm = 0.0
   rows = zip(masks.paths(params), jax.tree.leaves(params), jax.tree.leaves(reference), strict=True)
   for path, leaf, base in rows:
-    if methods.backbone(path, leaf):
+    if methods.backbone(path, leaf) and leaf.dtype.kind not in "iu":  # positions are no weights
       leaf, base = np.asarray(leaf, np.float64), np.asarray(base, np.float64)
       moved += np.sum((leaf - base) ** 2)
       norm += np.sum(base**2)
@@ -149,10 +155,11 @@ def fit(
   if not method:
     raise ValueError("the method has no stage; see subtune_jax.methods")
   for stage in method:
-    if validation is None and len(getattr(stage.solver, "l2", ())) > 1:
+    settings = getattr(stage.solver, "num_settings", 1)
+    if validation is None and settings > 1:
       raise ValueError(
-        f"stage {stage.name!r} has {len(stage.solver.l2)} strengths and no validation set to "
-        "choose with; give one strength"
+        f"stage {stage.name!r} has {settings} strengths and no validation set to choose with; give "
+        "one strength"
       )
   training = under_way.Training(
     engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch, saver=saver,

@@ -4,6 +4,7 @@ A solver says how by its class: `run` is a single-dispatch function, and another
 registers its own.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -85,36 +86,67 @@ def probe_stage(
   sets = [x for x in (training.train, training.validation) if x is not None]
   features = [stage_inputs.features(training, x) for x in sets]
   labels = [np.asarray(x.labels) for x in sets]
-  path = probe.fit_path(
-    features[0], labels[0], num_classes=model.num_classes, l2=solver.l2,
-    standardize=solver.standardize, max_steps=solver.max_steps, class_weights=solver.class_weights,
-  )  # fmt: skip
-  if training.validation is None:
-    chosen, note = 0, {"l2": float(path.l2[0])}
-  else:
-    choice = probe.choose(path, features[1], labels[1], training.select_by)
-    chosen, note = choice.index, _probe_note(path, choice, criteria.CRITERIA[training.select_by])
-  head = path.head(chosen)
+  head, note, _ = fit_probe(solver, features, labels, model.num_classes, training.select_by)
   if solver.rescale:
     head = probe.rescale(head, np.std(training.variables["params"]["head"]["kernel"]))
   divergence.check("the probe's weights", head, training.method[index], 0)
-  logits, *validation = (f @ head["kernel"] + head["bias"] for f in features)
-  divergence.check("the training logits", logits, training.method[index], 0)
   watch.add_to(training)
   training.stages[index] |= note
-  weights = class_weights.of_examples(solver.class_weights, labels[0], model.num_classes)
+  variables = {
+    **training.variables,
+    "params": {**training.variables["params"], "head": jax.tree.map(jnp.asarray, head)},
+  }
+  record_probe(training, index, head, features, labels, lambda: variables)
+  return variables
+
+
+def fit_probe(
+  solver: methods.LBFGS,
+  features: Sequence[np.ndarray],
+  labels: Sequence[np.ndarray],
+  num_classes: int,
+  select_by: str,
+) -> tuple[dict[str, np.ndarray], dict[str, Any], probe.Choice | None]:
+  """(head, what a record keeps of it, the choice) on features of one set, or of two.
+
+  Args:
+    solver: says how.
+    features: of the training images; and of those that choose, if any.
+    labels: likewise.
+    num_classes: of the head.
+    select_by: a metric of `statistics.criteria`.
+  """
+  path = probe.fit_path(
+    features[0], labels[0], num_classes=num_classes, l2=solver.l2,
+    standardize=solver.standardize, max_steps=solver.max_steps, class_weights=solver.class_weights,
+  )  # fmt: skip
+  if len(features) == 1:
+    return path.head(0), {"l2": float(path.l2[0])}, None
+  choice = probe.choose(path, features[1], labels[1], select_by)
+  note = _probe_note(path, choice, criteria.CRITERIA[select_by])
+  return path.head(choice.index), note, choice
+
+
+def record_probe(
+  training: under_way.Training,
+  index: int,
+  head: Mapping[str, np.ndarray],
+  features: Sequence[np.ndarray],
+  labels: Sequence[np.ndarray],
+  variables: Callable[[], PyTree],
+) -> None:
+  """The row of the history of a head on features, which are as in `fit_probe`."""
+  solver = training.method[index].solver
+  logits, *validation = (f @ head["kernel"] + head["bias"] for f in features)
+  divergence.check("the training logits", logits, training.method[index], 0)
+  weights = class_weights.of_examples(solver.class_weights, labels[0], len(head["bias"]))
   row = {
     "stage": index,
     "epoch": 1,
     "train_loss": evaluate.cross_entropy(logits, labels[0], weights),
     "train_accuracy": evaluate.accuracy(logits, labels[0]),
   }
-  variables = {
-    **training.variables,
-    "params": {**training.variables["params"], "head": jax.tree.map(jnp.asarray, head)},
-  }
-  training.record(row, validation[0] if validation else None, lambda: variables)
-  return variables
+  training.record(row, validation[0] if validation else None, variables)
 
 
 def _probe_note(

@@ -85,3 +85,11 @@ def test_greedy_sets_grow_by_the_best_next_unit():
   assert sets[0] == ("b",)
   assert [len(units) for units in sets] == [1, 2, 3]
   assert sets[2] == NAMES
+
+
+def test_head2toe_reads_the_relevance_that_it_is_given():
+  problem = dataclasses.replace(make(), relevance={"a": 1.0, "b": 5.0, "c": 0.0})
+  np.testing.assert_array_equal(criteria.CRITERIA["head2toe"](problem, ("b",)), [1, np.nan, 0])
+  for relevance in (None, {"a": 1.0, "b": 2.0}):
+    with pytest.raises(ValueError, match=r"needs Problem\.relevance with a number for each of a, b"):
+      criteria.CRITERIA["head2toe"](dataclasses.replace(problem, relevance=relevance), ())

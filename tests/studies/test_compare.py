@@ -115,3 +115,26 @@ def test_adapters_are_methods_of_a_comparison_and_their_networks_can_be_kept(tmp
     again = dataclasses.replace(engine, model=loaded.model)
     wanted = own.predict(variables, images)
     np.testing.assert_allclose(again.predict(loaded.variables, images), wanted, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_head2toe_is_a_method_of_a_comparison_and_its_network_can_be_kept(tmp_path):
+  config = make_config()
+  config.methods, config.data.retrain = ("lp", "head2toe"), True
+  config.head2toe.update(strengths=(0.3,), fractions=(0.1, 0.3), target_size=64, l2=(0.1, 0.01))
+  record = compare.run(config, tmp_path / "run", stream=io.StringIO())
+  _, chosen = record["methods"]
+  assert chosen["setting"] == "l2"
+  assert sum(chosen["selection"]["of"]["kept"].values()) == chosen["selection"]["kept"]
+  page = (tmp_path / "run" / "report.html").read_text()
+  assert "Which units Head2Toe reads" in page
+  run = compare_record.load(tmp_path / "run")
+  engine, pretrained = network.load_network(config, len(record["data"]["class_names"]))
+  row = best.choose(run.record, "head2toe")
+  loaded = folder.load(best.write(run, row, config, engine, pretrained, tmp_path / "kept"))
+  # Read back, the network gives the logits of the run.
+  (test,), _ = examples.load_tests(config, tuple(record["data"]["class_names"]))
+  (own,) = run.chosen("head2toe")
+  stored = np.load(tmp_path / "run" / own["test"][test.name]["logits"])["logits"]
+  again = dataclasses.replace(engine, model=loaded.model)
+  np.testing.assert_allclose(again.predict(loaded.variables, test.images), stored, atol=1e-5)

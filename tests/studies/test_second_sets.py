@@ -44,7 +44,7 @@ def folder(path: pathlib.Path, per_class: int = 20, names=("defect", "ok"), belo
 def read(trained: str, *ood: str):
   config = compare_config.default()
   config.data.train, config.data.ood, config.data.image_size = trained, ood, 16
-  compare._check(config)
+  compare.check_fields(config)
   return examples.load_tests(config, data.load(trained, "train", 16).class_names)
 
 
@@ -206,7 +206,7 @@ def test_a_label_map_beside_a_benchmark_of_shifts_is_refused():
   config.data.train, config.data.ood = "cifar10", ("stl10",)
   config.data.shift, config.data.label_map = "cifar10_to_stl10", ("monkey=",)
   with pytest.raises(ValueError, match=r"data\.label_map is \('monkey=',\) and data\.shift"):
-    compare._check(config)
+    compare.check_fields(config)
 
 
 def test_trainings_do_not_depend_on_the_label_map():

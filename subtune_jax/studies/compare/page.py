@@ -8,7 +8,7 @@ from subtune_jax.report import html, style, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import sections
-from subtune_jax.studies.compare import errors_page, verdict
+from subtune_jax.studies.compare import errors_page, source_figures, verdict
 from subtune_jax.studies.compare import figures as compare_figures
 from subtune_jax.studies.compare import record as record_lib
 from subtune_jax.studies.compare import summary as summary_lib
@@ -182,6 +182,7 @@ def figures(run: record_lib.Run, summary: Summary) -> dict[str, document_lib.Fig
       "The network from input (left) to head (right). Coloured and ticked: trained in that stage. "
       "Boxes are wider where there are more parameters.",
     ),
+    *_sources(run),
     (
       "settings", "Choice of the setting", compare_figures.setting_grids(run),
       f"Validation {chosen_by} against the settings tried, a panel per method, the chosen one "
@@ -198,6 +199,22 @@ def figures(run: record_lib.Run, summary: Summary) -> dict[str, document_lib.Fig
     *_examples(run),
   ]  # fmt: skip
   return {figure.name: figure for figure in document_lib.rendered(drawn)}
+
+
+def _sources(run: record_lib.Run) -> list[document_lib.Drawn]:
+  """Where the features of a head on all units come from."""
+  return [
+    (
+      f"sources_{method['name']}", f"Which units {method['title']} reads",
+      source_figures.sources(run, method),
+      "Bars by unit from input to head: the features that are kept, and their share of the weights "
+      "of the group lasso.",
+      f"{method['title']}: {source_figures.chosen_text(method['selection'])} Above: how many "
+      "features of each unit are kept. Below: the unit's share of the squared weights of the group "
+      "lasso that ranked them.",
+    )
+    for method in run.record["methods"] if "selection" in method
+  ]  # fmt: skip
 
 
 def _examples(run: record_lib.Run) -> list[document_lib.Drawn]:

@@ -358,4 +358,5 @@ def _method_row(name: str, result: Row, block_names: Sequence[str]) -> Row:
       for stage in stages
     ],  # of the backbone, not of what a method puts beside it
     "trained_params": max(stage["trained_params"] for stage in stages),
+    **({"selection": stages[-1]["selection"]} if "selection" in stages[-1] else {}),
   }  # fmt: skip
