@@ -187,14 +187,25 @@ def _search(
       grid.append(row)
       if value > top:
         top = value
-        counts = np.zeros(len(relevance))
-        counts[kept] = 1
-        said = {"relevance": by_source(relevance, sources), "kept": by_source(counts, sources)}
-        note |= {"setting": [note["l2"], strength, fraction], "selection": row | {"of": said}}
+        units = _units(relevance, kept, sources)
+        note |= {"setting": [note["l2"], strength, fraction], "selection": row | {"units": units}}
         best = head, note, features, kept
   assert best is not None  # every choice has a finite value
   best[1]["selection"]["grid"] = grid
   return best
+
+
+def _units(
+  relevance: np.ndarray, kept: np.ndarray, sources: head2toe.Sources
+) -> list[dict[str, Any]]:
+  """A row for each unit, input to output: its features, the kept ones, their relevance."""
+  counts = np.zeros(len(relevance))
+  counts[kept] = 1
+  of, num_kept = by_source(relevance, sources), by_source(counts, sources)
+  return [
+    {"unit": name, "features": size, "kept": int(num_kept[name]), "relevance": of[name]}
+    for name, size in sources
+  ]
 
 
 @functools.partial(jax.jit, static_argnames="sources")

@@ -91,5 +91,5 @@ def test_head2toe_reads_the_relevance_that_it_is_given():
   problem = dataclasses.replace(make(), relevance={"a": 1.0, "b": 5.0, "c": 0.0})
   np.testing.assert_array_equal(criteria.CRITERIA["head2toe"](problem, ("b",)), [1, np.nan, 0])
   for relevance in (None, {"a": 1.0, "b": 2.0}):
-    with pytest.raises(ValueError, match=r"needs Problem\.relevance with a number for each of a, b"):
+    with pytest.raises(ValueError, match=r"needs Problem\.relevance .* of a, b, c"):
       criteria.CRITERIA["head2toe"](dataclasses.replace(problem, relevance=relevance), ())

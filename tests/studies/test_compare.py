@@ -125,7 +125,7 @@ def test_head2toe_is_a_method_of_a_comparison_and_its_network_can_be_kept(tmp_pa
   record = compare.run(config, tmp_path / "run", stream=io.StringIO())
   _, chosen = record["methods"]
   assert chosen["setting"] == "l2"
-  assert sum(chosen["selection"]["of"]["kept"].values()) == chosen["selection"]["kept"]
+  assert sum(row["kept"] for row in chosen["selection"]["units"]) == chosen["selection"]["kept"]
   page = (tmp_path / "run" / "report.html").read_text()
   assert "Which units Head2Toe reads" in page
   run = compare_record.load(tmp_path / "run")

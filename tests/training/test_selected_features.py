@@ -60,7 +60,7 @@ def test_each_unit_has_length_one_among_the_kept_and_zeros_stay():
 def test_features_rank_by_their_weights_and_then_by_their_gradients():
   fit = group_lasso.Fit(
     1.0, np.array([1, 3]), np.array([[3.0, 4.0], [6.0, 0.0]]), np.zeros(2),
-    np.array([0.2, 1, 0.9, 1, 0.5]), 0.0, True,
+    np.array([0.2, 0.9999, 1.0001, 1, 0.5]), 0.0, True,
   )  # fmt: skip
   np.testing.assert_array_equal(fit.relevance, [0, 25, 0, 36, 0])
   for fraction, wanted in ((0.2, [3]), (0.45, [1, 3]), (0.6, [1, 2, 3]), (0.8, [1, 2, 3, 4])):
@@ -116,7 +116,8 @@ def test_the_method_in_the_train_loop():
     (0.5, 0.05), (0.5, 0.5), (0.1, 0.05), (0.1, 0.5)
   ]  # fmt: skip
   assert chosen["validation_accuracy"] == max(r["validation_accuracy"] for r in chosen["grid"])
-  assert sum(chosen["of"]["kept"].values()) == chosen["kept"]
+  assert sum(row["kept"] for row in chosen["units"]) == chosen["kept"]
+  assert [row["unit"] for row in chosen["units"]] == list(net.block_names)
   # The network itself gives the logits that the choice was made by.
   np.testing.assert_allclose(engine.predict(result.variables, held.images), logits[0], atol=1e-4)
   assert result.moved == 0

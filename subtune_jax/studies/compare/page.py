@@ -207,11 +207,9 @@ def _sources(run: record_lib.Run) -> list[document_lib.Drawn]:
     (
       f"sources_{method['name']}", f"Which units {method['title']} reads",
       source_figures.sources(run, method),
-      "Bars by unit from input to head: the features that are kept, and their share of the weights "
-      "of the group lasso.",
+      "Bars by unit from input to head: the features that are kept, and their share of the unit's.",
       f"{method['title']}: {source_figures.chosen_text(method['selection'])} Above: how many "
-      "features of each unit are kept. Below: the unit's share of the squared weights of the group "
-      "lasso that ranked them.",
+      "features of each unit are kept. Below: their share of all that the unit has.",
     )
     for method in run.record["methods"] if "selection" in method
   ]  # fmt: skip

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from subtune_jax.report import charts, style, words
 from subtune_jax.studies.compare import record as compare_record
 
@@ -13,20 +11,19 @@ if TYPE_CHECKING:
 
 
 def sources(run: compare_record.Run, method: Mapping[str, Any]) -> "Figure":
-  """Kept features and the share of the lasso's weights, a bar for each unit from input to head.
+  """The features that are kept, and their share, a bar for each unit from input to head.
 
   Args:
     run: the run.
     method: one of its record's methods, with a "selection".
   """
-  of = method["selection"]["of"]
-  names, color = list(of["kept"]), style.colors(run.methods)[method["name"]]
-  total = sum(of["relevance"].values())
-  shares = [100 * of["relevance"][name] / max(total, np.finfo(float).tiny) for name in names]
+  units, color = method["selection"]["units"], style.colors(run.methods)[method["name"]]
+  names, kept = [row["unit"] for row in units], [row["kept"] for row in units]
+  shares = [100 * row["kept"] / row["features"] for row in units]
   figure = charts.new_figure(min(max(7.5, 0.42 * len(names) + 1.5), 24), 5.2)
   above, below = figure.subplots(2, 1, sharex=True)
-  rows = ((above, [of["kept"][n] for n in names], "features kept", "{:,.0f}"),
-          (below, shares, "share of weights, %", "{:.0f}"))  # fmt: skip
+  rows = ((above, kept, "features kept", "{:,.0f}"),
+          (below, shares, "share of the unit's, %", "{:.2g}"))  # fmt: skip
   for axes, values, label, form in rows:
     axes.bar(range(len(names)), values, width=0.8, color=color)
     for x, value in enumerate(values):
