@@ -13,6 +13,7 @@ from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
 from subtune_jax.training import step as step_lib
+from subtune_jax.training import trace as trace_lib
 
 PyTree = Any
 # on_epoch(row, logits): a row of the history, and the validation logits [n, classes] behind it or,
@@ -28,6 +29,7 @@ class Training:
   Attributes:
     engine: the model and its devices.
     select_by: the metric that choices go by (`statistics.criteria`).
+    trace: of a few steps, or None.
     method: its stages.
     train: the training set: `images`, `labels`.
     validation: likewise, or None.
@@ -56,8 +58,9 @@ class Training:
     validate: Literal["epoch", "end"],
     on_variables: OnVariables | None,
     select_by: str = criteria.ACCURACY,
+    trace: trace_lib.Trace | None = None,
   ):
-    self.select_by = select_by
+    self.select_by, self.trace = select_by, trace
     self.engine, self.method, self.seed, self.validate = engine, method, seed, validate
     self.train, self.validation = train, validation
     self.on_epoch, self.on_variables, self.saver = on_epoch, on_variables, saver

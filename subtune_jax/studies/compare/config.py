@@ -31,6 +31,8 @@ def default() -> ml_collections.ConfigDict:
   config.resume = "latest"  # "latest", or "last_good": skip a damaged newest checkpoint
   config.checkpoint_seconds = 30.0  # least time between two checkpoints of one training
   config.save_model = True  # write WORKDIR/best, the model folder that predict and export read
+  # Trace so many steps of the first training with jax.profiler into WORKDIR/trace; 0 is off.
+  config.trace_steps = 0
   # Write TensorBoard events through clu, which needs TensorFlow (the extra [tfds]).
   config.tensorboard = importlib.util.find_spec("tensorflow") is not None
   # "here": in this process; "ray": on a cluster, local or at $RAY_ADDRESS (docs/scale.md).
