@@ -127,6 +127,7 @@ def stage_options(
     "clip_norm": optimizer.clip_norm,
     "schedule": optimizer.schedule,
     "warmup": optimizer.warmup,
+    "accumulate": optimizer.accumulate,
   }
 
 

@@ -13,9 +13,9 @@ import optax
 
 from subtune_jax import masks, methods
 from subtune_jax.data import augment, jitter, preprocess
+from subtune_jax.training import accumulation, trainable_split
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import optimizer as optimizer_lib
-from subtune_jax.training import trainable_split
 
 PyTree = Any
 # Of a field that came later: at its default it is no part of a training's identity in a ledger.
@@ -225,9 +225,8 @@ def loss_of(
     batch = {**batch, "features": logits}
     logits = spec.model.apply(variables, logits, start=trainable_split.HEAD)
   losses = weighted(logits, batch["labels"], batch.get(WEIGHTS))
-  if "partner" in batch:
-    weights = batch[WEIGHTS][batch["partner"]] if WEIGHTS in batch else None
-    others = weighted(logits, batch["labels"][batch["partner"]], weights)
+  if "partner_labels" in batch:
+    others = weighted(logits, batch["partner_labels"], batch.get("partner_weights"))
     losses = batch["share"] * losses + (1 - batch["share"]) * others
   loss = jnp.mean(losses)
   if spec.stage.penalty is not None:
@@ -270,24 +269,34 @@ def train_step(
     batch = dict(data)
   else:
     batch = {name: array[indices] for name, array in data.items()} | {"ids": indices}
-  batch["x"] = prepare(
-    batch["x"], batch["ids"], view, spec.preprocessing, spec.augmentation, spec.from_images
-  )
-  if spec.augmentation is not None and spec.augmentation.mixup:
+
+  def prepared(batch):
+    return prepare(
+      batch["x"], batch["ids"], view, spec.preprocessing, spec.augmentation, spec.from_images
+    )
+
+  mixed = spec.augmentation is not None and spec.augmentation.mixup > 0
+  if mixed:
     key = jax.random.fold_in(jax.random.key(view["seed"]), state.step)
-    mixed = jitter.mixup(batch["x"], key, spec.augmentation.mixup)
-    batch["x"], batch["partner"], batch["share"] = mixed
+    mixture = jitter.mixup(prepared(batch), key, spec.augmentation.mixup)
+    batch["x"], partner, batch["share"] = mixture
+    batch["partner_labels"] = batch["labels"][partner]
+    if WEIGHTS in batch:
+      batch["partner_weights"] = batch[WEIGHTS][partner]
 
   key = None
   if spec.is_random:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(view["seed"]), state.step), 1)
 
-  def loss_fn(params):
-    moving = {"params": params, "batch_stats": state.moving["batch_stats"]}
-    return loss_of(moving, fixed, initial, batch, spec, key)
+  def loss_fn(params, stats, batch, key):
+    if not mixed:
+      batch = {**batch, "x": prepared(batch)}
+    return loss_of({"params": params, "batch_stats": stats}, fixed, initial, batch, spec, key)
 
   params = state.moving["params"]
-  (loss, (stats, correct)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  (loss, (stats, correct)), gradient = accumulation.value_and_gradient(
+    loss_fn, params, state.moving["batch_stats"], batch, key, spec.stage.solver.accumulate
+  )
   updates, opt_state = spec.optimizer().update(gradient, state.opt_state, params)
   params = optax.apply_updates(params, updates)
   average = state.average

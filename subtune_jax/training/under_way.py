@@ -71,7 +71,9 @@ class Training:
     self.history, self.stages = [], []
     self.seconds = self.compile_seconds = 0.0
     self.batch_size = min(engine.batch_size, len(train.labels))
-    mesh_lib.check_batch_size(self.batch_size, engine.mesh)
+    for stage in method:
+      parts = getattr(stage.solver, "accumulate", 1)
+      mesh_lib.check_batch_size(self.batch_size, engine.mesh, parts)
 
   def check_stage(self, stage: methods.Stage) -> None:
     """Also of what a checkpoint holds, whose epochs are not run again."""

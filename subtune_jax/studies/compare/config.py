@@ -80,6 +80,7 @@ def default() -> ml_collections.ConfigDict:
   optimizer.clip_norm = 0.0  # of the gradient of what is trained; 0 is off
   optimizer.schedule = "cosine"  # "cosine", "constant" or "steps" (methods.Gradient)
   optimizer.warmup = 0.0  # share of the steps
+  optimizer.accumulate = 1  # a batch's gradient from so many parts of it (docs/accelerators.md)
 
   config.loss = loss = ml_collections.ConfigDict()
   # Of steps and probes: "none"; "balanced": n / (classes * images of the class); "cat=2.0,dog=0.5":
