@@ -170,6 +170,7 @@ def describe(
   used = {"data", "backbone", "augment", "batch_size"}
   described = {k: v for k, v in workdir_lib.as_json(config).items() if k in used}
   described["data"].pop("label_map", None)  # of test sets
+  described["backbone"].pop("remat", None)  # no result depends on it
   for field, default in workdir_lib.optional_fields().items():
     section, _, own = field.partition(".")
     if section in described and described[section].get(own) == default:

@@ -12,6 +12,7 @@ from subtune_jax import files, processes, strict_json
 # Fields that change how a run goes on, not what it computes.
 _FREE_FIELDS = (
   "resume", "tensorboard", "checkpoint_seconds", "save_model", "workers", "trace_steps",
+  "backbone.remat",
 )  # fmt: skip
 _FREE_SECTIONS = ("ray",)
 # Names of studies in configs of older runs.

@@ -72,9 +72,11 @@ def step_of(
   stage, engine = training.method[index], training.engine
   steps = stage.solver.steps_per_epoch or len(training.train.labels) // training.batch_size
   augmentation = None if start else engine.augmentation
+  units = (*engine.model.block_names, trainable_split.HEAD)
+  differentiated = units[units.index(plan.start) :]
   return step_lib.StepSpec(
     engine.model, plan, stage, stage.solver.epochs * steps, engine.preprocessing, augmentation,
-    start,
+    start, tuple(block for block in engine.remat if block in differentiated),
   )  # fmt: skip
 
 

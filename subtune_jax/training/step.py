@@ -13,7 +13,7 @@ import optax
 
 from subtune_jax import masks, methods
 from subtune_jax.data import augment, jitter, preprocess
-from subtune_jax.training import accumulation, trainable_split
+from subtune_jax.training import accumulation, remat, trainable_split
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import optimizer as optimizer_lib
 
@@ -115,6 +115,7 @@ class StepSpec:
   preprocessing: preprocess.Preprocessing
   augmentation: Augmentation | None = None
   start: str | None = None  # first unit that the step runs; None: from the images
+  remat: tuple[str, ...] = ()  # blocks that the backward pass computes anew
 
   @property
   def from_images(self) -> bool:
@@ -146,6 +147,7 @@ class StepSpec:
     return (
       self.model, tuple(labels), treedef, self.plan.train_blocks, tuple(sorted(fields.items())),
       self.stage.penalty, self.stage.average, self.preprocessing, self.augmentation, self.start,
+      self.remat,
     )  # fmt: skip
 
   def create_state(self, moving: PyTree) -> TrainState:
@@ -215,10 +217,10 @@ def loss_of(
   if key is not None and first != spec.plan.start:  # as if what comes before were cached
     x = spec.model.apply(variables, x, start=start, stop=spec.plan.start)
     start = spec.plan.start
-  out = spec.model.apply(
-    variables, x, start=start, stop=trainable_split.HEAD if split else None,
-    train_blocks=spec.plan.train_blocks, mutable=mutable,
-    rngs=None if key is None else {"dropout": key},
+  out = remat.apply(
+    spec.model, spec.remat, variables, x, start=start,
+    stop=trainable_split.HEAD if split else None, mutable=mutable,
+    train_blocks=spec.plan.train_blocks, rngs=None if key is None else {"dropout": key},
   )  # fmt: skip
   logits, updated = out if mutable else (out, {})
   if split:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from subtune_jax import masks, methods, processes
+from subtune_jax.data import choices
 from subtune_jax.statistics import criteria
 from subtune_jax.training import divergence, evaluate, fresh_blocks, resume, trainable_split
 from subtune_jax.training import engine as engine_lib
@@ -71,6 +72,8 @@ class Training:
     self.history, self.stages = [], []
     self.seconds = self.compile_seconds = 0.0
     self.batch_size = min(engine.batch_size, len(train.labels))
+    for block in engine.remat:
+      choices.check("block in remat", block, engine.model.block_names)
     for stage in method:
       parts = getattr(stage.solver, "accumulate", 1)
       mesh_lib.check_batch_size(self.batch_size, engine.mesh, parts)
