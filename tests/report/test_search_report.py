@@ -24,7 +24,7 @@ from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.dataset_size import figures as size_plots
 from subtune_jax.studies.dataset_size import page as size_page
 from subtune_jax.studies.dataset_size import record as size_record
-from subtune_jax.studies.search import checks, figures, greedy_figure
+from subtune_jax.studies.search import checks, figures, greedy_figure, sentences
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.studies.search import record as search_records
 from tests.report import fake_run, fake_search
@@ -239,6 +239,22 @@ def test_search_page_shows_the_numbers_of_the_record(pages):
   row = next(line for line in text_of(record).splitlines() if "95 %" not in line
              and f"{100 * best['mean']:.1f}" in line)  # fmt: skip
   assert words.parameters(best["trained_params"]) in row
+
+
+def test_what_is_surely_better_than_the_chosen_set_is_said_first(search):
+  """The head alone, where no set beats it; the sentence of the set does not say "train" then."""
+  record = copy.deepcopy(search)
+  sets = search_records.by_units(record)
+  chosen = sets[tuple(record["chosen"])]
+  better, _ = sentences.headline(record)[:2]
+  assert better.startswith(f"Train {' + '.join(record['chosen'])}")
+  sets[()]["by_fold"] = [value + 0.05 for value in chosen["by_fold"]]
+  sets[()]["mean"] = chosen["mean"] + 0.05
+  first, second = sentences.headline(record)[:2]
+  assert first.startswith(
+    f"Train the head alone (linear probing): {100 * chosen['mean'] + 5:.1f} %"
+  )
+  assert second.startswith("The search chose")
 
 
 def test_a_decided_certificate_says_so(search):

@@ -182,6 +182,8 @@ def test_no_unit_earns_its_place(tmp_path):
     ({"head": "probed"}, "probe"),
     ({"seeds": (1, 1)}, "all different"),
     ({"learning_rate": -1.0}, "learning rate"),
+    ({"learning_rates": (1e-3, 0.0)}, "search.learning_rates is"),
+    ({"learning_rates": (1e-3, 1e-3)}, "each once"),
     ({"probe_l2": 0.0}, "probe_l2"),
     ({"max_params": -1}, "trained_params"),
   ],
@@ -199,6 +201,19 @@ def test_a_head_that_the_weights_lack_cannot_be_kept(tmp_path):
   made.backbone.preprocessing, made.backbone.keep_head, made.backbone.options = "", True, ""
   with pytest.raises(ValueError, match="has no head of 3 classes"):
     small_search.run(tmp_path / "run", made)
+
+
+def test_rates_chosen_inside_the_folds_are_shown_and_offered_to_the_final_comparison(tmp_path):
+  made = small_search.config(kinds=("profile",), learning_rates=(1e-3, 1e-2), final=False, folds=2)
+  stream = io.StringIO()
+  record = small_search.run(tmp_path, made, stream)
+  late = search_records.by_units(record)["late",]
+  assert set(late["learning_rates"]) <= {1e-3, 1e-2}
+  assert late["learning_rates"]
+  assert "Learning rates chosen" in (tmp_path / "report.html").read_text()
+  # 2 folds of the head, and of four sets at 2 x 14 of 18 images and on the whole: 2 + 8 * 2.56.
+  assert "22 epochs" in stream.getvalue()
+  assert search_config.final_config(made, ("stem",)).subtuning.learning_rates == (1e-3, 1e-2)
 
 
 def test_the_final_comparison_trains_as_the_search_did():

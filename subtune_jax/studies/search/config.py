@@ -5,7 +5,7 @@
 those of the final comparison, in which SubTuning trains the blocks that the search chose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -48,6 +48,9 @@ def default() -> ml_collections.ConfigDict:
   search.seeds = (0,)  # trainings of each set on each fold; a score is the mean over them
   search.references = True  # score the head alone and all units on the same folds too, by training
   search.learning_rate = 1e-3  # peak rate, the same for every set
+  # Each training of a set chooses among these on a part of its fold's training images (a fifth);
+  # empty: search.learning_rate is all there is.
+  search.learning_rates = ()
   search.head_factor = 1.0  # the head's rate as a multiple of it
   search.epochs = 8
   search.norm_mode = "batch"  # BatchNorm of tuned blocks: "batch" or "running" statistics
@@ -71,7 +74,7 @@ def default() -> ml_collections.ConfigDict:
   search.prefix_bytes = 2 << 30  # memory for shared activations, per device; 0 shares none
   search.prefix_disk_bytes = 0  # scratch files for what does not fit
   search.final = True  # retrain the chosen set on all training images, beside the other methods
-  search.final_grid = False  # there with subtuning.learning_rates, not search.learning_rate alone
+  search.final_grid = False  # there with subtuning.learning_rates, not those of the search alone
   return config
 
 
@@ -91,6 +94,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"search.kinds is {kinds}; give at least one of {', '.join(KINDS)}, each once")
   for kind in kinds:
     choices.check("kind of search", kind, KINDS)
+  _check_rates(search)
   _check_predicted(search)
   choices.check("search.split", search.split, SPLITS)
   choices.check("search.start", search.start, STARTS)
@@ -121,6 +125,18 @@ def check(config: ml_collections.ConfigDict) -> None:
 def trains(config: ml_collections.ConfigDict) -> bool:
   """Whether the search trains at all: sets may be predicted alone."""
   return tuple(config.search.kinds) != ("predicted",) or config.search.propose > 0
+
+
+def _check_rates(search: Any) -> None:
+  """Raises ValueError for learning rates that make no grid."""
+  rates = tuple(search.learning_rates)
+  if rates and (len(set(rates)) != len(rates) or not min(rates) > 0):
+    raise ValueError(f"search.learning_rates is {rates}; give rates above 0, each once, or none")
+
+
+def rates_of(config: Any) -> tuple[float, ...]:
+  """The learning rates of a set's training; one that is alone is not chosen."""
+  return tuple(config.search.learning_rates) or (config.search.learning_rate,)
 
 
 def _check_predicted(search: Any) -> None:
@@ -159,17 +175,19 @@ def make_recipe(
 ) -> evaluator.Recipe:
   """How a set is trained; without class names, as if there were no class weights."""
   search = config.search
-  stage = recipes.stage_options(config, search, search.learning_rate)
 
-  def method(blocks: tuple[str, ...]) -> methods.Method:
-    return balanced(methods.sub_tuning(blocks, search.learning_rate, **stage))
+  def method(rate: float) -> Callable[[tuple[str, ...]], methods.Method]:
+    stage = recipes.stage_options(config, search, rate)
+    return lambda blocks: balanced(methods.sub_tuning(blocks, rate, **stage))
 
   def balanced(made: methods.Method) -> methods.Method:
     return made if class_names is None else recipes.balanced(config, made, class_names)
 
   probe = balanced(methods.linear_probing(l2=(search.probe_l2,), standardize=config.lp.standardize))
   head = "pretrained" if config.backbone.keep_head else search.head
-  return evaluator.Recipe(method, probe, head)
+  rates = rates_of(config)
+  grid = {rate: method(rate) for rate in rates} if len(rates) > 1 else {}
+  return evaluator.Recipe(method(rates[0]), probe, head, grid)
 
 
 def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> Any:
@@ -190,7 +208,7 @@ def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> 
   search, tuned = config.search, own.subtuning
   tuned.blocks = blocks
   if not search.final_grid:
-    tuned.learning_rates = (search.learning_rate,)
+    tuned.learning_rates = rates_of(config)
   for field in ("epochs", "head_factor", "norm_mode"):
     tuned[field] = search[field]
   tuned.probe_first = search.head == "probe" and not config.backbone.keep_head

@@ -91,14 +91,17 @@ def _best_sets(record: Row) -> Section:
       Cell(params, (f"{100 * tried['trained_params'] / total:.0f} % of all",), plain=params),
       Cell(fork, (f"{share} of the network",) if share else (), plain=f"{fork} {share:>5}"),
       search_record.chance_text(ranked.probability),
+      ", ".join(f"{rate:g}" for rate in tried.get("learning_rates", ())),
     ])  # fmt: skip
   header = [
     "Held-out accuracy, %", "Mean", "Against the chosen, points",
     Cell("Parameters trained", plain="trained"),
     Cell("Fork, MMAC", plain="fork MMAC, of network"),
-    Cell("Best with probability", plain="best"),
+    Cell("Best with probability", plain="best"), Cell("Learning rates chosen", plain="rates"),
   ]  # fmt: skip
-  return Section("The best sets", [Table(header, rows), *map(Text, sentences.notes(record))])
+  columns = len(header) - (not any(row[-1] for row in rows))
+  table = Table(header[:columns], [row[:columns] for row in rows])
+  return Section("The best sets", [table, *map(Text, sentences.notes(record))])
 
 
 def _certificate(record: Row) -> Section:
