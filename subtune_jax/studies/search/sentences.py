@@ -39,9 +39,10 @@ def _better_reference(record: Row) -> list[str]:
   sets, names = search_record.by_units(record), search_record.unit_names(record)
   chosen, found = sets.get(tuple(record["chosen"])), []
   for units, title in zip(((), names), _REFERENCES, strict=True):
-    if chosen is not None and units in sets and sets[units]["mean"] > chosen["mean"]:
-      if search_record.told_apart(sets[units], chosen):
-        found.append((sets[units]["mean"], title))
+    if chosen is None or units not in sets or sets[units]["mean"] <= chosen["mean"]:
+      continue
+    if search_record.told_apart(sets[units], chosen):
+      found.append((sets[units]["mean"], title))
   if not found:
     return []
   mean, title = max(found)
