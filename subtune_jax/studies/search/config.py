@@ -65,6 +65,8 @@ def default() -> ml_collections.ConfigDict:
   search.baseline = "none"  # what the first unit must beat: "none" (0, as in the paper) or "head"
   search.max_params = 0  # budget: trained parameters with the head; 0 is none
   search.max_fork_macs = 0  # budget: multiply-adds of one more task from a shared backbone; 0: none
+  search.fork_batch = 0  # images at a time for which the forks are timed on this machine; 0: not
+  search.max_fork_ms = 0.0  # budget: milliseconds of such a fork; 0 is none
   search.max_seconds = 0.0  # budget: seconds of training that greedy may take; 0 is none
   search.racing = False  # drop sets that will not win before all folds are trained
   search.regret = 0.01  # of racing: expected loss of accuracy by it, at most, at every step
@@ -117,6 +119,15 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"methods is {tuple(config.methods)}: the final comparison needs 'subtuning' among them, or "
       "set search.final to False"
     )
+  if search.fork_batch < 0 or search.max_fork_ms < 0:
+    raise ValueError(
+      f"search.fork_batch is {search.fork_batch}, max_fork_ms {search.max_fork_ms}; give 0 or more"
+    )
+  if search.max_fork_ms and not search.fork_batch:
+    raise ValueError(
+      f"search.max_fork_ms is {search.max_fork_ms} and search.fork_batch 0; say for how many "
+      "images at a time forks are timed, for example search.fork_batch=1"
+    )
   make_rule(config, 0.0)
   make_budget(config)
   make_recipe(config).method(("block",))
@@ -162,11 +173,17 @@ def make_rule(config: ml_collections.ConfigDict, overlap: float) -> rules.Rule:
   return rules.Rule(search.rule, search.epsilon, search.alpha, size, overlap)
 
 
-def make_budget(config: ml_collections.ConfigDict) -> rules.Budget:
-  """The budget of the greedy search."""
+def make_budget(config: ml_collections.ConfigDict, most_macs: int | None = None) -> rules.Budget:
+  """What the chosen set may cost, and the search.
+
+  Args:
+    config: of the search.
+    most_macs: those of the dearest fork within search.max_fork_ms.
+  """
   search = config.search
+  macs = [limit for limit in (search.max_fork_macs, most_macs) if limit]
   return rules.Budget(
-    search.max_params or None, search.max_fork_macs or None, search.max_seconds or None
+    search.max_params or None, min(macs, default=None), search.max_seconds or None
   )
 
 

@@ -14,7 +14,7 @@ from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import figures as search_figures
-from subtune_jax.studies.search import greedy_figure, predicted_page, sentences
+from subtune_jax.studies.search import fork_figure, greedy_figure, predicted_page, sentences
 from subtune_jax.studies.search import record as search_record
 
 Row = search_record.Row
@@ -185,6 +185,11 @@ def figures(record: Row) -> dict[str, document_lib.Figure]:
       "the search returns. Bars, from zero: trained parameters with the head.",
     ),
     (
+      "fork", "Accuracy against the cost of one more task", fork_figure.draw(record),
+      "Held-out accuracy of the sets against what each adds to inference.",
+      fork_figure.caption(record),
+    ),
+    (
       "cost", "Cost of the search", search_figures.cost(record),
       "Trainings, seconds and operations of the search beside those of a plain one.",
       " ".join(sentences.cost(record)),
@@ -253,6 +258,7 @@ def _run_facts(record: Row) -> Section:
     *data_rows(record["data"]),
     ("Units", f"{len(record['units'])}: {', '.join(search_record.unit_names(record))}"),
     ("Sets tried", f"{len(record['sets']):,}"),
+    *fork_figure.facts(record),
     ("Outputs of frozen blocks kept", kept),
   ]
   return Section("The run", [Facts(rows)], page_only=True)
