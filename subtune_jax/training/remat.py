@@ -33,7 +33,10 @@ def blocks_of(text: str, model: Any, params: PyTree) -> tuple[str, ...]:
     return tuple(model.block_names) if text else ()
   found = set()
   for selector in (part.strip() for part in text.split(",")):
-    chosen = masks.select(params, selector)
+    try:
+      chosen = masks.select(params, selector)
+    except ValueError as e:
+      raise ValueError(f"remat: {e}") from e
     rows = zip(masks.paths(params), jax.tree.leaves(chosen), strict=True)
     own = {trainable_split.unit_of(path, model.block_names) for path, named in rows if named}
     if not own - {None}:

@@ -190,6 +190,14 @@ def test_a_start_killed_while_it_wrote_the_config_does_not_block_the_next(tmp_pa
   assert sorted(p.name for p in path.iterdir()) == ["config.json"]
 
 
+def test_a_workdir_goes_on_with_other_fields_of_how_it_computes():
+  old = {"seeds": [0]}
+  free = {"trace_steps": 3, "backbone": {"remat": "all"}, "optimizer": {"accumulate": 1}}
+  assert not workdir.differences(old, old | free)
+  changed = workdir.differences(old, old | {"optimizer": {"accumulate": 2}})
+  assert changed == ["optimizer.accumulate: 1 -> 2"]
+
+
 @pytest.mark.parametrize(("fields", "message"), [
   ({"trace_steps": -1}, "trace_steps is -1; give 0"),
   ({"trace_steps": 2, "workers": "ray"}, "run on other machines"),

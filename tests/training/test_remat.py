@@ -109,7 +109,7 @@ def _loss(moving, fixed, batch, spec, params):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-  ("block9", "'block9' matches no leaf"),
+  ("block9", "remat: selector 'block9' matches no leaf"),
   ("block2/unit1,/head", "remat names '/head', which lies in no block; blocks: stem, block1/unit1"),
 ])  # fmt: skip
 def test_bad_names_are_one_error(text, message):
