@@ -1,6 +1,7 @@
 """Rematerialisation: what a block computes is computed anew in the backward pass, and not kept.
 
-A step keeps the inputs of such a block alone, which takes less memory and about a third more time.
+A step keeps the inputs of such a block alone. That takes less memory, and the time of a second
+forward pass through it.
 """
 
 from collections.abc import Collection
