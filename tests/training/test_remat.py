@@ -26,6 +26,7 @@ def network(name):
   return vit.ViT(num_classes=3, drop_path=0.5, **_VIT)
 
 
+@functools.cache
 def variables_of(net):
   images = jnp.zeros((1, 16, 16, 3))
   return {"batch_stats": {}, **jax.jit(net.init)(jax.random.key(0), images)}
