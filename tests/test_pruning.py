@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import pruning as benchmark
 from subtune_jax import models, pruning
 from subtune_jax.models import efficientnet
 from subtune_jax.pruning import groups
@@ -158,6 +159,14 @@ def test_the_channels_are_those_of_torch_pruning(networks, norm, p):
   third = np.array(unit["conv3"]["kernel"])[:, :, kept["block2/unit2/conv2"]]
   for own, theirs in zip((first, second, third), convolutions, strict=True):
     assert np.array_equal(own.transpose(3, 2, 0, 1), theirs.weight.detach().numpy())
+
+
+def test_latency_is_the_median_of_ratios_within_rounds(monkeypatch):
+  clock, calls = iter([0, 1, 1, 3, 10, 14, 14, 22, 30, 31, 31, 61]), []
+  monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+  found = benchmark.ratios([lambda: calls.append("a"), lambda: calls.append("b")], rounds=3)
+  assert found == [1.0, 2.0]  # of 2, 2 and 30
+  assert "".join(calls) == "ab" * 4  # the first round compiles
 
 
 @pytest.mark.parametrize(
