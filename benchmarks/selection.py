@@ -24,6 +24,7 @@ from subtune_jax.search import (
   evaluator,
   greedy,
   kernel_store,
+  plasticity,
   predicted,
   ridge,
   scores,
@@ -95,7 +96,8 @@ def main() -> None:
   predictor = make(kernels)
   by_block = selected_features.relevance(engine, problem.variables, train.images, train.labels)
   relevance = {n: sum(by_block[b] for b in problem.network.units[n].blocks) for n in names}
-  task = criteria.Problem(predictor, relevance=relevance)
+  plastic = plasticity.plasticity(engine, problem.variables, train.images[:500], problem.network)
+  task = criteria.Problem(predictor, relevance=relevance, plasticity=plastic)
   print(f"\n{args.dataset}: {len(train)} images, trainings took {trained_seconds:.0f} s")
   profile(names, truth, predictor)
   compare(names, truth, task)

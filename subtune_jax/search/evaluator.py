@@ -146,8 +146,11 @@ class Evaluator:
 
   def _make_key(self, units: scores.Units, fold: int, seed: int) -> str:
     rest, held = self.problem.folds[fold]
-    engine, method = self.engine, self.method(units)
+    engine, ways = self.engine, self._setting.methods(units)
     head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head
+    others = {}
+    if len(ways) > 1:
+      others["others"] = [[ledger_lib.plain(stage) for stage in way] for way in ways[1:]]
     return ledger_lib.key_of(
       {
         "data": self._fingerprint,
@@ -159,10 +162,11 @@ class Evaluator:
         "preprocessing": ledger_lib.plain(engine.preprocessing),
         "augmentation": ledger_lib.plain(engine.augmentation),
         "batch_size": engine.batch_size,
-        "stages": [ledger_lib.plain(stage) for stage in method],
+        "stages": [ledger_lib.plain(stage) for stage in ways[0]],
         "head": [head, *map(ledger_lib.plain, self.recipe.probe)],
         "seed": seed,
       }
+      | others
     )
 
   def stored(self, units: scores.Units, fold: int, seed: int) -> bool:
@@ -170,8 +174,14 @@ class Evaluator:
     return self.store.get(self.key(units, fold, seed)) is not None
 
   def method(self, units: scores.Units) -> methods.Method:
-    """The stages that train a set; of () the probe."""
-    return self._setting.method(units)
+    """The stages that train a set, at the first learning rate; of () the probe."""
+    return self._setting.methods(units)[0]
+
+  def parts(self, units: scores.Units, fold: int) -> list[trainer_lib.Fold]:
+    """(rows to train on, rows held out) of all that one training of a set consists of."""
+    ways = self._setting.methods(units)
+    inner = [self.problem.inner(fold)] * len(ways) if len(ways) > 1 else []
+    return [*inner, self.problem.folds[fold]]
 
   def _jobs(self, units: scores.Units, fold: int) -> Iterator[Job]:
     for seed in self.problem.seeds if units else self.problem.seeds[:1]:  # a probe has no chance
