@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
                       "file, or a known name such as vit_s16/augreg-in21k")  # fmt: skip
   parser.add_argument("--options", default="", help="of the backbone, such as \"pool='mean'\"")
   parser.add_argument("--classes", type=pathlib.Path, help="a text file, the name of a class on "
-                      "each line in the order of the head; by default the adapter's classes.txt, or "
+                      "each line in the order of the head; by default the adapter's classes.txt or "
                       "id2label in its config.json")  # fmt: skip
   parser.add_argument("--image_size", type=int, help="in pixels; by default the backbone's")
   parser.add_argument("--preprocessing", choices=preprocess.PRESETS, help="by default what the "

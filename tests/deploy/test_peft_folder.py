@@ -125,7 +125,7 @@ def test_pictures_are_predicted_from_an_adapter(timm_vit, tmp_path, capsys):
   ("more", "told"),
   [
     ([], "names no classes: it has neither classes.txt nor a config.json with id2label"),
-    (["classes=a b", "--preprocessing=half"], r"\(5, 32\) in the file, .* by as many class names"),
+    (["classes=a b", "--preprocessing=half"], r"\(5,.*\) in the file, .* by as many class names"),
     (["classes=a b c d a"], "the class names have name 'a' twice"),
     (["classes="], "the class names have no class"),
     (["classes=a b c d e"], "does not say how its network saw images"),
