@@ -80,6 +80,13 @@ def check_run(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
   if config.resume not in ("latest", "last_good"):
     raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
+  if config.trace_steps < 0:
+    raise ValueError(f"trace_steps is {config.trace_steps}; give 0 (off) or more steps")
+  if config.trace_steps and config.workers != executors.HERE:
+    raise ValueError(
+      f"trace_steps is {config.trace_steps} and workers {config.workers!r}: the trainings run on "
+      f"other machines; trace one with workers={executors.HERE!r}"
+    )
   if config.backbone.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
 
@@ -124,6 +131,7 @@ def stage_options(
     "clip_norm": optimizer.clip_norm,
     "schedule": optimizer.schedule,
     "warmup": optimizer.warmup,
+    "accumulate": optimizer.accumulate,
   }
 
 
