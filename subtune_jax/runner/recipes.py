@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from subtune_jax import methods
 from subtune_jax.data import choices
@@ -52,10 +53,13 @@ def learning_rates(config: ml_collections.ConfigDict, name: str) -> tuple[float,
 
 
 def rising(field: str, values: Sequence[float]) -> tuple[float, ...]:
-  """The values of a field, or a ValueError unless there is one and they rise."""
-  found = tuple(float(value) for value in values)
-  if not found or list(found) != sorted(set(found)):
-    raise ValueError(f"{field} is {found}; give at least one, rising")
+  """The values of a field, or a ValueError unless there is one and they are numbers that rise."""
+  try:
+    found = tuple(float(value) for value in values)
+  except (TypeError, ValueError):
+    found = ()
+  if not found or list(found) != sorted(set(found)) or not np.isfinite(found).all():
+    raise ValueError(f"{field} is {tuple(values)}; give at least one number, rising")
   return found
 
 
