@@ -13,6 +13,7 @@ from tests import command, config_files, deploy_network, documented, tiny
 
 PREPARE = "subtune_jax.data.prepare"
 SAVE = "subtune_jax.save_model"
+MERGE = "subtune_jax.merge"
 LONG = {("subtune_jax.models",), ("subtune_jax.robustness.theory_table",)}  # half a minute each
 
 
@@ -33,6 +34,8 @@ def test_there_are_commands_to_test():
 def without_downloads():
   for line in documented.others():
     if line[:2] == (PREPARE, "cifar10") or line[0] == SAVE:  # needs a run: tests/test_main.py
+      continue
+    if line[0] == MERGE:  # needs an adapter: tests/deploy/test_peft_folder.py
       continue
     if "--layout=timm" in line:  # a network that timm has: tests/deploy/test_export_command.py
       continue
@@ -69,7 +72,7 @@ def test_another_command_runs(line, tmp_path):
 def test_one_command_of_each_module_is_on_the_pages():
   modules = {line[0].removeprefix("subtune_jax.") for line in documented.others()}
   assert modules == {
-    "calibrate", "data.prepare", "export", "models", "predict",
+    "calibrate", "data.prepare", "export", "merge", "models", "predict",
     "robustness.theory_table", "save_model",
   }  # fmt: skip
 

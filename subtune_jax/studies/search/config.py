@@ -140,9 +140,11 @@ def trains(config: ml_collections.ConfigDict) -> bool:
 
 def _check_rates(search: Any) -> None:
   """Raises ValueError for learning rates that make no grid."""
-  rates = tuple(search.learning_rates)
-  if rates and (len(set(rates)) != len(rates) or not min(rates) > 0):
-    raise ValueError(f"search.learning_rates is {rates}; give rates above 0, each once, or none")
+  if not search.learning_rates:
+    return
+  rates = recipes.rising("search.learning_rates", search.learning_rates)
+  if not rates[0] > 0:
+    raise ValueError(f"search.learning_rates is {rates}; each must be above 0")
 
 
 def rates_of(config: Any) -> tuple[float, ...]:
