@@ -146,7 +146,7 @@ class Evaluator:
 
   def _make_key(self, units: scores.Units, fold: int, seed: int) -> str:
     rest, held = self.problem.folds[fold]
-    engine, method = self.engine, self.method(units)
+    engine, method, adapters = self.engine, self.method(units), self.recipe.adapters
     head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head
     return ledger_lib.key_of(
       {
@@ -162,6 +162,7 @@ class Evaluator:
         "stages": [ledger_lib.plain(stage) for stage in method],
         "head": [head, *map(ledger_lib.plain, self.recipe.probe)],
         "seed": seed,
+        **({"adapters": ledger_lib.plain(adapters.of(units))} if adapters and units else {}),
       }
     )
 
@@ -172,6 +173,10 @@ class Evaluator:
   def method(self, units: scores.Units) -> methods.Method:
     """The stages that train a set; of () the probe."""
     return self._setting.method(units)
+
+  def prepared(self, units: scores.Units) -> tuple[loop.Engine, PyTree]:
+    """The network that a set trains, and its variables before a head is drawn."""
+    return self._setting.prepared(self.engine, self.problem.variables, units)
 
   def _jobs(self, units: scores.Units, fold: int) -> Iterator[Job]:
     for seed in self.problem.seeds if units else self.problem.seeds[:1]:  # a probe has no chance

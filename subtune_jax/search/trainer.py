@@ -11,7 +11,7 @@ from subtune_jax import methods
 from subtune_jax.data import dataset
 from subtune_jax.models import compile_cache, heads
 from subtune_jax.report import explosion
-from subtune_jax.search import scores
+from subtune_jax.search import ranks, scores
 from subtune_jax.search import units as units_lib
 from subtune_jax.training import loop, stage_runner
 from subtune_jax.training import mesh as mesh_lib
@@ -31,11 +31,13 @@ class Recipe:
     probe: the method that scores the head alone, with one strength.
     head: what a training starts from: a "random" head; the "probe"'s, fitted on the fold's training
       part; or the "pretrained" one, which needs weights with a head of the same classes.
+    adapters: how a set becomes LoRA on the network, for sets of ranks; the method then trains that.
   """
 
   method: Callable[[tuple[str, ...]], methods.Method]
   probe: methods.Method
   head: Literal["random", "probe", "pretrained"] = "random"
+  adapters: ranks.Adapters | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,15 @@ class Setting:
     recipe = self.recipe
     return recipe.method(self.problem.network.blocks(units)) if units else recipe.probe
 
+  def prepared(
+    self, engine: loop.Engine, variables: PyTree, units: scores.Units
+  ) -> tuple[loop.Engine, PyTree]:
+    """The network that is trained and its variables: with adapters, where a set is of ranks."""
+    if self.recipe.adapters is None or not units:
+      return engine, variables
+    model, variables = self.recipe.adapters.put(engine.model, variables, units)
+    return dataclasses.replace(engine, model=model), variables
+
 
 class Trainer:
   """Trains sets of units on one device.
@@ -134,9 +145,10 @@ class Trainer:
     rest, held = (self._rows(rows) for rows in self.problem.folds[job.fold])
     row: Row = {"units": list(job.units), "fold": job.fold, "seed": job.seed}
     last: list[np.ndarray] = []
+    engine, start = self.setting.prepared(self.engine, self._start(job), job.units)
     try:
       result = loop.fit(
-        self.engine, self._start(job), self.setting.method(job.units), rest, held, seed=job.seed,
+        engine, start, self.setting.method(job.units), rest, held, seed=job.seed,
         on_epoch=lambda _, logits: last.append(logits), validate="end",
       )  # fmt: skip
     except stage_runner.NonFiniteLossError as e:
