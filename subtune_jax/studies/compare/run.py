@@ -39,6 +39,7 @@ from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.training import ledger as ledger_lib
+from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import trainable_split
 
 Row = dict[str, Any]
@@ -129,6 +130,9 @@ def look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings.
   tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
   check_methods(config, grids, engine, pretrained, train.class_names)
+  if config.workers == executors.HERE:  # elsewhere there are other devices
+    rows = min(config.batch_size, len(train))
+    mesh_lib.check_batch_size(rows, engine.mesh, config.optimizer.accumulate)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
   state = trainings.Run(
     config, workdir, train, validation, trainval, tests, train_indices, engine, pretrained, ledger,

@@ -5,7 +5,7 @@
 those of the final comparison, in which SubTuning trains the blocks that the search chose.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -53,6 +53,9 @@ def default() -> ml_collections.ConfigDict:
   search.seeds = (0,)  # trainings of each set on each fold; a score is the mean over them
   search.references = True  # score the head alone and all units on the same folds too, by training
   search.learning_rate = 1e-3  # peak rate, the same for every set
+  # Each training of a set chooses among these on a part of its fold's training images (a fifth);
+  # empty: search.learning_rate is all there is.
+  search.learning_rates = ()
   search.head_factor = 1.0  # the head's rate as a multiple of it
   search.epochs = 8
   search.norm_mode = "batch"  # BatchNorm of tuned blocks: "batch" or "running" statistics
@@ -67,6 +70,8 @@ def default() -> ml_collections.ConfigDict:
   search.baseline = "none"  # what the first unit must beat: "none" (0, as in the paper) or "head"
   search.max_params = 0  # budget: trained parameters with the head; 0 is none
   search.max_fork_macs = 0  # budget: multiply-adds of one more task from a shared backbone; 0: none
+  search.fork_batch = 0  # images at a time for which the forks are timed on this machine; 0: not
+  search.max_fork_ms = 0.0  # budget: milliseconds of such a fork; 0 is none
   search.max_seconds = 0.0  # budget: seconds of training that greedy may take; 0 is none
   search.racing = False  # drop sets that will not win before all folds are trained
   search.regret = 0.01  # of racing: expected loss of accuracy by it, at most, at every step
@@ -76,7 +81,7 @@ def default() -> ml_collections.ConfigDict:
   search.prefix_bytes = 2 << 30  # memory for shared activations, per device; 0 shares none
   search.prefix_disk_bytes = 0  # scratch files for what does not fit
   search.final = True  # retrain the chosen set on all training images, beside the other methods
-  search.final_grid = False  # there with subtuning.learning_rates, not search.learning_rate alone
+  search.final_grid = False  # there with subtuning.learning_rates, not those of the search alone
   return config
 
 
@@ -96,6 +101,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"search.kinds is {kinds}; give at least one of {', '.join(KINDS)}, each once")
   for kind in kinds:
     choices.check("kind of search", kind, KINDS)
+  _check_rates(search)
   _check_predicted(search)
   _check_ranks(search)
   choices.check("search.split", search.split, SPLITS)
@@ -119,6 +125,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(
       f"methods is {tuple(config.methods)}: the final comparison needs {own!r} among them, or "
       "set search.final to False"
+    )
+  if search.fork_batch < 0 or search.max_fork_ms < 0:
+    raise ValueError(
+      f"search.fork_batch is {search.fork_batch}, max_fork_ms {search.max_fork_ms}; give 0 or more"
+    )
+  if search.max_fork_ms and not search.fork_batch:
+    raise ValueError(
+      f"search.max_fork_ms is {search.max_fork_ms} and search.fork_batch 0; say for how many "
+      "images at a time forks are timed, for example search.fork_batch=1"
     )
   make_rule(config, 0.0)
   make_budget(config)
@@ -153,6 +168,20 @@ def _check_ranks(search: Any) -> None:
                      "search.max_params")  # fmt: skip
 
 
+def _check_rates(search: Any) -> None:
+  """Raises ValueError for learning rates that make no grid."""
+  if not search.learning_rates:
+    return
+  rates = recipes.rising("search.learning_rates", search.learning_rates)
+  if not rates[0] > 0:
+    raise ValueError(f"search.learning_rates is {rates}; each must be above 0")
+
+
+def rates_of(config: Any) -> tuple[float, ...]:
+  """The learning rates of a set's training; one that is alone is not chosen."""
+  return tuple(config.search.learning_rates) or (config.search.learning_rate,)
+
+
 def _check_predicted(search: Any) -> None:
   """Raises ValueError for options of "predicted" that make no sense."""
   choices.check("search.statistics", search.statistics, ("", *kernel_store.STATISTICS))
@@ -169,6 +198,13 @@ def _check_predicted(search: Any) -> None:
     )
 
 
+def network_of(config: ml_collections.ConfigDict, model: Any) -> units_lib.Network:
+  """The candidates of a backbone: units, or units at ranks."""
+  if config.search.ranks:
+    return ranks.network(model, config.search.units, config.search.ranks)
+  return units_lib.network(model, config.search.units)
+
+
 def make_rule(config: ml_collections.ConfigDict, overlap: float) -> rules.Rule:
   """The rule of the greedy search."""
   search = config.search
@@ -176,11 +212,17 @@ def make_rule(config: ml_collections.ConfigDict, overlap: float) -> rules.Rule:
   return rules.Rule(search.rule, search.epsilon, search.alpha, size, overlap)
 
 
-def make_budget(config: ml_collections.ConfigDict) -> rules.Budget:
-  """The budget of the greedy search."""
+def make_budget(config: ml_collections.ConfigDict, most_macs: int | None = None) -> rules.Budget:
+  """What the chosen set may cost, and the search.
+
+  Args:
+    config: of the search.
+    most_macs: those of the dearest fork within search.max_fork_ms.
+  """
   search = config.search
+  macs = [limit for limit in (search.max_fork_macs, most_macs) if limit]
   return rules.Budget(
-    search.max_params or None, search.max_fork_macs or None, search.max_seconds or None
+    search.max_params or None, min(macs, default=None), search.max_seconds or None
   )
 
 
@@ -190,12 +232,12 @@ def make_recipe(
 ) -> evaluator.Recipe:  # fmt: skip
   """How a set is trained; without class names, as if there were no class weights."""
   search = config.search
-  stage = recipes.stage_options(config, search, search.learning_rate)
 
-  def method(blocks: tuple[str, ...]) -> methods.Method:
+  def method(rate: float) -> Callable[[tuple[str, ...]], methods.Method]:
+    stage = recipes.stage_options(config, search, rate)
     if search.ranks:
-      return balanced(methods.adapter_tuning(search.learning_rate, **stage))
-    return balanced(methods.sub_tuning(blocks, search.learning_rate, **stage))
+      return lambda blocks: balanced(methods.adapter_tuning(rate, **stage))
+    return lambda blocks: balanced(methods.sub_tuning(blocks, rate, **stage))
 
   def balanced(made: methods.Method) -> methods.Method:
     return made if class_names is None else recipes.balanced(config, made, class_names)
@@ -205,7 +247,9 @@ def make_recipe(
   adapters = None
   if isinstance(network, ranks.Ranks):
     adapters = ranks.Adapters(network, config.lora.to_dict())
-  return evaluator.Recipe(method, probe, head, adapters)
+  rates = rates_of(config)
+  grid = {rate: method(rate) for rate in rates} if len(rates) > 1 else {}
+  return evaluator.Recipe(method(rates[0]), probe, head, grid, adapters)
 
 
 def final_config(
@@ -231,7 +275,7 @@ def final_config(
   search, tuned = config.search, own[name]
   tuned.update(ranks.options(tuned.to_dict(), pattern) if pattern else {"blocks": blocks})
   if not search.final_grid:
-    tuned.learning_rates = (search.learning_rate,)
+    tuned.learning_rates = rates_of(config)
   for field in ("epochs", "head_factor", "norm_mode"):
     tuned[field] = search[field]
   if "probe_first" in tuned:

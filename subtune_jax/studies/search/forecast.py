@@ -73,16 +73,24 @@ def measure(config: Any, trainer: evaluator.Evaluator) -> Forecast:
     for seed in (problem.seeds if units else problem.seeds[:1])
     if not trainer.stored(units, fold, seed)
   ]
-  epochs = sum(config.search.epochs if units else 1 for units, *_ in jobs)
+  wholes = [_wholes(trainer, units, fold) for units, fold, _ in jobs]
+  each = [config.search.epochs if units else 1 for units, *_ in jobs]
+  epochs = round(sum(np.multiply(each, wholes)))
   seconds = 0.0
   if jobs:
     shared, curve = _curve(trainer, [units for units, *_ in jobs])
-    seconds = shared + sum(curve(units) for units, *_ in jobs)
+    seconds = shared + sum(curve(job[0]) * own for job, own in zip(jobs, wholes, strict=True))
   spent, compiling = watch.lap()
   bound = config.search.racing and "greedy" in config.search.kinds
   bound = bound or config.search.propose > 0
   seconds /= trainer.num_workers
   return Forecast(len(jobs), epochs, seconds, bound, more, compiling, spent)
+
+
+def _wholes(trainer: evaluator.Evaluator, units: scores.Units, fold: int) -> float:
+  """What one training reads, in passes over the training part of its fold for each epoch."""
+  parts = trainer.parts(units, fold)
+  return sum(len(rest) for rest, _ in parts) / len(parts[-1][0])
 
 
 def planned(config: Any, trainer: evaluator.Evaluator) -> tuple[list[scores.Units], bool]:

@@ -89,6 +89,9 @@ def check(record: Any, where: str = "record") -> None:
   fields.check_fields(record, wanted, where)
   for name in ("certificate", "final"):
     fields.check_fields(record, {name: (dict, type(None))}, where)
+  if record.get("fork_ms"):
+    times = dict.fromkeys((*units, "head"), fields.NUMBER)
+    fields.check_fields(record["fork_ms"], times, f"{where}: fork_ms")
   predicted = record.get("predicted")
   _check_sets(record["sets"], units, num_folds, f"{where}: sets", least=0 if predicted else 1)
   if predicted is not None:

@@ -22,14 +22,14 @@ from subtune_jax.runner import examples, executors, provenance
 from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
-from subtune_jax.search import certificate, evaluator, greedy, racing, ranks, scores
+from subtune_jax.search import certificate, evaluator, greedy, racing, rules, scores
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
 from subtune_jax.studies import data_table, publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
-from subtune_jax.studies.search import forecast, predicting, rows
+from subtune_jax.studies.search import forecast, fork_time, predicting, rows
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.training import loop
 
@@ -44,6 +44,8 @@ class _Search:
   evaluator: evaluator.Evaluator
   progress: progress_lib.SearchProgress
   races: list[racing.Race]
+  fork_ms: dict[str, float]  # by first tuned unit; empty where it was not asked for
+  budget: rules.Budget
 
   @property
   def problem(self) -> evaluator.Problem:
@@ -89,8 +91,9 @@ def run(
     _forecast(search, workdir)
   prediction = None
   if predicting.PREDICTED in config.search.kinds:
-    args = (config, problem, search.evaluator.engine, store.folder, search.progress.line)
-    prediction = predicting.predict(*args)
+    prediction = predicting.predict(
+      config, problem, search.evaluator.engine, store.folder, search.progress.line, search.budget
+    )
   found = _run_kinds(search, prediction)
   record = _record(search, found, prediction, pretrained, command)
   if record["certificate"]:
@@ -167,10 +170,7 @@ def make_problem(
     folds = ((rest, np.arange(len(rest), len(train))),)
   else:
     folds = tuple(splits.fold_indices(train.labels, train.groups, search.folds, search.fold_seed))
-  if search.ranks:
-    network: units_lib.Network = ranks.network(engine.model, search.units, search.ranks)
-  else:
-    network = units_lib.network(engine.model, search.units)
+  network = search_config.network_of(config, engine.model)
   return evaluator.Problem(
     network, pretrained.variables, pretrained.sha256, train, folds, tuple(search.seeds)
   )
@@ -185,7 +185,15 @@ def _make_search(config, problem, engine, store, stream) -> _Search:
     on_done=progress.done, on_plan=progress.plan,
     executor=executors.of(config, engine.mesh.size),
   )  # fmt: skip
-  return _Search(config, trainer, progress, [])
+  fork_ms, macs = {}, None
+  if config.search.fork_batch:
+    batch = config.search.fork_batch
+    fork_ms = fork_time.measure(engine.model, problem.network, batch, store.folder)
+  if config.search.max_fork_ms:
+    macs = fork_time.most_macs(problem.network, fork_ms, config.search.max_fork_ms)
+  return _Search(
+    config, trainer, progress, [], fork_ms, search_config.make_budget(config, macs)
+  )  # fmt: skip
 
 
 def _first_line(config, problem, engine, workdir) -> str:
@@ -228,8 +236,7 @@ def _run_kinds(search: _Search, prediction: predicting.Prediction | None) -> lis
 def _verify(search: _Search, prediction: predicting.Prediction) -> Row:
   """Races the sets of the highest predicted accuracy, if that is asked for."""
   options = search.config.search
-  budget = search_config.make_budget(search.config)
-  sets = prediction.proposed(search.problem, budget, options.propose)
+  sets = prediction.proposed(search.problem, search.budget, options.propose)
   if sets:
     _race(search)(sets, None)
   return {"kind": predicting.PREDICTED, "proposed": [list(units) for units in sets]}
@@ -262,8 +269,7 @@ def _greedy(search: _Search) -> list[Row]:
   """Greedy selection from each start asked for."""
   options = search.config.search
   rule = search_config.make_rule(search.config, search.problem.overlap)
-  budget = search_config.make_budget(search.config)
-  before = search.evaluator.seconds
+  before, budget = search.evaluator.seconds, search.budget
   common = {"budget": budget, "clock": lambda: search.evaluator.seconds - before}
   paths = []
   if options.start in ("none", "both"):
@@ -332,7 +338,10 @@ def _choose(search: _Search, found: Sequence[Row], prediction, tried) -> tuple[s
   whole = search.network.references[-1]
   candidates = [s for s in tried.values() if s.units and s.complete and s.units != whole]
   candidates = candidates or [tried[whole]]
-  return greedy.best(search.network, candidates).units, "the highest mean"
+  within = [s for s in candidates if search.budget.allows(search.network, s.units)]
+  if not within:
+    return (), "the budget: no set that was tried is within it"
+  return greedy.best(search.network, within).units, "the highest mean"
 
 
 def _record(
@@ -345,7 +354,7 @@ def _record(
   sound = [score for score in tried.values() if not score.diverged]
   overlap, trainer = problem.overlap, search.evaluator
   sure = None
-  if tried:
+  if chosen in tried:
     sure = certificate.certify(sound, chosen, overlap=overlap, level=config.search.level)
   train = problem.train
   engine = search.evaluator.engine
@@ -372,6 +381,7 @@ def _record(
     "searches": found, "chosen": list(chosen), "chosen_by": why,
     "lora": rows.lora_row(network, chosen),
     "certificate": rows.certificate_row(sure) if sure else None,
+    "fork_ms": search.fork_ms,
     "predicted": prediction.row if prediction else None,
     "cost": rows.cost_row(config, trainer, search.races),
     "final": None,
