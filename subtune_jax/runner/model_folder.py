@@ -5,6 +5,9 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+import numpy as np
+
 from subtune_jax import adapters, files, methods, peft_files, weights
 from subtune_jax.deploy import classifier, description, folder, peft_folder
 from subtune_jax.models import adapted
@@ -77,6 +80,7 @@ def write_peft(
   if path.exists() and not (path / peft_files.CONFIG).is_file():
     raise ValueError(f"{path} is there and no folder of PEFT; give another path")
   variables, _ = export.load_task(task, pretrained.variables)
+  _check_statistics(method, pretrained.variables, variables)
   params, tree = adapters.split(variables["params"])
   tree = adapters.with_leaves(tree, {"head": params["head"]})
   base = {**variables, "params": params}
@@ -87,3 +91,13 @@ def write_peft(
   text = "".join(f"{name}\n" for name in class_names)
   files.write_atomically(path / peft_folder.CLASSES, text.encode())
   return path
+
+
+def _check_statistics(method: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+  """Raises ValueError if BatchNorm's running statistics moved, which PEFT's files do not hold."""
+  old, new = (jax.tree.leaves(variables.get("batch_stats", {})) for variables in (before, after))
+  if not all(np.array_equal(a, b) for a, b in zip(old, new, strict=True)):
+    raise ValueError(
+      f"{method} moved BatchNorm's running statistics, which PEFT's files do not hold; train it "
+      f"with --config.{method}.norm_mode=running"
+    )

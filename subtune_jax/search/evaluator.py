@@ -147,6 +147,7 @@ class Evaluator:
   def _make_key(self, units: scores.Units, fold: int, seed: int) -> str:
     rest, held = self.problem.folds[fold]
     engine, ways = self.engine, self._setting.methods(units)
+    adapters = self.recipe.adapters
     head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head
     others = {}
     if len(ways) > 1:
@@ -165,6 +166,7 @@ class Evaluator:
         "stages": [ledger_lib.plain(stage) for stage in ways[0]],
         "head": [head, *map(ledger_lib.plain, self.recipe.probe)],
         "seed": seed,
+        **({"adapters": ledger_lib.plain(adapters.of(units))} if adapters and units else {}),
       }
       | others
     )
@@ -182,6 +184,10 @@ class Evaluator:
     ways = self._setting.methods(units)
     inner = [self.problem.inner(fold)] * len(ways) if len(ways) > 1 else []
     return [*inner, self.problem.folds[fold]]
+
+  def prepared(self, units: scores.Units) -> tuple[loop.Engine, PyTree]:
+    """The network that a set trains, and its variables before a head is drawn."""
+    return self._setting.prepared(self.engine, self.problem.variables, units)
 
   def _jobs(self, units: scores.Units, fold: int) -> Iterator[Job]:
     for seed in self.problem.seeds if units else self.problem.seeds[:1]:  # a probe has no chance

@@ -11,7 +11,7 @@ from subtune_jax import methods
 from subtune_jax.data import dataset, splits
 from subtune_jax.models import compile_cache, heads
 from subtune_jax.report import explosion
-from subtune_jax.search import scores
+from subtune_jax.search import ranks, scores
 from subtune_jax.search import units as units_lib
 from subtune_jax.training import loop, stage_runner
 from subtune_jax.training import mesh as mesh_lib
@@ -36,12 +36,14 @@ class Recipe:
       part; or the "pretrained" one, which needs weights with a head of the same classes.
     by_rate: learning rate -> as `method`, of which each training of a set takes the one that is
       best on a part of the fold's training images (`Problem.inner`); empty: `method` is taken.
+    adapters: how a set becomes LoRA on the network, for sets of ranks; the method then trains that.
   """
 
   method: MakeMethod
   probe: methods.Method
   head: Literal["random", "probe", "pretrained"] = "random"
   by_rate: Mapping[float, MakeMethod] = dataclasses.field(default_factory=dict)
+  adapters: ranks.Adapters | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,15 @@ class Setting:
     blocks = self.problem.network.blocks(units)
     return [make(blocks) for make in self.recipe.by_rate.values() or [self.recipe.method]]
 
+  def prepared(
+    self, engine: loop.Engine, variables: PyTree, units: scores.Units
+  ) -> tuple[loop.Engine, PyTree]:
+    """The network that is trained and its variables: with adapters, where a set is of ranks."""
+    if self.recipe.adapters is None or not units:
+      return engine, variables
+    model, variables = self.recipe.adapters.put(engine.model, variables, units)
+    return dataclasses.replace(engine, model=model), variables
+
 
 class Trainer:
   """Trains sets of units on one device.
@@ -197,8 +208,9 @@ class Trainer:
   ) -> loop.FitResult:
     """Trains on the job's fold, or on the inner part of its training images."""
     rest, held = self._fold(job.fold, inner)
+    engine, start = self.setting.prepared(self.engine, self._start(job, inner), job.units)
     return loop.fit(
-      self.engine, self._start(job, inner), method, rest, held, seed=job.seed,
+      engine, start, method, rest, held, seed=job.seed,
       on_epoch=on_epoch, validate="end",
     )  # fmt: skip
 

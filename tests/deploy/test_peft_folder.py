@@ -202,3 +202,11 @@ def test_the_adapters_of_a_run_go_to_the_client_and_come_back(method, timm_vit, 
   args = (config, engine, pretrained, "ft", tmp_path / "task", CLASSES)
   with pytest.raises(ValueError, match="ft has no adapters; PEFT's files take those of lora"):
     model_folder.write_peft(tmp_path / "other", *args, "timm")
+
+
+def test_running_statistics_that_moved_are_refused():
+  before = {"batch_stats": {"bn": {"mean": np.zeros(3)}}}
+  model_folder._check_statistics("lora", before, before)
+  after = {"batch_stats": {"bn": {"mean": np.ones(3)}}}
+  with pytest.raises(ValueError, match=r"--config\.lora\.norm_mode=running"):
+    model_folder._check_statistics("lora", before, after)

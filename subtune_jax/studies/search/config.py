@@ -5,7 +5,7 @@
 those of the final comparison, in which SubTuning trains the blocks that the search chose.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -13,12 +13,14 @@ import ml_collections
 from subtune_jax import methods
 from subtune_jax.data import choices
 from subtune_jax.runner import executors, recipes
-from subtune_jax.search import evaluator, kernel_store, rules
+from subtune_jax.search import evaluator, kernel_store, ranks, rules
+from subtune_jax.search import units as units_lib
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
-KINDS = ("profile", "windows2", "windows3", "pairs", "greedy", "predicted")
+KINDS = ("profile", "windows2", "windows3", "pairs", "greedy", "predicted", "uniform")
+OF_RANKS = ("profile", "greedy", "uniform")  # kinds of search for ranks of LoRA
 STARTS = ("none", "all", "both")
 HEADS = ("random", "probe")
 SPLITS = ("train", "trainval")
@@ -33,7 +35,10 @@ def default() -> ml_collections.ConfigDict:
   config.title = "Which layers?"
   config.search = search = ml_collections.ConfigDict()
   search.kinds = ("profile",)  # of "profile", "windows2", "windows3", "pairs", "greedy",
-  # "predicted" (from gradients, without training: docs/selection.md); in order
+  # "predicted" (from gradients, without training: docs/selection.md), "uniform" (of ranks: one for
+  # all units); in order
+  # Not empty, such as (1, 4, 16, 64): sets are units at ranks of LoRA (docs/adapters.md#ranks).
+  search.ranks = ()
   search.propose = 0  # of "predicted": race so many sets of the highest predicted accuracy; 0: none
   search.probes = 4  # of "predicted": random combinations of the features; more cost more time
   # Of "predicted": weights of a block's kernel beside the head's, to choose from.
@@ -98,6 +103,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     choices.check("kind of search", kind, KINDS)
   _check_rates(search)
   _check_predicted(search)
+  _check_ranks(search)
   choices.check("search.split", search.split, SPLITS)
   choices.check("search.start", search.start, STARTS)
   choices.check("search.baseline", search.baseline, ("none", "head"))
@@ -114,9 +120,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"search.regret is {search.regret}; it is an accuracy in (0, 1)")
   if not 0 < search.level < 1:
     raise ValueError(f"search.level is {search.level}; it must be in (0, 1)")
-  if config.search.final and "subtuning" not in config.methods:
+  own = searched(config)
+  if config.search.final and own not in config.methods:
     raise ValueError(
-      f"methods is {tuple(config.methods)}: the final comparison needs 'subtuning' among them, or "
+      f"methods is {tuple(config.methods)}: the final comparison needs {own!r} among them, or "
       "set search.final to False"
     )
   if search.fork_batch < 0 or search.max_fork_ms < 0:
@@ -133,9 +140,32 @@ def check(config: ml_collections.ConfigDict) -> None:
   make_recipe(config).method(("block",))
 
 
+def searched(config: ml_collections.ConfigDict) -> str:
+  """The method that the search is for."""
+  return "lora" if config.search.ranks else "subtuning"
+
+
 def trains(config: ml_collections.ConfigDict) -> bool:
   """Whether the search trains at all: sets may be predicted alone."""
   return tuple(config.search.kinds) != ("predicted",) or config.search.propose > 0
+
+
+def _check_ranks(search: Any) -> None:
+  """Raises ValueError for kinds, rules and ranks that do not go together."""
+  kinds = tuple(search.kinds)
+  if not search.ranks:
+    if "uniform" in kinds:
+      raise ValueError("search.kinds has 'uniform', which is of ranks; give search.ranks too")
+    return
+  if not all(isinstance(r, int) and r >= 1 for r in search.ranks):
+    raise ValueError(f"search.ranks is {tuple(search.ranks)}; give integers of at least 1")
+  if len(set(search.ranks)) < len(search.ranks):
+    raise ValueError(f"search.ranks is {tuple(search.ranks)}; give each rank once")
+  for kind in kinds:
+    choices.check("kind of search for ranks", kind, OF_RANKS)
+  if "greedy" in kinds and search.rule == "size":
+    raise ValueError("search.rule 'size' counts units; of ranks give another rule, and as a budget "
+                     "search.max_params")  # fmt: skip
 
 
 def _check_rates(search: Any) -> None:
@@ -168,6 +198,13 @@ def _check_predicted(search: Any) -> None:
     )
 
 
+def network_of(config: ml_collections.ConfigDict, model: Any) -> units_lib.Network:
+  """The candidates of a backbone: units, or units at ranks."""
+  if config.search.ranks:
+    return ranks.network(model, config.search.units, config.search.ranks)
+  return units_lib.network(model, config.search.units)
+
+
 def make_rule(config: ml_collections.ConfigDict, overlap: float) -> rules.Rule:
   """The rule of the greedy search."""
   search = config.search
@@ -190,13 +227,16 @@ def make_budget(config: ml_collections.ConfigDict, most_macs: int | None = None)
 
 
 def make_recipe(
-  config: ml_collections.ConfigDict, class_names: Sequence[str] | None = None
-) -> evaluator.Recipe:
+  config: ml_collections.ConfigDict, class_names: Sequence[str] | None = None,
+  network: units_lib.Network | None = None,
+) -> evaluator.Recipe:  # fmt: skip
   """How a set is trained; without class names, as if there were no class weights."""
   search = config.search
 
   def method(rate: float) -> Callable[[tuple[str, ...]], methods.Method]:
     stage = recipes.stage_options(config, search, rate)
+    if search.ranks:
+      return lambda blocks: balanced(methods.adapter_tuning(rate, **stage))
     return lambda blocks: balanced(methods.sub_tuning(blocks, rate, **stage))
 
   def balanced(made: methods.Method) -> methods.Method:
@@ -204,15 +244,22 @@ def make_recipe(
 
   probe = balanced(methods.linear_probing(l2=(search.probe_l2,), standardize=config.lp.standardize))
   head = "pretrained" if config.backbone.keep_head else search.head
+  adapters = None
+  if isinstance(network, ranks.Ranks):
+    adapters = ranks.Adapters(network, config.lora.to_dict())
   rates = rates_of(config)
   grid = {rate: method(rate) for rate in rates} if len(rates) > 1 else {}
-  return evaluator.Recipe(method(rates[0]), probe, head, grid)
+  return evaluator.Recipe(method(rates[0]), probe, head, grid, adapters)
 
 
-def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> Any:
+def final_config(
+  config: ml_collections.ConfigDict, blocks: tuple[str, ...],
+  pattern: Mapping[str, int] | None = None,
+) -> Any:  # fmt: skip
   """The comparison in which SubTuning trains `blocks`, as the search trained its sets.
 
-  Without blocks SubTuning is left out: it would be linear probing.
+  Of ranks it is LoRA with the `pattern`, block -> rank. Without blocks the method is left out: it
+  would be linear probing.
   """
   own = compare_config.default()
   final = config.copy_and_resolve_references()
@@ -221,17 +268,27 @@ def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> 
   own.update(final)
   own.experiment = "compare"
   own.name, own.title = f"{config.name}-final", f"{config.title}: the chosen blocks"
+  name = searched(config)
   if not blocks:
-    own.methods = tuple(name for name in own.methods if name != "subtuning")
+    own.methods = tuple(other for other in own.methods if other != name)
     return own
-  search, tuned = config.search, own.subtuning
-  tuned.blocks = blocks
+  search, tuned = config.search, own[name]
+  tuned.update(ranks.options(tuned.to_dict(), pattern) if pattern else {"blocks": blocks})
   if not search.final_grid:
     tuned.learning_rates = rates_of(config)
   for field in ("epochs", "head_factor", "norm_mode"):
     tuned[field] = search[field]
-  tuned.probe_first = search.head == "probe" and not config.backbone.keep_head
+  if "probe_first" in tuned:
+    tuned.probe_first = search.head == "probe" and not config.backbone.keep_head
   return own
+
+
+def final_of(
+  config: ml_collections.ConfigDict, network: units_lib.Network, units: tuple[str, ...]
+) -> Any:
+  """The `final_config` of a set."""
+  pattern = network.pattern(units) if isinstance(network, ranks.Ranks) else None
+  return final_config(config, network.blocks(units), pattern)
 
 
 def use_arguments(

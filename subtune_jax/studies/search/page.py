@@ -277,10 +277,22 @@ def _searched(record: Row) -> Section:
       text = f"proposed and trained: {sets}" if sets else "predicted, nothing was trained"
       rows.append(("Predicted", text))
     else:
-      text = {"profile": "every unit alone", "pairs": "every two units"}[search["kind"]]
+      text = {
+        "profile": "every unit alone", "pairs": "every two units",
+        "uniform": "one rank for all units",
+      }[search["kind"]]  # fmt: skip
       rows.append((search["kind"].capitalize(), text))
   parts = [Facts(rows, page_only=False)] if rows else []
   return Section("What was searched", parts, level=3)
+
+
+def _ranks(record: Row) -> list[document_lib.Part]:
+  """The chosen ranks as fields of the method that takes them; nothing of a search for units."""
+  own = record.get("lora")
+  if not own or not own["where"]:
+    return []
+  fields = [("lora.where", " ".join(own["where"])), ("lora.rank_pattern", own["rank_pattern"])]
+  return [Section("The chosen ranks", [Facts(fields, page_only=False)], level=3)]
 
 
 def _predicted(record: Row) -> list[document_lib.Part]:
@@ -309,7 +321,9 @@ def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
   first, *others = sentences.headline(record) if trained else predicted_page.headline(record)
   network = [drawn.pop("network")] if "network" in drawn else []
   cost = [Text(line) for line in sentences.cost(record)]
-  searched = [_best_sets(record), _certificate(record), _profile(record), *drawn.values()]
+  searched = [
+    _best_sets(record), _certificate(record), *_ranks(record), _profile(record), *drawn.values(),
+  ]  # fmt: skip
   parts = [
     Text(first, tone="best"),
     *map(Text, others),

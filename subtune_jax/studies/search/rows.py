@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.search import certificate, cost, evaluator, racing, scores, significance
+from subtune_jax.search import certificate, cost, evaluator, racing, ranks, scores, significance
 from subtune_jax.search import units as units_lib
 
 Row = dict[str, Any]
@@ -44,6 +44,14 @@ def set_row(
     "seconds": round(sum(row["seconds"] for row in trainings), 3),
     "compile_seconds": round(sum(row["compile_seconds"] for row in trainings), 3),
   }  # fmt: skip
+
+
+def lora_row(network: units_lib.Network, units: scores.Units) -> Row | None:
+  """A set of ranks as fields of the method `lora`; None where units are trained themselves."""
+  if not isinstance(network, ranks.Ranks):
+    return None
+  own = ranks.options({}, network.pattern(units))
+  return {"where": list(own["where"]), "rank_pattern": own["rank_pattern"]}
 
 
 def certificate_row(sure: certificate.Certificate) -> Row:

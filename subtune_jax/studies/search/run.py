@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from subtune_jax import data, weights
+from subtune_jax import data, methods, weights
 from subtune_jax.data import dataset, splits
 from subtune_jax.report import terminal, words
 from subtune_jax.runner import examples, executors, provenance
@@ -141,8 +141,8 @@ def _look(config: Any) -> tuple[evaluator.Problem, loop.Engine, weights.Pretrain
   engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
   problem = make_problem(config, train, engine, pretrained)
   if config.search.final:
-    blocks = problem.network.blocks(problem.network.names[:1])
-    compare.check(search_config.final_config(config, blocks), len(train.class_names))
+    final = search_config.final_of(config, problem.network, problem.network.names[:1])
+    compare.check(final, len(train.class_names))
   return problem, engine, pretrained, terminal.render(data_table.report((train,), tests, notes))
 
 
@@ -170,7 +170,7 @@ def make_problem(
     folds = ((rest, np.arange(len(rest), len(train))),)
   else:
     folds = tuple(splits.fold_indices(train.labels, train.groups, search.folds, search.fold_seed))
-  network = units_lib.network(engine.model, search.units)
+  network = search_config.network_of(config, engine.model)
   return evaluator.Problem(
     network, pretrained.variables, pretrained.sha256, train, folds, tuple(search.seeds)
   )
@@ -179,7 +179,8 @@ def make_problem(
 def _make_search(config, problem, engine, store, stream) -> _Search:
   progress = progress_lib.SearchProgress(len(problem.folds) * len(problem.seeds), stream)
   trainer = evaluator.Evaluator(
-    problem, search_config.make_recipe(config, problem.train.class_names), engine, store,
+    problem, search_config.make_recipe(config, problem.train.class_names, problem.network), engine,
+    store,
     prefix_bytes=config.search.prefix_bytes, prefix_disk_bytes=config.search.prefix_disk_bytes,
     on_done=progress.done, on_plan=progress.plan,
     executor=executors.of(config, engine.mesh.size),
@@ -211,7 +212,7 @@ def _run_kinds(search: _Search, prediction: predicting.Prediction | None) -> lis
   found = []
   if search.config.search.references and search_config.trains(search.config):
     search.progress.what = progress_lib.REFERENCES
-    search.evaluator.evaluate([(), search.network.names])
+    search.evaluator.evaluate(search.network.references)
   for kind in search.config.search.kinds:
     search.progress.what = kind
     if kind == "greedy":
@@ -222,6 +223,7 @@ def _run_kinds(search: _Search, prediction: predicting.Prediction | None) -> lis
       continue
     sets = {
       "profile": greedy.profile, "pairs": greedy.pairs,
+      "uniform": lambda network: network.uniform(),
       "windows2": lambda network: greedy.windows(network, 2),
       "windows3": lambda network: greedy.windows(network, 3),
     }[kind](search.network)  # fmt: skip
@@ -276,7 +278,8 @@ def _greedy(search: _Search) -> list[Row]:
     paths.append(greedy.forward(search.network, _pick(search), rule, baseline=baseline, **common))
   if options.start in ("all", "both"):
     search.progress.what = "greedy backward"
-    everything = search.evaluator.evaluate([search.network.names])[search.network.names]
+    whole = search.network.everything
+    everything = search.evaluator.evaluate([whole])[whole]
     paths.append(greedy.backward(search.network, _pick(search), rule, everything, **common))
   return [_path_row(path, rule, budget, options.racing) for path in paths]
 
@@ -332,9 +335,9 @@ def _choose(search: _Search, found: Sequence[Row], prediction, tried) -> tuple[s
     units = greedy.best(search.network, [tried[units] for units in ends]).units
     words = {"none": "forward", "all": "backward"}[ends[units]["start"]]
     return units, f"greedy {words}, rule {ends[units]['rule']['kind']!r}"
-  names = search.network.names
-  candidates = [s for s in tried.values() if s.units and s.complete and s.units != names]
-  candidates = candidates or [tried[names]]
+  whole = search.network.references[-1]
+  candidates = [s for s in tried.values() if s.units and s.complete and s.units != whole]
+  candidates = candidates or [tried[whole]]
   within = [s for s in candidates if search.budget.allows(search.network, s.units)]
   if not within:
     return (), "the budget: no set that was tried is within it"
@@ -376,6 +379,7 @@ def _record(
       rows.set_row(network, overlap, score, trainer.rows(units)) for units, score in tried.items()
     ],
     "searches": found, "chosen": list(chosen), "chosen_by": why,
+    "lora": rows.lora_row(network, chosen),
     "certificate": rows.certificate_row(sure) if sure else None,
     "fork_ms": search.fork_ms,
     "predicted": prediction.row if prediction else None,
@@ -387,8 +391,9 @@ def _record(
 def _run_final(config, workdir: pathlib.Path, problem, chosen, command, stream) -> Row | None:
   """The chosen set retrained on all training images, beside the other methods; reads the test."""
   blocks = problem.network.blocks(tuple(chosen))
-  final = search_config.final_config(config, blocks)
+  final = search_config.final_of(config, problem.network, tuple(chosen))
   if not blocks:
-    stream.write("no unit was chosen, so SubTuning is linear probing in the final comparison\n")
+    name = methods.DECLARED[search_config.searched(config)].title
+    stream.write(f"no unit was chosen, so {name} is linear probing in the final comparison\n")
   compare.run(final, workdir / search_config.FINAL, command=command, stream=stream)
   return {"folder": search_config.FINAL}
