@@ -11,12 +11,14 @@ The greedy sets of the prediction are trained too (--sizes without a number: non
 
 import argparse
 import dataclasses
+import pathlib
 import time
 
 import numpy as np
 import scipy.stats
 
 from subtune_jax.models import compile_cache
+from subtune_jax.report import chart_elements, charts, style
 from subtune_jax.runner import examples
 from subtune_jax.runner import network as network_lib
 from subtune_jax.search import (
@@ -24,6 +26,7 @@ from subtune_jax.search import (
   evaluator,
   greedy,
   kernel_store,
+  plasticity,
   predicted,
   ridge,
   scores,
@@ -53,6 +56,7 @@ def main() -> None:
   parser.add_argument("--draws", type=int, default=1, help="of probes; the criteria read the sum")
   parser.add_argument("--eta", type=float, nargs="+", default=[1.0])
   parser.add_argument("--statistics", default="candidate")
+  parser.add_argument("--figure", type=pathlib.Path, help="trained profile and Head2Toe, a PNG")
   parser.add_argument("--sizes", type=int, nargs="*", default=[2, 3], help="greedy sets to train")
   args = parser.parse_args()
   compile_cache.enable()
@@ -95,9 +99,12 @@ def main() -> None:
   predictor = make(kernels)
   by_block = selected_features.relevance(engine, problem.variables, train.images, train.labels)
   relevance = {n: sum(by_block[b] for b in problem.network.units[n].blocks) for n in names}
-  task = criteria.Problem(predictor, relevance=relevance)
+  plastic = plasticity.plasticity(engine, problem.variables, train.images[:500], problem.network)
+  task = criteria.Problem(predictor, relevance=relevance, plasticity=plastic)
   print(f"\n{args.dataset}: {len(train)} images, trainings took {trained_seconds:.0f} s")
-  profile(names, truth, predictor)
+  profile(names, truth, predictor, relevance)
+  if args.figure:
+    args.figure.write_bytes(picture(names, truth, relevance))
   compare(names, truth, task)
   of_draws(names, draws, make)
   of_sets(args, problem, trainers, truth, task)
@@ -141,13 +148,40 @@ def mean_kernels(draws):
   return dataclasses.replace(first, groups=groups)
 
 
-def profile(names, truth, predictor) -> None:
-  """Predicted and trained accuracy of each block."""
+def profile(names, truth, predictor, relevance) -> None:
+  """Predicted and trained accuracy of each block, and its share of Head2Toe's relevance."""
   found = predictor.evaluate([(), *((name,) for name in names)])
-  print(f"{'':<10}{'predicted':>10}{'trained':>9}")
+  print(f"{'':<13}{'predicted':>10}{'trained':>9}{'head2toe, %':>13}")
   for units in [(), *((name,) for name in names)]:
     label = units[0] if units else "head alone"
-    print(f"{label:<10}{100 * found[units].mean:>10.1f}{100 * truth[units].mean():>9.1f}")
+    share = f"{100 * relevance[label] / sum(relevance.values()):.1f}" if units else ""
+    print(
+      f"{label:<13}{100 * found[units].mean:>10.1f}{100 * truth[units].mean():>9.1f}{share:>13}"
+    )
+
+
+def picture(names, truth, relevance) -> bytes:
+  """Above the trained accuracy of each block, below its share of Head2Toe's relevance."""
+  made = charts.new_figure(8.2, 4.6)
+  above, below = made.subplots(2, 1, sharex=True)
+  places = np.arange(len(names))
+  for place, name in enumerate(names):
+    chart_elements.fold_dots(above, place, truth[name,])
+  means = [100 * truth[name,].mean() for name in names]
+  above.plot(places, means, "o", color=style.RIGHT, markersize=6)
+  above.axhline(100 * truth[()].mean(), color=style.MUTED, linestyle="--", linewidth=1.2)
+  above.annotate("head alone", (1, 100 * truth[()].mean()), (0, 3), ha="right", va="bottom",
+                 xycoords=("axes fraction", "data"), textcoords="offset points",
+                 fontsize=charts.SMALL, color=style.MUTED)  # fmt: skip
+  above.set_ylabel("trained alone,\naccuracy, %", fontsize=charts.SIZE)
+  shares = np.array([relevance[name] for name in names]) / sum(relevance.values())
+  below.bar(places, 100 * shares, color=style.WRONG, width=0.7)
+  below.set_ylabel("relevance of its\nfeatures, %", fontsize=charts.SIZE)
+  for axes in (above, below):
+    charts.clean(axes)
+  below.set_xticks(places, [name.removeprefix("block") for name in names])
+  below.set_xlabel("block", fontsize=charts.SIZE)
+  return charts.png(made)
 
 
 def compare(names, truth, task) -> None:

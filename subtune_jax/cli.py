@@ -18,6 +18,7 @@ COMMANDS = {
   "predict": ("predict", "classify picture files with a trained network"),
   "label": ("label", "choose the pictures to label next, and take the labels in"),
   "save": ("save_model", "write the model folder of another training of a run"),
+  "merge": ("merge", "turn an adapter of PEFT and its base weights into a model folder"),
   "export": ("export", "turn a model folder into a file for another program"),
   "serve": ("serve", "answer over HTTP for one or several tasks"),
   "latency": ("multitask.latency", "time many tasks on one backbone against separate networks"),

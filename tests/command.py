@@ -42,14 +42,19 @@ def run(
   return subprocess.run(**_start(arguments, variables), timeout=timeout, check=False)
 
 
-def run_forked(*arguments: str, code: str = "", **variables: str) -> subprocess.CompletedProcess:
+def run_forked(
+  *arguments: str, module: str = "subtune_jax.main", code: str = "", cwd: pathlib.Path = ROOT,
+  **variables: str,
+) -> subprocess.CompletedProcess:  # fmt: skip
   """As `run`, in the copy of a process that has imported jax and this library, which takes 1.5 s.
 
-  For commands that end before they compute. It has read the variables of jax already.
+  The copied process has read the variables of jax, not those of XLA and of this library.
 
   Args:
-    arguments: of the command line.
-    code: Python that is run instead of the command line.
+    arguments: of the module.
+    module: what `python -m` would run.
+    code: Python that is run instead.
+    cwd: where.
     variables: added to the environment.
   """
   context = multiprocessing.get_context("forkserver")
@@ -57,7 +62,7 @@ def run_forked(*arguments: str, code: str = "", **variables: str) -> subprocess.
   with tempfile.TemporaryDirectory() as folder:
     files = [str(pathlib.Path(folder, name)) for name in ("out", "err")]
     made = environment() | variables
-    process = context.Process(target=_forked, args=(arguments, code, made, files))
+    process = context.Process(target=_forked, args=(arguments, module, code, cwd, made, files))
     process.start()
     process.join(300)
     if process.exitcode is None:
@@ -67,14 +72,14 @@ def run_forked(*arguments: str, code: str = "", **variables: str) -> subprocess.
   return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 
 
-def _forked(arguments, code, variables, files):
+def _forked(arguments, module, code, cwd, variables, files):
   os.environ.clear()
   os.environ.update(variables)
-  os.chdir(ROOT)
+  os.chdir(cwd)
   for number, file in enumerate(files, start=1):
     os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-  sys.argv = ["subtune_jax.main", *arguments]
+  sys.argv = [module, *arguments]
   if code:
     exec(code, {"__name__": "__main__"})
   else:
-    runpy.run_module("subtune_jax.main", run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -21,7 +21,7 @@ RANK = {
   "peft_files": 3, "training": 3, "model_listing": 3,
   "search": 4, "robustness": 4, "deploy": 4, "multitask": 5, "runner": 5, "studies": 6,
   "command_line": 7,
-  "main": 8, "data_listing": 8, "predict": 8, "label": 8, "export": 8, "save_model": 8,
+  "main": 8, "data_listing": 8, "predict": 8, "label": 8, "export": 8, "save_model": 8, "merge": 8,
   "serving": 6,
   "serve": 8, "cli": 9,
 }  # fmt: skip

@@ -139,7 +139,6 @@ def test_the_model_folder_answers_as_the_run_did(whole, tmp_path):
   )  # bit for bit
 
 
-@pytest.mark.slow
 def test_another_model_folder_of_a_run(whole, tmp_path):
   workdir, _ = whole
   out, name = tmp_path / "model", "emoji_domains/noto"

@@ -1,13 +1,20 @@
 """Pruned networks: smaller, equal to the masked ones, and the channels that a peer would take."""
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtune_jax import models, pruning
+from benchmarks import pruning as benchmark
+from subtune_jax import methods, models, pruning, weights
+from subtune_jax.data import preprocess
+from subtune_jax.deploy import classifier, description, folder
+from subtune_jax.deploy.exporting import onnx_file
 from subtune_jax.models import efficientnet
 from subtune_jax.pruning import groups
+from subtune_jax.training import loop
+from tests import timm_peer
 
 RESNET50 = {"stage_sizes": (2, 2), "width": 8, "image_size": 32}
 _SPECS = ((3, 1, 1, 8, 6), (3, 2, 4, 6, 10), (5, 1, 4, 10, 10), (3, 1, 4, 10, 12))
@@ -16,16 +23,28 @@ INVERTED = efficientnet.EfficientNet(
   blocks=tuple(efficientnet.BlockSpec(*spec) for spec in _SPECS),
 )  # fmt: skip
 
+_TINY = {"width": 24, "heads": 3, "depth": 2, "patch_size": 8, "image_size": 16}
+LINEAR = {
+  "convnext": (("convnext_tiny", 3), {"depths": (1, 2), "widths": (8, 12), "image_size": 16}),
+  "vit": (("vit_ti16", 3), {**_TINY, "mlp_width": 40}),
+  "siglip": (("siglip_vit_b16", 3), _TINY),
+}
+CONVOLUTIONAL = ("basic", "bottleneck", "inverted")
+
 
 def network(model):
-  """(model, variables) with running statistics, scales and shifts that are not the initial ones."""
-  size = model.image_size
-  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
-  keys = iter(jax.random.split(jax.random.key(1), 1000))
-  changed = jax.tree.map(
-    lambda x: x + 0.3 * jax.random.uniform(next(keys), x.shape) if x.ndim == 1 else x, variables
-  )
-  return model, changed
+  """(model, variables): no leaf as it is initialised, activations of order 1."""
+  x = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
+  made = jax.eval_shape(model.init, jax.random.key(0), x)
+  rng = np.random.default_rng(1)
+
+  def draw(path, leaf):
+    if leaf.ndim > 1:
+      return jnp.asarray(rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape), leaf.dtype)
+    first = 0.0 if path[-1].key in ("bias", "mean") else 1.0
+    return jnp.asarray(first + 0.3 * rng.random(leaf.shape), leaf.dtype)
+
+  return model, jax.tree_util.tree_map_with_path(draw, made)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +53,7 @@ def networks():
     "basic": network(models.create("resnet14", 3, width=8, image_size=16)),
     "bottleneck": network(models.create("resnet50", 3, **RESNET50)),
     "inverted": network(INVERTED),
+    **{name: network(models.create(*made, **options)) for name, (made, options) in LINEAR.items()},
   }
 
 
@@ -58,6 +78,10 @@ CASES = [
   ("bottleneck", ("block1/unit1", "block1/unit2"), "global"),
   ("inverted", ("block1", "block2", "block3"), "local"),
   ("inverted", None, "global"),
+  ("convnext", None, "local"),
+  ("vit", ("encoderblock_1",), "local"),
+  ("vit", None, "global"),
+  ("siglip", None, "local"),
 ]
 
 
@@ -66,7 +90,8 @@ def test_the_smaller_network_answers_as_the_masked_one(networks, name, blocks, s
   model, variables = networks[name]
   kept = pruning.choose(model, variables, blocks or model.block_names, share=0.4, scope=scope)
   small, own = pruning.shrink(model, variables, kept)
-  made = jax.eval_shape(small.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  x = jnp.zeros((1, model.image_size, model.image_size, 3))
+  made = jax.eval_shape(small.init, jax.random.key(0), x)
   assert shapes(own) == shapes(made)
   masked = logits(model, pruning.mask(model, variables, kept))
   assert logits(small, own) == pytest.approx(masked, abs=2e-5 * float(abs(masked).max()))
@@ -95,7 +120,7 @@ def test_a_shortcut_s_channels_go_only_with_all_that_write_them(networks):
 
 
 def test_every_channel_of_a_network_is_in_one_group_and_read(networks):
-  for model, variables in networks.values():
+  for model, variables in (networks[name] for name in CONVOLUTIONAL):
     found = groups.of(model)
     written = [layer for group in found for layer in group.writers]
     kernels = {
@@ -160,6 +185,120 @@ def test_the_channels_are_those_of_torch_pruning(networks, norm, p):
     assert np.array_equal(own.transpose(3, 2, 0, 1), theirs.weight.detach().numpy())
 
 
+def test_latency_is_the_median_of_ratios_within_rounds(monkeypatch):
+  clock, calls = iter([0, 1, 1, 3, 10, 14, 14, 22, 30, 31, 31, 61]), []
+  monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+  found = benchmark.ratios([lambda: calls.append("a"), lambda: calls.append("b")], rounds=3)
+  assert found == [1.0, 2.0]  # of 2, 2 and 30
+  assert "".join(calls) == "ab" * 4  # the first round compiles
+
+
+def test_hidden_channels_and_whole_heads_go_of_a_transformer(networks):
+  model, variables = networks["vit"]
+  kept = pruning.choose(model, variables, ("encoderblock_1",), share=0.4)
+  heads, hidden = "encoderblock_1/attention/qkv", "encoderblock_1/mlp/in"
+  assert {name: len(own) for name, own in kept.items()} == {heads: 2, hidden: 24}
+  small, own = pruning.shrink(model, variables, kept)
+  assert dict(small.pruned) == {heads: 2, hidden: 24}
+  block = shapes(own["params"]["encoderblock_1"])
+  assert block["attention"]["qkv"] == {"kernel": (24, 3 * 2 * 8), "bias": (3 * 2 * 8,)}
+  assert block["attention"]["out"]["kernel"] == (16, 24)
+  twice = pruning.choose(small, own, ("encoderblock_1",), share=0.5)  # a pruned network again
+  assert {name: len(own) for name, own in twice.items()} == {heads: 1, hidden: 12}
+  masked = logits(small, pruning.mask(small, own, twice))
+  assert logits(*pruning.shrink(small, own, twice)) == pytest.approx(masked, abs=1e-5)
+
+
+PEERS = {  # timm's network and options, ours and its options
+  "vit": ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 4},
+          "vit_ti16", {"image_size": 32, "depth": 2, "width": 32, "heads": 4}),
+  "convnext": ("convnext_tiny", {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32)},
+               "convnext_tiny", {"depths": (1, 2, 1, 1), "widths": (8, 16, 24, 32)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("name", "norm"),
+  [
+    ("vit", "l1"),
+    ("convnext", "l2"),
+    pytest.param("vit", "l2", marks=pytest.mark.slow),
+    pytest.param("convnext", "l1", marks=pytest.mark.slow),
+  ],
+)
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters")
+def test_channels_and_heads_are_those_of_torch_pruning_on_timm(name, norm, tmp_path):
+  timm, torch = timm_peer.load(), pytest.importorskip("torch")
+  peer = pytest.importorskip("torch_pruning")
+  theirs, their_options, ours, options = PEERS[name]
+  torch.manual_seed(1)
+  net = timm.create_model(theirs, num_classes=3, **their_options).eval()
+  attentions, ignored = {}, []
+  for path, layer in net.named_modules():
+    last = path.rpartition(".")[2]
+    if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+      ignored += [layer] if last not in ("fc1", "qkv") else []
+    if last in ("fc1", "qkv"):  # no two channels or heads alike
+      layer.weight.data *= torch.rand(len(layer.weight), 1)
+    if last in ("fc2", "proj"):  # what reads is no part of our scores; here it is the same for all
+      layer.weight.data = 0.1 * torch.sign(layer.weight.data)
+    if last == "qkv":
+      attentions[layer] = options["heads"]
+  torch.save(net.state_dict(), tmp_path / "own.pth")
+  model = models.create(ours, 3, **options)
+  loaded = weights.load_pretrained(tmp_path / "own.pth", model, preprocessing="half")
+  power = int(norm.removeprefix("l"))
+  importance = peer.importance.MagnitudeImportance(power, group_reduction="sum", normalizer=None)
+  x = torch.randn(2, 3, 32, 32)
+  peer.pruner.MagnitudePruner(
+    net, x, importance, pruning_ratio=0.5, ignored_layers=ignored, num_heads=attentions,
+    prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=0.5,
+  ).step()  # fmt: skip
+  kept = pruning.choose(model, loaded.variables, model.block_names, share=0.5, norm=norm)
+  small, own = pruning.shrink(model, loaded.variables, kept)
+  pruned = [layer for path, layer in net.named_modules() if path.endswith((".fc1", ".qkv"))]
+  flat = traverse_util.flatten_dict(own["params"], sep="/")
+  for group, layer in zip(groups.of(model), pruned, strict=True):
+    kernel = np.asarray(flat[f"{group.name}/kernel"])
+    assert np.array_equal(kernel.T, layer.weight.detach().numpy()), group
+  for layer in net.modules():
+    if hasattr(layer, "qkv"):  # torch-pruning leaves that to its user
+      layer.num_heads = options["heads"] // 2
+      layer.attn_dim = layer.qkv.out_features // 3
+  with torch.no_grad():
+    expected = net(x).numpy()
+  found = jax.jit(small.apply)(own, np.asarray(x).transpose(0, 2, 3, 1))
+  assert np.asarray(found) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [pytest.param("convnext", marks=pytest.mark.slow), "vit"])
+def test_a_pruned_network_trains_and_its_folder_answers_and_is_exported(name, tmp_path):
+  (registered, classes), options = LINEAR[name]
+  model, variables = network(models.create(registered, classes, **options))
+  blocks = model.block_names[-3:]
+  small, variables = pruning.shrink(model, variables, pruning.choose(model, variables, blocks))
+  rng = np.random.default_rng(0)
+  train = loop.Examples(rng.integers(0, 256, (16, 16, 16, 3), np.uint8), np.arange(16) % classes)
+  seen, names = preprocess.Preprocessing((120.0,) * 3, (60.0,) * 3), ("a", "b", "c")
+  method = methods.sub_tuning(blocks, 1e-3, epochs=1)
+  tuned = loop.fit(loop.Engine(small, seen, batch_size=8), variables, method, train, None).variables
+  assert shapes(tuned["params"]) == shapes(variables["params"])
+  kept = {"calibration": {}, "trained": {}, "figures": {}, "versions": {}, "created": ""}
+  made = classifier.Classifier(small, tuned, seen, 16, "bicubic", names, 8, kept)
+  described = description.Network(registered, {**options, "pruned": small.pruned})
+  read = folder.load(folder.save(tmp_path / "best", described, made))
+  assert read.model == small
+  expected = made.logits(train.images)
+  assert np.array_equal(read.logits(train.images), expected)
+  pytest.importorskip("jax2onnx")
+  session = pytest.importorskip("onnxruntime").InferenceSession(
+    onnx_file.write(read, tmp_path / "x.onnx")
+  )
+  found = dict(zip([o.name for o in session.get_outputs()],
+                   session.run(None, {"images": train.images}), strict=True))  # fmt: skip
+  assert found["logits"] == pytest.approx(np.asarray(expected), abs=1e-4)
+
+
 @pytest.mark.parametrize(
   ("name", "blocks", "options", "said"),
   [
@@ -177,6 +316,7 @@ def test_what_cannot_be_pruned_is_said(networks, name, blocks, options, said):
 
 
 def test_another_family_is_refused():
-  model = models.create("vit_ti16", num_classes=2, image_size=32)
-  with pytest.raises(ValueError, match="a ViT cannot be pruned; allowed: ResNet and EfficientNet"):
-    pruning.choose(model, {}, ("encoderblock_0",))
+  model = models.create("bit_resnet50", num_classes=2, image_size=32)
+  said = "a BitResNet cannot be pruned; allowed: ResNet, EfficientNet, ConvNeXt, ViT"
+  with pytest.raises(ValueError, match=said):
+    pruning.choose(model, {}, ("stem",))

@@ -11,9 +11,11 @@ from benchmarks.claims_parts import archive as archive_lib
 from subtune_jax import calibration, data, files
 from subtune_jax.data import dataset, splits
 from subtune_jax.studies import epoch_files
+from subtune_jax.studies.active_learning import run as active_learning
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import record as holistic_record
 from subtune_jax.studies.robustness import record as robustness_record
+from subtune_jax.studies.search import checks
 from subtune_jax.training import ledger
 
 Row = dict[str, Any]
@@ -35,6 +37,8 @@ def collect(workdir: pathlib.Path) -> archive_lib.Archive:
     return _holistic(workdir, record)
   if record.get("kind") == "dataset_size":
     return _sizes(workdir, record)
+  if record.get("kind") == checks.ACTIVE_LEARNING:
+    return _active_learning(workdir, record)
   if record.get("kind") == "corruption":
     return _corruptions(workdir, record)
   if record.get("kind") == "search":
@@ -183,6 +187,23 @@ def _sizes(workdir: pathlib.Path, record: Row) -> archive_lib.Archive:
       sets[name] = archive_lib.Answers(own.labels, own.groups, {**before, **columns})
     chosen[row["size"]] = {"rates": _rates(run.record), "blocks": row["chosen"]}
   return archive_lib.Archive(_facts(record) | {"chosen": chosen}, sets)
+
+
+def _active_learning(workdir: pathlib.Path, record: Row) -> archive_lib.Archive:
+  """Whether each answer was right, as class 1 where all labels are 1: a round keeps no more."""
+  pool = record["data"]["pool"]
+  test = data.load(pool, "test", record["config"]["data"]["image_size"])
+  found = {}
+  for method in record["methods"]:
+    for rule in method["rules"]:
+      folder = workdir / active_learning.ROUNDS / method["name"] / rule["rule"]
+      for total in record["totals"]:
+        paths = [folder / f"seed{seed}-{total}.npz" for seed in record["seeds"]]
+        own = [files.read_npz(path, "a round")["right"] for path in paths]
+        found[f"{method['name']} {rule['rule']} {total}"] = np.stack(own)
+  facts = _facts(record) | {"data": {"train": pool, "id": pool, "ood": []}}
+  answers = archive_lib.Answers(np.ones(len(test.labels), int), _codes(test.groups), found)
+  return archive_lib.Archive(facts, {pool: answers})
 
 
 def _corruptions(workdir: pathlib.Path, record: Row) -> archive_lib.Archive:

@@ -12,6 +12,7 @@ KUMAR = "Kumar et al. 2022"
 SUBTUNING = "SubTuning"
 SURGICAL = "Lee et al. 2023"
 MAI = "Mai et al. 2024"
+EVCI = "Evci et al. 2022"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +189,47 @@ def _sizes(archive: str, test: str, sizes: Sequence[int], where: str) -> list[Ro
   return made
 
 
+def _head2toe(archive: str, where: str, ood: bool) -> list[Row]:
+  """Head2Toe against what else reads or tunes the network."""
+  rivals = (("lp", "the probe"), ("ft", "full fine-tuning"), ("lora", "LoRA"))
+  own, said = "head2toe", "{} distribution, Head2Toe is above {}"
+  made = [Row(said.format("In", title), EVCI, archive, where, _id(own, m)) for m, title in rivals]
+  if ood:
+    made += [Row(said.format("Out of", title), EVCI, archive, where, _ood(own, m))
+             for m, title in rivals]  # fmt: skip
+  return made
+
+
+def _pruned(archive: str, where: str) -> list[Row]:
+  """Networks with fewer channels, tuned where they were pruned."""
+  name = "from block6, {} % gone"
+  made = []
+  for share, said in ((25, "a quarter"), (50, "half"), (75, "three quarters")):
+    claim = f"Without {said} of the channels from block6 on, SubTuning of these is above "
+    asked = ((f"{claim}the whole network's probe", "lp"), (f"{claim}the same with all of them", ""))
+    made += [
+      Row(text, SUBTUNING, archive, where, _id(name.format(share), rival or name.format(0)))
+      for text, rival in asked
+    ]
+  return made
+
+
+def _active(archive: str, where: str, method: str) -> list[Row]:
+  """The paper's rule of asking for labels against random ones, at the last two totals."""
+  claim = "Labels that the margin asks for are worth more than random ones"
+  return [
+    Row(claim, SUBTUNING, archive, f"{where}, {total} labels",
+        _id(f"{method} margin {total}", f"{method} random {total}"))
+    for total in (288, 576)
+  ]  # fmt: skip
+
+
 def table() -> list[Row]:
   """All rows, in the order of the document."""
   handwriting = "glyphs, handwriting, 64 px, EfficientNet-Lite0"
   clean = "Fashion-MNIST, 800 clean images, noise and blur OOD, ResNet-14"
+  emoji = "emoji, noto, 32 px, EfficientNet-Lite0"
+  clothes = "800 clothes of Fashion-MNIST, 32 px, EfficientNet-Lite0"
   contrast = "Fashion-MNIST, 800 of low contrast, clean and noise OOD, ResNet-14"
   return [
     *_lp_ft("lpft_glyphs", handwriting),
@@ -208,8 +246,18 @@ def table() -> list[Row]:
     *_subtuning("lpft_glyphs", handwriting, "the last four units"),
     *_subtuning("lpft_fashion_clean", clean, "the last two units"),
     *_subtuning("lpft_fashion_contrast", contrast, "two units in the middle"),
+    *_pruned("pruning_glyphs", "glyphs, handwriting, 32 px, EfficientNet-Lite0"),
+    *_active("active_glyphs_lp", "glyphs, 32 px, probe", "lp"),
+    *_active("active_glyphs_subtuning", "glyphs, 32 px, SubTuning", "subtuning"),
+    *[
+      Row("In distribution, SubTuning (block13 on) is above Head2Toe", SUBTUNING, archive, where,
+          _id("subtuning", "head2toe"))
+      for archive, where in (("head2toe_emoji", emoji), ("head2toe_fashion", clothes))
+    ],
     *_sizes("sizes_glyphs", "glyph_domains/handwriting", (180, 360, 936), "glyphs, 32 px"),
     *_shifts("shifts_fashion"),
     *_calibration("calibration_glyphs", "glyph_domains/handwriting",
                   "glyphs, serif to handwriting, 18 of 36 classes seen, 32 px"),
+    *_head2toe("head2toe_emoji", emoji, ood=True),
+    *_head2toe("head2toe_fashion", clothes, ood=False),
   ]  # fmt: skip

@@ -21,7 +21,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from subtune_jax import files, strict_json
+from subtune_jax import files, peft_files, strict_json
 from subtune_jax.deploy import card, classifier, description
 from subtune_jax.weights import errors as weights_errors
 from subtune_jax.weights import files as weights_files
@@ -149,6 +149,11 @@ def _description(path: pathlib.Path) -> description.Description:
   file = path / description.CONFIG
   if (path / "best" / description.CONFIG).is_file():
     raise FolderError(f"{path} is a run's folder; its model is in {path / 'best'}")
+  if (path / peft_files.CONFIG).is_file() and not (path / description.WEIGHTS).exists():
+    raise FolderError(
+      f"{path} is an adapter of PEFT without the weights that it was trained on; make a model "
+      f"folder of both: python -m subtune_jax.merge {path} --backbone=NAME --weights=FILE --out=NEW"
+    )
   _check_file(file)
   try:
     config = sidecar.read_json(file)

@@ -101,8 +101,8 @@ def verify(
   """
   get = params or _default_params
   known = state_lib.describe(get, state, labels)
-  get_loss = _loss_getter(jax.eval_shape(step, state, batch), state, loss)
-  jitted = jax.jit(lambda state, batch: step(state, batch))
+  jitted = jax.jit(lambda state, batch: step(state, batch))  # traced once for all that follows
+  get_loss = _loss_getter(jax.eval_shape(jitted, state, batch), state, loss)
 
   def run(state):
     return _new_state(jitted(state, batch), state)
@@ -114,11 +114,11 @@ def verify(
   last = states[-1]
   broken = {path: [] for path in known.paths}
   unmoved = state_lib.compare(known, states, broken)
-  read = kept.reads(lambda *args: get_loss(step(*args)), state, batch)
+  read = kept.reads(lambda *args: get_loss(jitted(*args)), state, batch)
   unnamed = state_lib.find_owned(known, states, read, broken)
-  read |= kept.reads(lambda *args: known.trained(_new_state(step(*args), state)), state, batch)
+  read |= kept.reads(lambda *args: known.trained(_new_state(jitted(*args), state)), state, batch)
   kept.find(known, run, last, unnamed, read, broken)
-  search = gradients.Gradients(step, get_loss, last, batch, known)
+  search = gradients.Gradients(jitted, get_loss, last, batch, known)
   unchecked = search.find(broken)
   _raise_broken(broken)
   return Report(

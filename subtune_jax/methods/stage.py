@@ -111,6 +111,8 @@ class Gradient:
       training set), or a weight per class; normalised as in `training/class_weights.py`.
     sampling: "uniform", or "balanced": an epoch of as many steps, in which every class of the
       training set comes equally often (`training.batches.balanced_order`).
+    accumulate: the gradient of a batch is the mean over so many parts of it, one after the other
+      (`training/accumulation.py`), which takes the memory of one part.
   """
 
   learning_rates: Mapping[str, float]
@@ -127,6 +129,7 @@ class Gradient:
   leave_out: LeaveOut | None = dataclasses.field(default=None, metadata=_LATER)
   class_weights: str | tuple[float, ...] = dataclasses.field(default="none", metadata=_LATER)
   sampling: Literal["uniform", "balanced"] = dataclasses.field(default="uniform", metadata=_LATER)
+  accumulate: int = dataclasses.field(default=1, metadata=_LATER)
 
   def __post_init__(self):
     check_class_weights(self.class_weights)
@@ -150,6 +153,8 @@ class Gradient:
       raise ValueError(f"rates go with 'adam' and 'sgd', and optimizer is {self.optimizer!r}")
     if self.steps_per_epoch < 0:
       raise ValueError(f"steps_per_epoch is {self.steps_per_epoch}; give 0 for one pass, or more")
+    if self.accumulate < 1:
+      raise ValueError(f"accumulate is {self.accumulate}; give 1 (the batch in one), or more parts")
     if self.schedule not in ("cosine", "constant", "steps"):
       raise ValueError(f"schedule is {self.schedule!r}; allowed: 'cosine', 'constant', 'steps'")
     if self.schedule == "steps" and not self.warmup < DECAYS[0]:

@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from subtune_jax.models import backbone, batch_norm, convolution, layers
+from subtune_jax.models import backbone, batch_norm, channels, convolution, layers
 
 EPSILON = 1e-6  # of every LayerNorm but the top's, which is an option
 _KERNEL = 7
@@ -73,11 +73,13 @@ class Unit(nn.Module):
     features: channels out.
     downsample: halve the map first, which also changes the number of channels.
     dtype: of the computation.
+    pruned: channels of layers that were pruned.
   """
 
   features: int
   downsample: bool = False
   dtype: Any = jnp.float32
+  pruned: channels.Widths = ()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,7 +88,8 @@ class Unit(nn.Module):
       x = Downsample(self.features, self.dtype, name="downsample")(x)
     y = Depthwise(self.dtype, name="depthwise")(x)
     y = _LayerNorm(dtype=self.dtype, name="norm")(y)
-    y = nn.gelu(dense(_EXPAND * self.features, name="expand")(y), approximate=False)
+    hidden = channels.width(self.pruned, "expand", _EXPAND * self.features)
+    y = nn.gelu(dense(hidden, name="expand")(y), approximate=False)
     y = dense(self.features, name="project")(y)
     init = nn.initializers.constant(_LAYER_SCALE)
     scale = self.param("layer_scale", init, (self.features,), jnp.float32)
@@ -112,11 +115,13 @@ class ConvNeXt(backbone.Backbone, kw_only=True):
     depths: units of each stage.
     widths: channels of each stage.
     top_epsilon: of the last LayerNorm; 1e-12 in most files of Hugging Face transformers.
+    pruned: channels of layers that were pruned (`subtune_jax.pruning`).
   """
 
   depths: tuple[int, ...]
   widths: tuple[int, ...]
   top_epsilon: float = EPSILON
+  pruned: channels.Widths = ()
 
   def __post_init__(self):
     if not self.depths or len(self.depths) != len(self.widths) or min(self.depths) < 1:
@@ -141,7 +146,8 @@ class ConvNeXt(backbone.Backbone, kw_only=True):
     if block == "top":
       return Top(self.top_epsilon, self.dtype, name=name)
     stage, unit = stage_and_unit(block)
-    return Unit(self.widths[stage - 1], stage > 1 and unit == 1, self.dtype, name=name)
+    pruned = channels.of_block(self.pruned, block)
+    return Unit(self.widths[stage - 1], stage > 1 and unit == 1, self.dtype, pruned, name=name)
 
   def check_images(self, x: jax.Array) -> None:
     """See `Backbone.check_images`; the last map must have a position."""

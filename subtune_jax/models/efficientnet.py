@@ -79,12 +79,12 @@ class MBConv(nn.Module):
 
   spec: BlockSpec  # of the unpruned network, which says whether there is a shortcut
   layer: Callable[..., layers.ConvBN]
-  widths: channels.Widths = ()
+  pruned: channels.Widths = ()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     s = self.spec
-    out = functools.partial(channels.width, self.widths)
+    out = functools.partial(channels.width, self.pruned)
     wide = s.features_in * s.expand
     y = x
     if s.expand != 1:
@@ -114,13 +114,13 @@ class EfficientNet(backbone.Backbone, kw_only=True):
     blocks: the inverted-residual blocks, input to output.
     stem_features: channels after the stem.
     features: channels of the pooled features that the head reads.
-    widths: channels of layers that were pruned (`subtune_jax.pruning`).
+    pruned: channels of layers that were pruned (`subtune_jax.pruning`).
   """
 
   blocks: tuple[BlockSpec, ...]
   stem_features: int = 32
   features: int = 1280
-  widths: channels.Widths = ()
+  pruned: channels.Widths = ()
 
   @property
   def block_names(self) -> tuple[str, ...]:
@@ -136,8 +136,8 @@ class EfficientNet(backbone.Backbone, kw_only=True):
       dtype=self.dtype,
     )
     if block == "stem":
-      return Stem(channels.width(self.widths, "stem/conv", self.stem_features), layer, name=name)
+      return Stem(channels.width(self.pruned, "stem/conv", self.stem_features), layer, name=name)
     if block == "top":
-      return Top(channels.width(self.widths, "top/conv", self.features), layer, name=name)
+      return Top(channels.width(self.pruned, "top/conv", self.features), layer, name=name)
     spec = self.blocks[int(block.removeprefix("block"))]
-    return MBConv(spec, layer, channels.of_block(self.widths, block), name=name)
+    return MBConv(spec, layer, channels.of_block(self.pruned, block), name=name)

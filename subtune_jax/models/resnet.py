@@ -145,7 +145,7 @@ class Unit(nn.Module):
     pool: the mean over the map follows.
     layer: `conv_bn` of the model.
     project: whether the shortcut is a projection; None: where the shape changes.
-    widths: channels of layers that were pruned.
+    pruned: channels of layers that were pruned.
   """
 
   inner: int
@@ -154,12 +154,12 @@ class Unit(nn.Module):
   pool: bool
   layer: Callable[..., layers.ConvBN]
   project: bool | None = None
-  widths: channels.Widths = ()
+  pruned: channels.Widths = ()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     three = {"kernel": 3, "stride": self.stride, "act": "relu"}
-    out = functools.partial(channels.width, self.widths)
+    out = functools.partial(channels.width, self.pruned)
     if self.bottleneck:
       features = out("conv3", EXPANSION * self.inner)
       y = self.layer("pointwise", out("conv1", self.inner), act="relu", name="conv1")(x)
@@ -191,14 +191,14 @@ class ResNet(backbone.Backbone, kw_only=True):
     bottleneck: units of three convolutions (ResNet-50 and deeper) rather than two.
     stem: "imagenet" or "cifar"; see `Stem`.
     width: channels of the stem and of the first stage, inside a bottleneck.
-    widths: channels of layers that were pruned (`subtune_jax.pruning`).
+    pruned: channels of layers that were pruned (`subtune_jax.pruning`).
   """
 
   stage_sizes: tuple[int, ...]
   bottleneck: bool
   stem: str = "imagenet"
   width: int = 64
-  widths: channels.Widths = ()
+  pruned: channels.Widths = ()
 
   def __post_init__(self):
     choices.check("stem", self.stem, STEMS)
@@ -214,11 +214,11 @@ class ResNet(backbone.Backbone, kw_only=True):
     """See `Backbone.make_block`."""
     layer = conv_bn(self, use_batch_statistics)
     if block == "stem":
-      features = channels.width(self.widths, "stem/conv1", self.width)
+      features = channels.width(self.pruned, "stem/conv1", self.width)
       return Stem(self.stem, features, layer, name=name)
     fields = unit_fields(block, self.width)
-    fields["widths"] = channels.of_block(self.widths, block)
-    if self.widths:  # by what the unpruned network has
+    fields["pruned"] = channels.of_block(self.pruned, block)
+    if self.pruned:  # by what the unpruned network has
       fields["project"] = self.projects(block)
     pool = block == self.block_names[-1]
     return Unit(**fields, bottleneck=self.bottleneck, pool=pool, layer=layer, name=name)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from subtune_jax.data import choices
-from subtune_jax.models import backbone, layers, vit_layers
+from subtune_jax.models import backbone, channels, layers, vit_layers
 
 POOLS = ("token", "mean", "map", "token_mean")
 _POSITION_STD = 0.02  # of class token, registers and positions at initialisation
@@ -150,6 +150,7 @@ class ViT(backbone.Backbone, kw_only=True):
       for cuDNN's fused kernel, on an NVIDIA GPU of compute capability 8.0 or later, with dtype
       bfloat16 or float16 and a head size (width / heads) that is a multiple of 8 and at most 128;
       JAX raises elsewhere. See `vit_layers.attend` for odd numbers of tokens.
+    pruned: hidden channels of MLPs and heads that are left (`subtune_jax.pruning`).
   """
 
   width: int
@@ -170,6 +171,7 @@ class ViT(backbone.Backbone, kw_only=True):
   normalize_features: bool = False
   drop_path: float = 0.0
   attention: str | None = None
+  pruned: channels.Widths = ()
 
   def __post_init__(self):
     if not 0 <= self.drop_path < 1:
@@ -241,11 +243,16 @@ class ViT(backbone.Backbone, kw_only=True):
     if block == "projection":
       return Projection(self.projection, normalize, self.dtype, name=name)
     mlp_width = 4 * self.width if self.mlp_width is None else self.mlp_width
-    mlp = functools.partial(vit_layers.Mlp, mlp_width, self.activation, self.dtype)
+    pruned = functools.partial(channels.width, channels.of_block(self.pruned, block))
+    hidden = pruned("mlp/in", mlp_width)
+    mlp = functools.partial(vit_layers.Mlp, hidden, self.activation, self.dtype)
     implementation = {"implementation": self.attention, "dtype": self.dtype}
     if block == "map_pool":
       attention = functools.partial(vit_layers.ProbeAttention, self.heads, **implementation)
       return vit_layers.MapPool(attention, mlp, normalize, **shared)
-    attention = functools.partial(vit_layers.Attention, self.heads, self.qkv_bias, **implementation)
+    kept = pruned("attention/qkv", self.heads)
+    attention = functools.partial(
+      vit_layers.Attention, self.heads, self.qkv_bias, **implementation, kept=kept
+    )
     drop = self.drop_path * int(block.rpartition("_")[2]) / max(self.depth - 1, 1)
     return vit_layers.Block(attention, mlp, self.layer_scale, drop, **shared)

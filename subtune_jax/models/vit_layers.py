@@ -67,25 +67,28 @@ class Attention(nn.Module):
   heads one after the other.
 
   Attributes:
-    heads: number of them.
+    heads: number of them; those of the unpruned network, whose size is width / heads.
     qkv_bias: queries, keys and values have one.
     implementation: see `attend`.
     dtype: of the computation.
+    kept: heads that are left in a pruned network; None: all.
   """
 
   heads: int
   qkv_bias: bool = True
   implementation: str | None = None
   dtype: Any = jnp.float32
+  kept: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     n, tokens, width = x.shape
-    qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
-    qkv = qkv.reshape(n, tokens, 3, self.heads, width // self.heads)
+    heads, size = self.kept or self.heads, width // self.heads
+    qkv = nn.Dense(3 * heads * size, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
+    qkv = qkv.reshape(n, tokens, 3, heads, size)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     y = attend(q, k, v, self.implementation)
-    return nn.Dense(width, dtype=self.dtype, name="out")(y.reshape(n, tokens, width))
+    return nn.Dense(width, dtype=self.dtype, name="out")(y.reshape(n, tokens, heads * size))
 
 
 class ProbeAttention(nn.Module):

@@ -362,7 +362,8 @@ def _leaf(
     if turned.shape != shape:
       raise ValueError(
         f"{names[index]} is {array.shape} in the file, in the model's order {turned.shape}; the "
-        f"model's {path}/{leaf} is {shape}. Make the model with as many classes as the file has"
+        f"model's {path}/{leaf} is {shape}. Make the model with as many classes as the file has, "
+        "by as many class names"
       )
     new[index] = turned.reshape(new[index].shape)
   return jnp.asarray(np.concatenate(list(new), axis=-1).reshape(base.shape))

@@ -1,7 +1,8 @@
 """Which channels go, by the magnitude of their weights, and the networks without them.
 
 A channel's score is the norm of the weights that write it: with several writers (a shortcut, a
-depthwise convolution) the mean over them.
+depthwise convolution) the mean over them. That of a head is the norm of its queries', keys' and
+values' weights together. Biases do not count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,12 +42,14 @@ def _chosen(model: Any, blocks: Sequence[str]) -> list[groups_lib.Group]:
 
 
 def scores(flat: Mapping[str, Any], group: groups_lib.Group, norm: str) -> np.ndarray:
-  """[channels] magnitude of what writes each channel."""
+  """[channels] magnitude of what writes each channel, or head."""
   found = []
   for writer in group.writers:
     kernel = np.abs(np.asarray(flat[f"params/{writer}/kernel"], np.float64))
     power = 1 if norm == "l1" else 2
-    found.append(np.sum(kernel**power, axis=(0, 1, 2)) ** (1 / power))
+    sums = np.sum(kernel**power, axis=tuple(range(kernel.ndim - 1)))
+    sums = sums.reshape(group.parts, -1, group.size).sum((0, 2))
+    found.append(sums ** (1 / power))
   return np.mean(found, axis=0)
 
 
@@ -64,10 +67,10 @@ def choose(
   The channels of a stage's shortcuts are among them only where all units of the stage are.
 
   Args:
-    model: a ResNet or an EfficientNet.
+    model: a ResNet, an EfficientNet, a ConvNeXt or a ViT.
     variables: its variables.
     blocks: of its `block_names`.
-    share: of the channels that go, in [0, 1).
+    share: of the channels that go, and of the heads, in [0, 1).
     norm: of the weights that write a channel.
     scope: "local": the share of each group, rounded down; "global": of all together, by scores over
       the mean of their group, and no group loses more than `MOST`.
@@ -118,7 +121,7 @@ def shrink(model: Any, variables: PyTree, kept: Kept) -> tuple[Any, PyTree]:
     kept: of `choose`.
   """
   flat = _flat(variables)
-  widths = dict(model.widths)
+  widths = dict(model.pruned)
   for group in groups_lib.of(model):
     if group.name not in kept:
       continue
@@ -126,12 +129,13 @@ def shrink(model: Any, variables: PyTree, kept: Kept) -> tuple[Any, PyTree]:
     for writer in group.writers:
       widths[writer] = len(own)
       for name in _written(flat, writer):
-        flat[name] = jnp.take(flat[name], own, axis=-1)
+        flat[name] = jnp.take(flat[name], group.written(own, flat[name].shape[-1]), axis=-1)
     for reader in group.readers:
       name = f"params/{reader}/kernel"
-      flat[name] = jnp.take(flat[name], own, axis=flat[name].ndim - 2)
+      places = group.read(own, flat[name].shape[-2])
+      flat[name] = jnp.take(flat[name], places, axis=flat[name].ndim - 2)
   made = traverse_util.unflatten_dict(flat, sep="/")
-  return model.clone(widths=tuple(sorted(widths.items()))), {**variables, **made}
+  return model.clone(pruned=tuple(sorted(widths.items()))), {**variables, **made}
 
 
 def mask(model: Any, variables: PyTree, kept: Kept) -> PyTree:
@@ -144,13 +148,13 @@ def mask(model: Any, variables: PyTree, kept: Kept) -> PyTree:
       for name in _written(flat, writer):
         if name.startswith("params/"):
           stays = np.zeros(flat[name].shape[-1], np.float32)
-          stays[kept[group.name]] = 1
+          stays[group.written(kept[group.name], len(stays))] = 1
           flat[name] = flat[name] * batch_norm.per_channel(stays, flat[name].ndim)
   return {**variables, **traverse_util.unflatten_dict(flat, sep="/")}
 
 
 def _written(flat: Mapping[str, Any], writer: str) -> list[str]:
-  """The leaves of a convolution with BatchNorm; the last axis of each is its channels."""
-  leaves = ("params/{}/kernel", "params/{}/bn/scale", "params/{}/bn/bias",
+  """The leaves of a layer, those of its BatchNorm too; the last axis of each is its channels."""
+  leaves = ("params/{}/kernel", "params/{}/bias", "params/{}/bn/scale", "params/{}/bn/bias",
             "batch_stats/{}/bn/mean", "batch_stats/{}/bn/var")  # fmt: skip
   return [name for leaf in leaves if (name := leaf.format(writer)) in flat]

@@ -1,7 +1,9 @@
 """Channels that have to go together: what writes them and what reads them, family by family.
 
 A shortcut adds maps, so all that writes into it loses the same channels; a depthwise convolution
-has the channels of what it reads.
+has the channels of what it reads. Where a LayerNorm reads the shortcut (ConvNeXt, ViT) its channels
+all stay: the mean and the variance over them would be others. There the hidden channels of MLPs
+go, and whole heads.
 """
 
 from collections.abc import Callable
@@ -9,24 +11,38 @@ import dataclasses
 import itertools
 from typing import Any
 
-from subtune_jax.models import efficientnet, resnet
+import numpy as np
+
+from subtune_jax.models import convnext, efficientnet, resnet, vit
 
 HEAD = "head"
 
 
 @dataclasses.dataclass
 class Group:
-  """Channels that are kept or pruned as one.
+  """Channels, or heads, that are kept or pruned as one.
 
   Attributes:
     name: of the first layer that writes them.
-    writers: layers (convolution with BatchNorm) whose outputs they are.
+    writers: layers (convolution with BatchNorm, or linear) whose outputs they are.
     readers: layers that they are inputs of, or "head".
+    size: channels of each, side by side: 1, or those of a head.
+    parts: how often a writer has them: 1, or 3 for queries, keys and values.
   """
 
   name: str
   writers: list[str]
   readers: list[str] = dataclasses.field(default_factory=list)
+  size: int = 1
+  parts: int = 1
+
+  def written(self, kept: np.ndarray, channels: int) -> np.ndarray:
+    """Positions of what stays among the channels out of a writer."""
+    return np.arange(channels).reshape(self.parts, -1, self.size)[:, kept].reshape(-1)
+
+  def read(self, kept: np.ndarray, channels: int) -> np.ndarray:
+    """Positions of what stays among the channels into a reader."""
+    return np.arange(channels).reshape(-1, self.size)[kept].reshape(-1)
 
 
 def of(model: Any) -> list[Group]:
@@ -37,7 +53,7 @@ def of(model: Any) -> list[Group]:
   """
   known = _FAMILIES.get(type(model))
   if known is None:
-    names = " and ".join(family.__name__ for family in _FAMILIES)
+    names = ", ".join(family.__name__ for family in _FAMILIES)
     raise ValueError(f"a {type(model).__name__} cannot be pruned; allowed: {names}")
   return known(model)
 
@@ -83,7 +99,25 @@ def _efficientnet(model: efficientnet.EfficientNet) -> list[Group]:
   return groups
 
 
+def _convnext(model: convnext.ConvNeXt) -> list[Group]:
+  units = model.block_names[1:-1]
+  return [Group(f"{unit}/expand", [f"{unit}/expand"], [f"{unit}/project"]) for unit in units]
+
+
+def _vit(model: vit.ViT) -> list[Group]:
+  groups = []
+  for block in model.block_names:
+    if block.startswith("encoderblock_"):
+      heads, size = f"{block}/attention/qkv", model.width // model.heads
+      groups.append(Group(heads, [heads], [f"{block}/attention/out"], size, parts=3))
+    if block.startswith(("encoderblock_", "map_pool")):
+      groups.append(Group(f"{block}/mlp/in", [f"{block}/mlp/in"], [f"{block}/mlp/out"]))
+  return groups
+
+
 _FAMILIES: dict[type, Callable[[Any], list[Group]]] = {
   resnet.ResNet: _resnet,
   efficientnet.EfficientNet: _efficientnet,
+  convnext.ConvNeXt: _convnext,
+  vit.ViT: _vit,
 }

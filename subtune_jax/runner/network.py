@@ -11,7 +11,7 @@ import numpy as np
 from subtune_jax import masks, methods, models, weights
 from subtune_jax.models import compile_cache
 from subtune_jax.runner import recipes
-from subtune_jax.training import loop, trainable_split
+from subtune_jax.training import loop, remat, trainable_split
 from subtune_jax.training import step as step_lib
 
 Row = dict[str, Any]
@@ -42,8 +42,14 @@ def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pr
   engine = loop.Engine(
     model, pretrained.preprocessing, batch_size=config.batch_size,
     augmentation=augmentation(config.augment),
+    remat=_remat(config, model, pretrained.variables),
   )  # fmt: skip
   return engine, pretrained
+
+
+def _remat(config: Any, model: Any, variables: Any) -> tuple[str, ...]:
+  """Blocks that the config names to be computed anew; records of older runs have no such field."""
+  return remat.blocks_of(config.backbone.get("remat", ""), model, variables["params"])
 
 
 def augmentation(fields: Any) -> step_lib.Augmentation | None:
@@ -86,7 +92,7 @@ def prepared(
     engine.model, pretrained.variables, jax.random.key(0), method_options(name, config)
   )
   return (
-    dataclasses.replace(engine, model=model),
+    dataclasses.replace(engine, model=model, remat=_remat(config, model, variables)),
     pretrained._replace(variables=variables),
   )
 

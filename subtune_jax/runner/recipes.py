@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from subtune_jax import methods
 from subtune_jax.data import choices
@@ -58,10 +59,13 @@ def learning_rates(config: ml_collections.ConfigDict, name: str) -> tuple[float,
 
 
 def rising(field: str, values: Sequence[float]) -> tuple[float, ...]:
-  """The values of a field, or a ValueError unless there is one and they rise."""
-  found = tuple(float(value) for value in values)
-  if not found or list(found) != sorted(set(found)):
-    raise ValueError(f"{field} is {found}; give at least one, rising")
+  """The values of a field, or a ValueError unless there is one and they are numbers that rise."""
+  try:
+    found = tuple(float(value) for value in values)
+  except (TypeError, ValueError):
+    found = ()
+  if not found or list(found) != sorted(set(found)) or not np.isfinite(found).all():
+    raise ValueError(f"{field} is {tuple(values)}; give at least one number, rising")
   return found
 
 
@@ -82,6 +86,13 @@ def check_run(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
   if config.resume not in ("latest", "last_good"):
     raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
+  if config.trace_steps < 0:
+    raise ValueError(f"trace_steps is {config.trace_steps}; give 0 (off) or more steps")
+  if config.trace_steps and config.workers != executors.HERE:
+    raise ValueError(
+      f"trace_steps is {config.trace_steps} and workers {config.workers!r}: the trainings run on "
+      f"other machines; trace one with workers={executors.HERE!r}"
+    )
   if config.backbone.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
 
@@ -126,6 +137,7 @@ def stage_options(
     "clip_norm": optimizer.clip_norm,
     "schedule": optimizer.schedule,
     "warmup": optimizer.warmup,
+    "accumulate": optimizer.accumulate,
   }
 
 

@@ -18,6 +18,7 @@ from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import criteria
 from subtune_jax.training import checkpoint, evaluate, export, loop, resume, stage_runner
 from subtune_jax.training import ledger as ledger_lib
+from subtune_jax.training import trace as trace_lib
 
 Row = dict[str, Any]
 # watch(key) -> what `fit` calls after every epoch of the training of that key.
@@ -65,6 +66,13 @@ class Run:
     """Digest of the images and variables, which a workdir's config names but does not hold."""
     sets = (self.train, self.validation, self.trainval)
     return ledger_lib.key_of({"data": [s and s.fingerprint() for s in sets], "of": self.network})
+
+  @functools.cached_property
+  def trace(self) -> trace_lib.Trace | None:
+    """Of the first training that this start runs, where the config asks for one."""
+    if not self.config.trace_steps or not processes.is_first():
+      return None
+    return trace_lib.Trace(self.workdir / "trace", self.config.trace_steps, self.progress.line)
 
   def resuming(self) -> str:
     """What an earlier start has left of this run."""
@@ -162,6 +170,7 @@ def describe(
   used = {"data", "backbone", "augment", "batch_size"}
   described = {k: v for k, v in workdir_lib.as_json(config).items() if k in used}
   described["data"].pop("label_map", None)  # of test sets
+  described["backbone"].pop("remat", None)  # no result depends on it
   for field, default in workdir_lib.optional_fields().items():
     section, _, own = field.partition(".")
     if section in described and described[section].get(own) == default:
@@ -243,6 +252,7 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
       engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch,
       saver=saver, on_resume=lambda text: run.progress.line(f"{what}: {text}"),
       on_variables=run.watch(key) if run.watch else None, select_by=criterion.name,
+      trace=run.trace,
     )  # fmt: skip
   except stage_runner.NonFiniteLossError as e:
     logging.warning("%s: %s", what, e)

@@ -10,7 +10,10 @@ from typing import Any
 from subtune_jax import files, processes, strict_json
 
 # Fields that change how a run goes on, not what it computes.
-_FREE_FIELDS = ("resume", "tensorboard", "checkpoint_seconds", "save_model", "workers")
+_FREE_FIELDS = (
+  "resume", "tensorboard", "checkpoint_seconds", "save_model", "workers", "trace_steps",
+  "backbone.remat",
+)  # fmt: skip
 _FREE_SECTIONS = ("ray",)
 # Names of studies in configs of older runs.
 _RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
@@ -23,7 +26,7 @@ def optional_fields() -> Mapping[str, Any]:
 
   return {
     "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
-    "loss.class_weights": "none",
+    "loss.class_weights": "none", "optimizer.accumulate": 1,
     "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
     "search.final_grid": False, "subtuning.beside_frozen": False,
     **{f"{name}.reinit": [] for name in methods.DECLARED},

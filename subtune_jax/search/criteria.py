@@ -25,11 +25,13 @@ class Problem:
     seed: of the random order.
     relevance: of each unit by Head2Toe, which that criterion reads
       (`training.selected_features.relevance`, the sum over the blocks of the unit).
+    plasticity: of each unit (`search.plasticity`), for the criterion of that name.
   """
 
   predictor: predicted.Predictor
   seed: int = 0
   relevance: Mapping[str, float] | None = None
+  plasticity: Mapping[str, float] | None = None
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -115,13 +117,24 @@ def _head2toe(problem: Problem, chosen: scores.Units) -> np.ndarray:
   """Sum of the squared weights of the unit's outputs in a group lasso on those of all units
   (Head2Toe, arXiv 2201.03529). Not conditional.
   """
-  relevance = problem.relevance
-  if relevance is None or not set(problem.names) <= set(relevance):
+  return _given("head2toe", "relevance", "training.selected_features.relevance", problem, chosen)
+
+
+def _plasticity(problem: Problem, chosen: scores.Units) -> np.ndarray:
+  """How strongly the unit answers to a change of its input (arXiv 2602.06883). Not conditional, and
+  reads no label.
+  """
+  return _given("plasticity", "plasticity", "search.plasticity", problem, chosen)
+
+
+def _given(name: str, field: str, source: str, problem: Problem, chosen: scores.Units):
+  values = getattr(problem, field)
+  if values is None or not set(problem.names) <= set(values):
     raise ValueError(
-      "the criterion 'head2toe' needs Problem.relevance with a number for each of "
-      f"{', '.join(problem.names)}; see training.selected_features.relevance"
+      f"the criterion {name!r} needs Problem.{field} with a number for each of "
+      f"{', '.join(problem.names)}; see {source}"
     )
-  return _each(lambda *args: relevance[args[3]], problem, chosen)
+  return _each(lambda *args: values[args[3]], problem, chosen)
 
 
 def _few_parameters(problem: Problem, chosen: scores.Units) -> np.ndarray:
@@ -148,6 +161,7 @@ CRITERIA: Mapping[str, Criterion] = {
   "signal_to_noise": _signal_to_noise,
   "largest_eigenvalue": _largest_eigenvalue,
   "head2toe": _head2toe,
+  "plasticity": _plasticity,
   "few_parameters": _few_parameters,
   "last": _last,
   "random": _random,

@@ -146,8 +146,12 @@ class Evaluator:
 
   def _make_key(self, units: scores.Units, fold: int, seed: int) -> str:
     rest, held = self.problem.folds[fold]
-    engine, method = self.engine, self.method(units)
+    engine, ways = self.engine, self._setting.methods(units)
+    adapters = self.recipe.adapters
     head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head
+    others = {}
+    if len(ways) > 1:
+      others["others"] = [[ledger_lib.plain(stage) for stage in way] for way in ways[1:]]
     return ledger_lib.key_of(
       {
         "data": self._fingerprint,
@@ -159,10 +163,12 @@ class Evaluator:
         "preprocessing": ledger_lib.plain(engine.preprocessing),
         "augmentation": ledger_lib.plain(engine.augmentation),
         "batch_size": engine.batch_size,
-        "stages": [ledger_lib.plain(stage) for stage in method],
+        "stages": [ledger_lib.plain(stage) for stage in ways[0]],
         "head": [head, *map(ledger_lib.plain, self.recipe.probe)],
         "seed": seed,
+        **({"adapters": ledger_lib.plain(adapters.of(units))} if adapters and units else {}),
       }
+      | others
     )
 
   def stored(self, units: scores.Units, fold: int, seed: int) -> bool:
@@ -170,8 +176,18 @@ class Evaluator:
     return self.store.get(self.key(units, fold, seed)) is not None
 
   def method(self, units: scores.Units) -> methods.Method:
-    """The stages that train a set; of () the probe."""
-    return self._setting.method(units)
+    """The stages that train a set, at the first learning rate; of () the probe."""
+    return self._setting.methods(units)[0]
+
+  def parts(self, units: scores.Units, fold: int) -> list[trainer_lib.Fold]:
+    """(rows to train on, rows held out) of all that one training of a set consists of."""
+    ways = self._setting.methods(units)
+    inner = [self.problem.inner(fold)] * len(ways) if len(ways) > 1 else []
+    return [*inner, self.problem.folds[fold]]
+
+  def prepared(self, units: scores.Units) -> tuple[loop.Engine, PyTree]:
+    """The network that a set trains, and its variables before a head is drawn."""
+    return self._setting.prepared(self.engine, self.problem.variables, units)
 
   def _jobs(self, units: scores.Units, fold: int) -> Iterator[Job]:
     for seed in self.problem.seeds if units else self.problem.seeds[:1]:  # a probe has no chance

@@ -145,11 +145,10 @@ def forward(
   budget = budget or rules.Budget()
   search = _Search(FORWARD, network, pick, rule, baseline)
   while True:
-    rest = [name for name in network.names if name not in search.current]
+    sets = network.larger(search.current)
     size = rule.kind == "size" and len(search.current) >= rule.size
-    if size or not rest:
+    if size or not sets:
       return search.end(f"{len(search.current)} units" if size else "no unit is left")
-    sets = [network.ordered((*search.current, name)) for name in rest]
     sets = [units for units in sets if budget.allows(network, units)]
     if not sets:
       return search.end("no further set is within the budget")
@@ -180,15 +179,14 @@ def backward(
   """
   budget = budget or rules.Budget()
   search = _Search(BACKWARD, network, pick, rule, everything)
-  search.current = network.names
+  search.current = network.everything
   while search.current:
     within = budget.allows(network, search.current)
     if within and rule.kind == "size" and len(search.current) <= rule.size:
       return search.end(f"{len(search.current)} units")
     if within and budget.spent(clock):
       return search.end(f"the budget of {budget.seconds:g} seconds is used up")
-    sets = [tuple(u for u in search.current if u != name) for name in search.current]
-    if not search.step(sets, forced=not within):
+    if not search.step(network.smaller(search.current), forced=not within):
       return search.end(search.steps[-1].reason)
   return search.end("no unit is left")
 

@@ -195,9 +195,8 @@ class _Run:
       self._batch_size = -(-self._batch_size // mesh.size) * mesh.size
       self._leaves = jax.device_put(self._leaves, mesh_lib.replicated(mesh))
     program = _program(apply, treedef, places, buckets)
-    if (
-      mesh is not None
-    ):  # by hand: left to XLA, the gradients of grouped convolutions came out wrong
+    # Left to XLA, the gradients of grouped convolutions came out wrong on several devices.
+    if mesh is not None:
       whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(mesh_lib.DATA_AXIS)
       program = jax.shard_map(
         program, mesh=mesh, in_specs=(whole, rows, whole, whole), out_specs=rows, check_vma=False

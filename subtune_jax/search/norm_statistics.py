@@ -4,7 +4,7 @@ Training a block normalises by the statistics of its batches, which alone can be
 gains where the images are unlike those of the weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from subtune_jax.data import preprocess
 from subtune_jax.search import units as units_lib
-from subtune_jax.training import evaluate, loop
+from subtune_jax.training import blockwise_step, evaluate, loop
 
 PyTree = Any
 
@@ -94,10 +94,4 @@ def candidate_features(
 
 
 def _have_statistics(variables: PyTree, blocks: Sequence[str]) -> bool:
-  return any(_part(variables.get("batch_stats", {}), block) for block in blocks)
-
-
-def _part(tree: Mapping[str, Any], path: str) -> Any:
-  for key in path.split("/"):
-    tree = tree.get(key, {})
-  return tree
+  return any(blockwise_step.part(variables.get("batch_stats", {}), block) for block in blocks)

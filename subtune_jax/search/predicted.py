@@ -70,8 +70,7 @@ class Predictor:
     self.rates, self.strengths = tuple(rates), tuple(strengths)
     self._check(count)
     self.names = tuple(kernels.groups)
-    classes = int(self.labels.max()) + 1 if start is None else np.shape(start(kernels.base[:1]))[1]
-    self.targets = np.eye(classes)[self.labels]
+    self.targets = np.eye(self._num_classes(count))[self.labels]
     self.choices: dict[tuple[scores.Units, int], Choice] = {}
     self.seconds = 0.0
     self._cells: dict[tuple[scores.Units, int], np.ndarray] = {}
@@ -88,7 +87,7 @@ class Predictor:
   def outputs(self, units: scores.Units, fold: int) -> np.ndarray:
     """[held out, classes] predictions of a set for the images that a fold holds out."""
     rest, held = self.folds[fold]
-    first = self._head(fold) if units else None
+    first = self._place(fold) if units else None
     best = None
     for rate in self.rates if units else self.rates[:1]:
       kernel = self.kernel(units, rest, rate)
@@ -102,7 +101,7 @@ class Predictor:
     self.choices[units, fold] = Choice(rate, found.strength, found.error)
     return self.start_of(units)[held] + found.mean + others @ found.dual
 
-  def _head(self, fold: int) -> int:
+  def _place(self, fold: int) -> int:
     """The place of the head's own strength, from which those of sets are sought downhill."""
     if fold not in self._places:
       self.outputs((), fold)
@@ -165,12 +164,17 @@ class Predictor:
       )
     if self.kernels.base is None and (self.start or self.kernels.features):
       raise ValueError("kernels.base is None; start and kernels.features need the features in it")
-    if self.start is not None:
-      shape = np.shape(self.start(self.kernels.base))
-      if len(shape) != 2 or shape[0] != count:
-        raise ValueError(f"start gives {shape}; it has to give [{count}, classes]")
     if not self.rates or not min(self.rates) > 0:
       raise ValueError(f"rates are {self.rates}; give at least one, each above 0")
+
+  def _num_classes(self, count: int) -> int:
+    """What the start gives, or the labels have."""
+    if self.start is None:
+      return int(self.labels.max()) + 1
+    shape = np.shape(self.start(self.kernels.base))
+    if len(shape) != 2 or shape[0] != count:
+      raise ValueError(f"start gives {shape}; it has to give [{count}, classes]")
+    return shape[1]
 
 
 def _weight(kernel: np.ndarray, rows: np.ndarray) -> np.float32:

@@ -1,6 +1,6 @@
 """What a search is about, and one training of it on one device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, Literal
 
@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from subtune_jax import methods
-from subtune_jax.data import dataset
+from subtune_jax.data import dataset, splits
 from subtune_jax.models import compile_cache, heads
 from subtune_jax.report import explosion
-from subtune_jax.search import scores
+from subtune_jax.search import ranks, scores
 from subtune_jax.search import units as units_lib
 from subtune_jax.training import loop, stage_runner
 from subtune_jax.training import mesh as mesh_lib
@@ -20,6 +20,9 @@ from subtune_jax.workers import here
 
 PyTree = Any
 Row = dict[str, Any]
+Fold = tuple[np.ndarray, np.ndarray]  # rows to train on, rows held out
+MakeMethod = Callable[[tuple[str, ...]], methods.Method]
+INNER_FOLDS = 5  # of a fold's training part, of which the first chooses the learning rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +34,16 @@ class Recipe:
     probe: the method that scores the head alone, with one strength.
     head: what a training starts from: a "random" head; the "probe"'s, fitted on the fold's training
       part; or the "pretrained" one, which needs weights with a head of the same classes.
+    by_rate: learning rate -> as `method`, of which each training of a set takes the one that is
+      best on a part of the fold's training images (`Problem.inner`); empty: `method` is taken.
+    adapters: how a set becomes LoRA on the network, for sets of ranks; the method then trains that.
   """
 
-  method: Callable[[tuple[str, ...]], methods.Method]
+  method: MakeMethod
   probe: methods.Method
   head: Literal["random", "probe", "pretrained"] = "random"
+  by_rate: Mapping[float, MakeMethod] = dataclasses.field(default_factory=dict)
+  adapters: ranks.Adapters | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +64,16 @@ class Problem:
   variables: PyTree
   weights: str
   train: dataset.Dataset
-  folds: tuple[tuple[np.ndarray, np.ndarray], ...]
+  folds: tuple[Fold, ...]
   seeds: tuple[int, ...]
+
+  def inner(self, fold: int) -> Fold:
+    """Two parts of a fold's training images, for what is chosen without its held-out ones."""
+    rest, _ = self.folds[fold]
+    labels, groups = (np.asarray(x)[rest] for x in (self.train.labels, self.train.groups))
+    number = min(INNER_FOLDS, len(np.unique(groups)))
+    kept, held = splits.fold_indices(labels, groups, number, 0)[0]
+    return rest[kept], rest[held]
 
   @property
   def overlap(self) -> float:
@@ -105,10 +121,21 @@ class Setting:
     engine = dataclasses.replace(self.engine, mesh=None)
     return dataclasses.replace(self, problem=problem, engine=engine, devices=None)
 
-  def method(self, units: scores.Units) -> methods.Method:
-    """The stages that train a set; of () the probe."""
-    recipe = self.recipe
-    return recipe.method(self.problem.network.blocks(units)) if units else recipe.probe
+  def methods(self, units: scores.Units) -> list[methods.Method]:
+    """What a training of a set chooses among, most often one; of () the probe."""
+    if not units:
+      return [self.recipe.probe]
+    blocks = self.problem.network.blocks(units)
+    return [make(blocks) for make in self.recipe.by_rate.values() or [self.recipe.method]]
+
+  def prepared(
+    self, engine: loop.Engine, variables: PyTree, units: scores.Units
+  ) -> tuple[loop.Engine, PyTree]:
+    """The network that is trained and its variables: with adapters, where a set is of ranks."""
+    if self.recipe.adapters is None or not units:
+      return engine, variables
+    model, variables = self.recipe.adapters.put(engine.model, variables, units)
+    return dataclasses.replace(engine, model=model), variables
 
 
 class Trainer:
@@ -127,40 +154,76 @@ class Trainer:
       batch_size=engine.batch_size, preprocessing=engine.preprocessing, mesh=engine.mesh,
       memory_bytes=setting.prefix_bytes, disk_bytes=setting.prefix_disk_bytes,
     )  # fmt: skip
-    self._heads: dict[int, PyTree] = {}  # by fold
+    self._heads: dict[tuple[int, bool], PyTree] = {}  # by fold, and whether of its inner part
 
   def train(self, job: Job) -> tuple[Row, dict[str, np.ndarray]]:
     """(what the ledger says of the training, its held-out logits and their rows)."""
-    rest, held = (self._rows(rows) for rows in self.problem.folds[job.fold])
-    row: Row = {"units": list(job.units), "fold": job.fold, "seed": job.seed}
+    _, held = self.problem.folds[job.fold]
     last: list[np.ndarray] = []
+    row: Row = {"units": list(job.units), "fold": job.fold, "seed": job.seed}
+    row |= {"seconds": 0.0, "compile_seconds": 0.0}
+    ways = self.setting.methods(job.units)
     try:
-      result = loop.fit(
-        self.engine, self._start(job), self.setting.method(job.units), rest, held, seed=job.seed,
-        on_epoch=lambda _, logits: last.append(logits), validate="end",
-      )  # fmt: skip
+      place = 0 if len(ways) == 1 else self._choose(job, ways, row)
+      result = self._fit(job, ways[place], on_epoch=lambda _, logits: last.append(logits))
     except stage_runner.NonFiniteLossError as e:
-      row |= {"accuracy": None, "seconds": 0.0, "compile_seconds": 0.0, "diverged": str(e)}
-      return row, {"logits": np.zeros((0, 0), np.float32), "rows": held.rows}
+      row |= {"accuracy": None, "diverged": str(e)}
+      return row, {"logits": np.zeros((0, 0), np.float32), "rows": held}
+    _spend(row, result)
     row |= {
       "accuracy": result.history[-1]["validation_accuracy"],
       "loss": result.history[-1]["validation_loss"],
-      "seconds": round(result.seconds, 4),
-      "compile_seconds": round(result.compile_seconds, 4),
     }
     exploded = explosion.explosion(result.history, result.moved, self.engine.model.num_classes)
     if exploded:
       row["exploded"] = exploded
-    return row, {"logits": np.asarray(last[-1], np.float32), "rows": held.rows}
+    return row, {"logits": np.asarray(last[-1], np.float32), "rows": held}
+
+  def _choose(self, job: Job, ways: Sequence[methods.Method], row: Row) -> int:
+    """Place of the way that is best on the inner part of the fold; says so in `row`.
+
+    Ties go to the smaller loss, then to the first. Raises NonFiniteLossError where all diverge.
+    """
+    found, error = {}, None
+    for place, way in enumerate(ways):
+      try:
+        result = self._fit(job, way, inner=True)
+      except stage_runner.NonFiniteLossError as e:
+        error = e
+        continue
+      _spend(row, result)
+      last = result.history[-1]
+      found[place] = -last["validation_accuracy"], last["validation_loss"]
+    if not found:
+      assert error is not None
+      raise error
+    best = min(found, key=lambda place: found[place])
+    rates = list(self.setting.recipe.by_rate)
+    row["learning_rate"] = rates[best]
+    row["inner_accuracy"] = [-found[i][0] if i in found else None for i in range(len(ways))]
+    return best
+
+  def _fit(
+    self, job: Job, method: methods.Method, inner: bool = False, on_epoch: Any = None
+  ) -> loop.FitResult:
+    """Trains on the job's fold, or on the inner part of its training images."""
+    rest, held = self._fold(job.fold, inner)
+    engine, start = self.setting.prepared(self.engine, self._start(job, inner), job.units)
+    return loop.fit(
+      engine, start, method, rest, held, seed=job.seed,
+      on_epoch=on_epoch, validate="end",
+    )  # fmt: skip
 
   def close(self) -> None:
     """Frees the shared activations."""
     self.prefix.close()
 
-  def _rows(self, indices: np.ndarray) -> prefix_lib.Rows:
-    return prefix_lib.Rows(self.prefix, np.asarray(self.problem.train.labels), indices)
+  def _fold(self, fold: int, inner: bool) -> tuple[prefix_lib.Rows, prefix_lib.Rows]:
+    rest, held = self.problem.inner(fold) if inner else self.problem.folds[fold]
+    labels = np.asarray(self.problem.train.labels)
+    return prefix_lib.Rows(self.prefix, labels, rest), prefix_lib.Rows(self.prefix, labels, held)
 
-  def _start(self, job: Job) -> PyTree:
+  def _start(self, job: Job, inner: bool) -> PyTree:
     """The pretrained network with the head that the training starts from."""
     variables, weights = self.problem.variables, self.problem.weights
     head, model = self.setting.recipe.head, self.engine.model
@@ -168,12 +231,18 @@ class Trainer:
       return heads.init_head(model, variables, job.seed, weights)
     if head == "pretrained":
       return variables
-    if job.fold not in self._heads:
-      rest, _ = self.problem.folds[job.fold]
+    key = job.fold, inner
+    if key not in self._heads:
+      rest, _ = self._fold(*key)
       fresh = heads.init_head(model, variables, 0, weights)
-      probed = loop.fit(self.engine, fresh, self.setting.recipe.probe, self._rows(rest), None)
-      self._heads[job.fold] = probed.variables["params"]["head"]
-    return {**variables, "params": {**variables["params"], "head": self._heads[job.fold]}}
+      probed = loop.fit(self.engine, fresh, self.setting.recipe.probe, rest, None)
+      self._heads[key] = probed.variables["params"]["head"]
+    return {**variables, "params": {**variables["params"], "head": self._heads[key]}}
+
+
+def _spend(row: Row, result: loop.FitResult) -> None:
+  for field in ("seconds", "compile_seconds"):
+    row[field] = round(row[field] + getattr(result, field), 4)
 
 
 def of_place(setting: Setting) -> Trainer:

@@ -69,6 +69,24 @@ class Network:
       choices.check("unit", name, self.names)
     return tuple(name for name in self.names if name in set(names))
 
+  @property
+  def everything(self) -> scores.Units:
+    """The largest set."""
+    return self.names
+
+  @property
+  def references(self) -> list[scores.Units]:
+    """The sets that all others are laid beside: the head alone, and all units."""
+    return [(), self.names]
+
+  def larger(self, units: scores.Units) -> list[scores.Units]:
+    """The sets that a step of a search reaches by adding: one unit more."""
+    return [self.ordered((*units, name)) for name in self.names if name not in units]
+
+  def smaller(self, units: scores.Units) -> list[scores.Units]:
+    """The sets that a step reaches by taking away: one unit less."""
+    return [tuple(own for own in units if own != name) for name in units]
+
   def blocks(self, units: scores.Units) -> tuple[str, ...]:
     """The blocks of a set, input to output."""
     own = {block for name in units for block in self.units[name].blocks}

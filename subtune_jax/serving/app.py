@@ -61,10 +61,7 @@ def make(
   Raises:
     ValueError: `options.calibrate`, and a task that keeps nothing to calibrate by.
   """
-  if options.calibrate:
-    for task in network.tasks.values():
-      task.network.check_calibration()
-  return _Server(network, limits, options).application()
+  return _Server(_calibrated(network, options), limits, options).application()
 
 
 class _Server:
@@ -165,11 +162,15 @@ class _Server:
     return await self.tasks(request)
 
   def _changed(self, make: Any) -> None:
-    network = make()
-    if self.options.calibrate:
-      for task in network.tasks.values():
-        task.network.check_calibration()
-    self.batcher.swap(network)
+    self.batcher.swap(_calibrated(make(), self.options))
+
+
+def _calibrated(network: network_lib.MultiTask, options: Options) -> network_lib.MultiTask:
+  """The network, where its answers can be calibrated if they are to be. Raises ValueError else."""
+  if options.calibrate:
+    for task in network.tasks.values():
+      task.network.check_calibration()
+  return network
 
 
 def _check_tasks(network: network_lib.MultiTask, tasks: list[str] | None) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+import contextlib
 import dataclasses
 import json
 from typing import Any
@@ -57,22 +58,17 @@ async def read(request: Request, most: int, seconds: float) -> Asked:
     raise Refused(413, f"the body has {int(length):,} bytes; at most {most:,} are read")
   kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
   bounded = Request(request.scope, _bounded(request.receive, most))
-  try:
-    async with asyncio.timeout(seconds):
-      if kind == "application/json":
-        asked = _of_json(await bounded.body())
-      elif kind == "multipart/form-data":
-        asked = await _of_form(bounded)
-      elif kind.startswith("image/") or kind == "application/octet-stream":
-        asked = Asked([await bounded.body()], None)
-      else:
-        raise Refused(
-          415, f"content type {kind!r}; send multipart/form-data, application/json or image/*"
-        )
-  except TimeoutError:
-    raise Refused(408, f"the request was not there within {seconds:g} seconds") from None
-  except ClientDisconnect:
-    raise Refused(400, "the request ended early") from None
+  async with _within(seconds):
+    if kind == "application/json":
+      asked = _of_json(await bounded.body())
+    elif kind == "multipart/form-data":
+      asked = await _of_form(bounded)
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+      asked = Asked([await bounded.body()], None)
+    else:
+      raise Refused(
+        415, f"content type {kind!r}; send multipart/form-data, application/json or image/*"
+      )
   named = request.query_params.get("tasks")
   if named is not None:
     asked = dataclasses.replace(asked, tasks=[name for name in named.split(",") if name])
@@ -81,6 +77,18 @@ async def read(request: Request, most: int, seconds: float) -> Asked:
   if len(asked.pictures) > _MOST_IMAGES:
     raise Refused(413, f"{len(asked.pictures)} pictures; at most {_MOST_IMAGES} in a request")
   return asked
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+  """Refuses a request that is not read in time, or ends early."""
+  try:
+    async with asyncio.timeout(seconds):
+      yield
+  except TimeoutError:
+    raise Refused(408, f"the request was not there within {seconds:g} seconds") from None
+  except ClientDisconnect:
+    raise Refused(400, "the request ended early") from None
 
 
 def _bounded(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], most: int) -> Any:
@@ -100,11 +108,8 @@ def _bounded(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], most: i
 
 async def json_object(request: Request, most: int, seconds: float) -> dict[str, Any]:
   """The JSON object of a request. Raises Refused: 400, 408 or 413."""
-  try:
-    async with asyncio.timeout(seconds):
-      return _object(await Request(request.scope, _bounded(request.receive, most)).body())
-  except TimeoutError:
-    raise Refused(408, f"the request was not there within {seconds:g} seconds") from None
+  async with _within(seconds):
+    return _object(await Request(request.scope, _bounded(request.receive, most)).body())
 
 
 def _object(body: bytes) -> dict[str, Any]:

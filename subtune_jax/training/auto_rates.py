@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks
-from subtune_jax.training import batches, trainable_split, under_way
+from subtune_jax.training import accumulation, batches, trainable_split, under_way
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import optimizer as optimizer_lib
 from subtune_jax.training import step as step_lib
@@ -170,20 +170,24 @@ class Measure:
     batch = {"x": x, "labels": data["labels"]}
     if kind == "snr":
       return merge(running, self._of_examples(moving, fixed, batch))
-    value = self._gradient(moving, fixed, batch)
+    value = self._gradient(moving, fixed, batch, spec.stage.solver.accumulate)
     if kind == "rgn_released":
       value = jax.tree.map(relative_norm, value, params)
     elif kind == "snr_released":
       value = jax.tree.map(released_signal_to_noise, value)
     return merge(running, of_one(value))
 
-  def _gradient(self, moving: PyTree, fixed: PyTree, batch: PyTree) -> PyTree:
-    """Of the trained leaves, on a batch of any size."""
+  def _gradient(self, moving: PyTree, fixed: PyTree, batch: PyTree, parts: int = 1) -> PyTree:
+    """Of the trained leaves, on a batch of any size; from so many parts of it."""
 
-    def loss(params):
-      return step_lib.loss_of({**moving, "params": params}, fixed, None, batch, self.spec)[0]
+    def loss(params, stats, batch, key):
+      both = {"params": params, "batch_stats": stats}
+      return step_lib.loss_of(both, fixed, None, batch, self.spec, key)
 
-    return jax.grad(loss)(moving["params"])
+    _, gradient = accumulation.value_and_gradient(
+      loss, moving["params"], moving["batch_stats"], batch, None, parts
+    )
+    return gradient
 
   def _of_examples(self, moving: PyTree, fixed: PyTree, batch: PyTree) -> Running:
     """The gradients of a batch's examples; every device takes its own, in chunks that fit."""

@@ -238,6 +238,8 @@ def why_not(spec: step_lib.StepSpec, num_devices: int) -> str | None:
     "an average": stage.average is not None,
     "clip_norm, which couples all blocks": stage.solver.clip_norm > 0,
     "learning rates per tensor": stage.solver.rates is not None,
+    "accumulate, which scans over the parts of a batch": stage.solver.accumulate > 1,
+    "remat": bool(spec.remat),
     "mixup": augmentation is not None and augmentation.mixup > 0,
     "blocks that draw (drop_path)": spec.is_random,
     "a network beside its frozen self": getattr(spec.model, "fork", None) is not None,

@@ -45,6 +45,7 @@ class Engine:
     in_pieces: put steps and evaluation together from programs of single blocks, so that another
       set of blocks compiles nothing new (`training/blockwise_step.py`); a step that cannot be
       put together is compiled whole.
+    remat: blocks that the backward pass computes anew (`training/remat.py`).
   """
 
   model: Any
@@ -56,6 +57,7 @@ class Engine:
   resident_bytes: int = 4 << 30
   scan: bool | None = None
   in_pieces: bool = False
+  remat: tuple[str, ...] = ()
 
   def options(self) -> dict[str, Any]:
     """Arguments of `evaluate.run_units`."""

@@ -18,6 +18,7 @@ from subtune_jax.training import (
   trainable_split,
   under_way,
 )
+from subtune_jax.training import trace as trace_lib
 from subtune_jax.training.engine import Engine, Examples
 from subtune_jax.training.under_way import OnEpoch, OnVariables
 
@@ -120,6 +121,7 @@ def fit(
   validate: Literal["epoch", "end"] = "epoch",
   on_variables: OnVariables | None = None,
   select_by: str = criteria.ACCURACY,
+  trace: trace_lib.Trace | None = None,
 ) -> FitResult:
   """Trains a network by any method.
 
@@ -141,6 +143,7 @@ def fit(
       given up when it returns; its time counts as nobody's.
     select_by: the metric on the validation set that a probe chooses its strength by, "accuracy",
       "balanced_accuracy", "auroc" or "nll"; rows of the history have it too.
+    trace: traces a few steps of the first stage that has any, once.
 
   Raises:
     ValueError: images or labels of the wrong shape, type or range, a batch that does not split
@@ -164,5 +167,10 @@ def fit(
   training = under_way.Training(
     engine, variables, method, train, validation, seed=seed, on_epoch=on_epoch, saver=saver,
     validate=validate, on_variables=on_variables, select_by=select_by,
+    trace=trace,
   )  # fmt: skip
-  return _run(training, on_resume or (lambda text: logging.info("%s", text)))
+  try:
+    return _run(training, on_resume or (lambda text: logging.info("%s", text)))
+  finally:
+    if trace is not None:
+      trace.close()

@@ -69,12 +69,13 @@ def _spread(x: Any, sharding: jax.sharding.NamedSharding, *, copy: bool) -> jax.
   return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
 
-def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
-  """Raises ValueError where the batch cannot be split evenly over the devices."""
-  n = mesh.size
+def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh, parts: int = 1) -> None:
+  """Raises ValueError where a batch, or each of its parts, does not split over the devices."""
+  n = mesh.size * parts
   if batch_size < 1 or batch_size % n:
     near = sorted({max(n, batch_size // n * n), (batch_size // n + 1) * n})
     raise ValueError(
-      f"batch size {batch_size} does not split over {n} devices; take a multiple of {n}, "
+      f"batch size {batch_size} does not split over {mesh.size} devices"
+      f"{f' in {parts} parts (accumulate)' if parts > 1 else ''}; take a multiple of {n}, "
       f"e.g. {' or '.join(map(str, near))}"
     )

@@ -14,6 +14,7 @@ from subtune_jax.training import (
   batches,
   blockwise_step,
   class_weights,
+  compile_once,
   resume,
   stage_inputs,
   trainable_split,
@@ -71,9 +72,11 @@ def step_of(
   stage, engine = training.method[index], training.engine
   steps = stage.solver.steps_per_epoch or len(training.train.labels) // training.batch_size
   augmentation = None if start else engine.augmentation
+  units = (*engine.model.block_names, trainable_split.HEAD)
+  differentiated = units[units.index(plan.start) :]
   return step_lib.StepSpec(
     engine.model, plan, stage, stage.solver.epochs * steps, engine.preprocessing, augmentation,
-    start,
+    start, tuple(block for block in engine.remat if block in differentiated),
   )  # fmt: skip
 
 
@@ -100,13 +103,36 @@ def prepare(
   initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
   columns = _columns(training, stage.solver, inputs.labels)
   source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
+  done = found.note["epoch"] if found else 0
+  called = _Calls(training, stage, done)
   compile_epoch = _compile_streamed if source.streamed else _compile_resident
   example = order(training, stage.solver, 0, 0)  # of the right shape, to compile with
   run_epoch, program, scan = compile_epoch(
-    training, assembled or spec, state, fixed, initial, source, example
+    training, assembled or spec, state, fixed, initial, source, example, called
   )
   set_rates = auto_rates.setter(training, spec, fixed, source)
   return Ready(state, fixed, run_epoch, set_rates, program, scan)
+
+
+class _Calls:
+  """What is put around the step of a stage.
+
+  Args:
+    training: under way.
+    stage: of it.
+    done: epochs of the stage that a checkpoint holds.
+  """
+
+  def __init__(self, training: under_way.Training, stage: methods.Stage, done: int):
+    self._trace, self._stage, self._epochs = training.trace, stage, stage.solver.epochs - done
+
+  def around(self, step: Callable, per_epoch: int | None) -> Callable:
+    """The step, checked and perhaps traced; it is called so often in an epoch, None: once."""
+    step = compile_once.Once(step, self._stage.name)
+    if self._trace is None:
+      return step
+    calls, what = self._epochs * (per_epoch or 1), "epoch" if per_epoch is None else "step"
+    return self._trace.of(step, self._stage.name, calls, what)
 
 
 def _columns(
@@ -149,7 +175,9 @@ def order(
   return epoch_order(training.seed, index, epoch, n, batch_size, steps)
 
 
-def _compile_resident(training: under_way.Training, spec, state, fixed, initial, source, order):
+def _compile_resident(
+  training: under_way.Training, spec, state, fixed, initial, source, order, called
+):
   """`run_epoch`, `program` and `scan` of `Ready`; a step whole or in pieces."""
   mesh = training.engine.mesh
   data = batches.resident(source, mesh)
@@ -168,6 +196,7 @@ def _compile_resident(training: under_way.Training, spec, state, fixed, initial,
     step, _ = step_lib.compile_step(
       spec, mesh, state, fixed, initial, data, sample, _view(training, 0), scan=scan
     )
+  program, step = None if assembled else step, called.around(step, None if scan else len(order))
 
   def run_epoch(state, order, epoch):
     seen = _view(training, epoch)
@@ -179,10 +208,12 @@ def _compile_resident(training: under_way.Training, spec, state, fixed, initial,
       rows.append(metrics)
     return state, _stacked(rows)
 
-  return run_epoch, None if assembled else step, scan
+  return run_epoch, program, scan
 
 
-def _compile_streamed(training: under_way.Training, spec, state, fixed, initial, source, order):
+def _compile_streamed(
+  training: under_way.Training, spec, state, fixed, initial, source, order, called
+):
   """As `_compile_resident`, a batch at a time; "data_wait" is the share of the epoch spent waiting
   for batches."""
   mesh = training.engine.mesh
@@ -192,6 +223,8 @@ def _compile_streamed(training: under_way.Training, spec, state, fixed, initial,
     step, _ = step_lib.compile_step(
       spec, mesh, state, fixed, initial, example, None, _view(training, 0)
     )
+  program = None if isinstance(step, blockwise_step.Step) else step
+  step = called.around(step, len(order))
 
   def run_epoch(state, order, epoch):
     begin = time.perf_counter()
@@ -205,7 +238,7 @@ def _compile_streamed(training: under_way.Training, spec, state, fixed, initial,
     logging.info("epoch %d: %.0f %% of the time was spent waiting for data", epoch + 1, 100 * share)
     return state, metrics | {"data_wait": share}
 
-  return run_epoch, None if isinstance(step, blockwise_step.Step) else step, False
+  return run_epoch, program, False
 
 
 def _stacked(rows: list[Any]) -> dict[str, np.ndarray]:

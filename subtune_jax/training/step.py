@@ -13,9 +13,9 @@ import optax
 
 from subtune_jax import masks, methods
 from subtune_jax.data import augment, jitter, preprocess
+from subtune_jax.training import accumulation, remat, trainable_split
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import optimizer as optimizer_lib
-from subtune_jax.training import trainable_split
 
 PyTree = Any
 # Of a field that came later: at its default it is no part of a training's identity in a ledger.
@@ -115,6 +115,7 @@ class StepSpec:
   preprocessing: preprocess.Preprocessing
   augmentation: Augmentation | None = None
   start: str | None = None  # first unit that the step runs; None: from the images
+  remat: tuple[str, ...] = ()  # blocks that the backward pass computes anew
 
   @property
   def from_images(self) -> bool:
@@ -146,6 +147,7 @@ class StepSpec:
     return (
       self.model, tuple(labels), treedef, self.plan.train_blocks, tuple(sorted(fields.items())),
       self.stage.penalty, self.stage.average, self.preprocessing, self.augmentation, self.start,
+      self.remat,
     )  # fmt: skip
 
   def create_state(self, moving: PyTree) -> TrainState:
@@ -215,19 +217,18 @@ def loss_of(
   if key is not None and first != spec.plan.start:  # as if what comes before were cached
     x = spec.model.apply(variables, x, start=start, stop=spec.plan.start)
     start = spec.plan.start
-  out = spec.model.apply(
-    variables, x, start=start, stop=trainable_split.HEAD if split else None,
-    train_blocks=spec.plan.train_blocks, mutable=mutable,
-    rngs=None if key is None else {"dropout": key},
+  out = remat.apply(
+    spec.model, spec.remat, variables, x, start=start,
+    stop=trainable_split.HEAD if split else None, mutable=mutable,
+    train_blocks=spec.plan.train_blocks, rngs=None if key is None else {"dropout": key},
   )  # fmt: skip
   logits, updated = out if mutable else (out, {})
   if split:
     batch = {**batch, "features": logits}
     logits = spec.model.apply(variables, logits, start=trainable_split.HEAD)
   losses = weighted(logits, batch["labels"], batch.get(WEIGHTS))
-  if "partner" in batch:
-    weights = batch[WEIGHTS][batch["partner"]] if WEIGHTS in batch else None
-    others = weighted(logits, batch["labels"][batch["partner"]], weights)
+  if "partner_labels" in batch:
+    others = weighted(logits, batch["partner_labels"], batch.get("partner_weights"))
     losses = batch["share"] * losses + (1 - batch["share"]) * others
   loss = jnp.mean(losses)
   if spec.stage.penalty is not None:
@@ -270,24 +271,34 @@ def train_step(
     batch = dict(data)
   else:
     batch = {name: array[indices] for name, array in data.items()} | {"ids": indices}
-  batch["x"] = prepare(
-    batch["x"], batch["ids"], view, spec.preprocessing, spec.augmentation, spec.from_images
-  )
-  if spec.augmentation is not None and spec.augmentation.mixup:
+
+  def prepared(batch):
+    return prepare(
+      batch["x"], batch["ids"], view, spec.preprocessing, spec.augmentation, spec.from_images
+    )
+
+  mixed = spec.augmentation is not None and spec.augmentation.mixup > 0
+  if mixed:
     key = jax.random.fold_in(jax.random.key(view["seed"]), state.step)
-    mixed = jitter.mixup(batch["x"], key, spec.augmentation.mixup)
-    batch["x"], batch["partner"], batch["share"] = mixed
+    mixture = jitter.mixup(prepared(batch), key, spec.augmentation.mixup)
+    batch["x"], partner, batch["share"] = mixture
+    batch["partner_labels"] = batch["labels"][partner]
+    if WEIGHTS in batch:
+      batch["partner_weights"] = batch[WEIGHTS][partner]
 
   key = None
   if spec.is_random:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(view["seed"]), state.step), 1)
 
-  def loss_fn(params):
-    moving = {"params": params, "batch_stats": state.moving["batch_stats"]}
-    return loss_of(moving, fixed, initial, batch, spec, key)
+  def loss_fn(params, stats, batch, key):
+    if not mixed:
+      batch = {**batch, "x": prepared(batch)}
+    return loss_of({"params": params, "batch_stats": stats}, fixed, initial, batch, spec, key)
 
   params = state.moving["params"]
-  (loss, (stats, correct)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  (loss, (stats, correct)), gradient = accumulation.value_and_gradient(
+    loss_fn, params, state.moving["batch_stats"], batch, key, spec.stage.solver.accumulate
+  )
   updates, opt_state = spec.optimizer().update(gradient, state.opt_state, params)
   params = optax.apply_updates(params, updates)
   average = state.average

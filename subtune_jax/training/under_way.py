@@ -7,12 +7,14 @@ import jax
 import numpy as np
 
 from subtune_jax import masks, methods, processes
+from subtune_jax.data import choices
 from subtune_jax.statistics import criteria
 from subtune_jax.training import divergence, evaluate, fresh_blocks, resume, trainable_split
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
 from subtune_jax.training import step as step_lib
+from subtune_jax.training import trace as trace_lib
 
 PyTree = Any
 # on_epoch(row, logits): a row of the history, and the validation logits [n, classes] behind it or,
@@ -28,6 +30,7 @@ class Training:
   Attributes:
     engine: the model and its devices.
     select_by: the metric that choices go by (`statistics.criteria`).
+    trace: of a few steps, or None.
     method: its stages.
     train: the training set: `images`, `labels`.
     validation: likewise, or None.
@@ -56,8 +59,9 @@ class Training:
     validate: Literal["epoch", "end"],
     on_variables: OnVariables | None,
     select_by: str = criteria.ACCURACY,
+    trace: trace_lib.Trace | None = None,
   ):
-    self.select_by = select_by
+    self.select_by, self.trace = select_by, trace
     self.engine, self.method, self.seed, self.validate = engine, method, seed, validate
     self.train, self.validation = train, validation
     self.on_epoch, self.on_variables, self.saver = on_epoch, on_variables, saver
@@ -68,7 +72,11 @@ class Training:
     self.history, self.stages = [], []
     self.seconds = self.compile_seconds = 0.0
     self.batch_size = min(engine.batch_size, len(train.labels))
-    mesh_lib.check_batch_size(self.batch_size, engine.mesh)
+    for block in engine.remat:
+      choices.check("block in remat", block, engine.model.block_names)
+    for stage in method:
+      parts = getattr(stage.solver, "accumulate", 1)
+      mesh_lib.check_batch_size(self.batch_size, engine.mesh, parts)
 
   def check_stage(self, stage: methods.Stage) -> None:
     """Also of what a checkpoint holds, whose epochs are not run again."""

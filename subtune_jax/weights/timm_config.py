@@ -40,10 +40,7 @@ def timm(model: nn.Module) -> Peer:
   Raises:
     ValueError: it has none, with what stands in the way.
   """
-  make = _TIMM.get(type(model))
-  if make is None:
-    raise _refused("timm", model, {f"a {type(model).__name__} has no counterpart there": True})
-  return make(model)
+  return _peer("timm", _TIMM, model)
 
 
 def torchvision(model: nn.Module) -> Peer:
@@ -52,11 +49,16 @@ def torchvision(model: nn.Module) -> Peer:
   Raises:
     ValueError: it has none, with what stands in the way.
   """
-  make = _TORCHVISION.get(type(model))
-  if make is None:
-    raise _refused(
-      "torchvision", model, {f"a {type(model).__name__} has no counterpart there": True}
-    )
+  return _peer("torchvision", _TORCHVISION, model)
+
+
+def _peer(library: str, known: Mapping[type, Any], model: nn.Module) -> Peer:
+  make = known.get(type(model))
+  _check(library, model, {
+    f"a {type(model).__name__} has no counterpart there": make is None,
+    "channels of it were pruned": bool(getattr(model, "pruned", ())),
+  })  # fmt: skip
+  assert make is not None
   return make(model)
 
 

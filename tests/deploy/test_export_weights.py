@@ -39,6 +39,7 @@ REFUSED = {
   "pool": ("dinov2_vit_s14", _TINY, "pool='token_mean', it has 'token' and 'mean'"),
   "clip": ("clip_vit_b16", _TINY, "activation='quick_gelu'"),
   "epsilon": ("convnext_tiny", {"top_epsilon": 1e-12}, "top_epsilon=1e-12, it has 1e-6"),
+  "pruned": ("resnet18", {"pruned": (("block1/unit1/conv1", 32),)}, "channels of it were pruned"),
   "bit": ("bit_resnet50", {"stage_sizes": _UNITS}, "a BitResNet has no counterpart there"),
 }
 

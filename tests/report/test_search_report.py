@@ -24,7 +24,7 @@ from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.dataset_size import figures as size_plots
 from subtune_jax.studies.dataset_size import page as size_page
 from subtune_jax.studies.dataset_size import record as size_record
-from subtune_jax.studies.search import checks, figures, greedy_figure
+from subtune_jax.studies.search import checks, figures, fork_figure, greedy_figure, sentences
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.studies.search import record as search_records
 from tests.report import fake_run, fake_search
@@ -94,11 +94,11 @@ RECORDS = {
   "corruptions_bare": bare_corruptions,
 }
 FIGURES = {
-  "search": {"network", "profile", "windows", "pairs", "greedy", "cost"},
-  "search_vit": {"network", "profile", "greedy", "cost"},
-  "search_raced": {"network", "profile", "windows", "greedy", "cost"},
-  "search_one_split": {"network", "profile", "greedy", "cost"},
-  "search_bare": {"network", "profile", "cost"},
+  "search": {"network", "profile", "windows", "pairs", "greedy", "fork", "cost"},
+  "search_vit": {"network", "profile", "greedy", "fork", "cost"},
+  "search_raced": {"network", "profile", "windows", "greedy", "fork", "cost"},
+  "search_one_split": {"network", "profile", "greedy", "fork", "cost"},
+  "search_bare": {"network", "profile", "fork", "cost"},
   "sizes": {"against_ft", "sizes", "map"},
   "sizes_bare": {"sizes"},
   "corruptions": {"gains", "order", "profiles", "test"},
@@ -191,7 +191,7 @@ def test_pages_need_no_network_and_run_nothing(hostile):
 def test_figures_are_images(hostile, search):
   """The other figures are those of the hostile pages."""
   found = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]*)", hostile)]
-  assert len(found) == 4 + 3 + 4
+  assert len(found) == 5 + 3 + 4
   for draw in (figures.windows, figures.pairs):
     found.append(charts.png(draw(search)))
   for data in found:
@@ -239,6 +239,52 @@ def test_search_page_shows_the_numbers_of_the_record(pages):
   row = next(line for line in text_of(record).splitlines() if "95 %" not in line
              and f"{100 * best['mean']:.1f}" in line)  # fmt: skip
   assert words.parameters(best["trained_params"]) in row
+
+
+def test_what_is_surely_better_than_the_chosen_set_is_said_first(search):
+  """The head alone, where no set beats it; the sentence of the set does not say "train" then."""
+  record = copy.deepcopy(search)
+  sets = search_records.by_units(record)
+  chosen = sets[tuple(record["chosen"])]
+  better, _ = sentences.headline(record)[:2]
+  assert better.startswith(f"Train {' + '.join(record['chosen'])}")
+  sets[()]["by_fold"] = [value + 0.05 for value in chosen["by_fold"]]
+  sets[()]["mean"] = chosen["mean"] + 0.05
+  first, second = sentences.headline(record)[:2]
+  assert first.startswith(
+    f"Train the head alone (linear probing): {100 * chosen['mean'] + 5:.1f} %"
+  )
+  assert second.startswith("The search chose")
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_the_best_at_each_cost(search, timed):
+  record = copy.deepcopy(search)
+  names = search_records.unit_names(record)
+  whole = [tried for tried in record["sets"] if tried["complete"]]
+  costs = [tried["fork_macs"] / 1e6 for tried in whole]
+  if timed:
+    record["fork_ms"] = {name: 9.0 - i / 4 for i, name in enumerate(names)} | {"head": 0.5}
+    record["config"]["search"] = {"fork_batch": 8, "max_fork_ms": 7.0}
+    firsts = [names.index(tried["units"][0]) if tried["units"] else None for tried in whole]
+    costs = [0.5 if i is None else 9 - i / 4 for i in firsts]
+    assert fork_figure.facts(record)[0][1].endswith("8 images at a time; at most 7 ms")
+  search_records.check(record)
+  best = [
+    tried
+    for tried, cost in zip(whole, costs, strict=True)
+    if not any(
+      other["mean"] >= tried["mean"] and at <= cost and (other["mean"], at) != (tried["mean"], cost)
+      for other, at in zip(whole, costs, strict=True)
+    )
+  ]
+  found = fork_figure.frontier(record, whole)
+  assert {tried["mean"] for tried in found} == {tried["mean"] for tried in best}
+  assert [tried["mean"] for tried in found] == sorted(tried["mean"] for tried in found)
+  (axes,) = fork_figure.draw(record).axes
+  assert axes.get_xlabel().startswith("milliseconds" if timed else "millions")
+  np.testing.assert_allclose(sorted(axes.lines[0].get_xdata()), sorted(costs))
+  assert search_records.set_name(found[-1]["units"], names) in fork_figure.caption(record)
 
 
 def test_a_decided_certificate_says_so(search):

@@ -14,7 +14,7 @@ import pytest
 from scipy import integrate, linalg, optimize
 from sklearn import linear_model
 
-from subtune_jax.report import style
+from subtune_jax.report import charts, style
 from subtune_jax.robustness import (
   gradient_flow,
   linear_theory,
@@ -39,6 +39,7 @@ def snippet(tmp_path_factory):
   printed, names = [], {}
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
+    patch.setattr(charts, "DPI", 160)
     exec(code, {"print": printed.append}, names)
   png = (folder / "docs" / "images" / "linear_theory_toy.png").read_bytes()
   return types.SimpleNamespace(results=names["results"], printed=printed[0], png=png)

@@ -1,9 +1,12 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
-from subtune_jax.search import criteria, kernels, predicted, ridge
+from subtune_jax.data import preprocess
+from subtune_jax.search import criteria, kernels, plasticity, predicted, ridge
+from tests.search import small
 
 COUNT, CLASSES = 36, 3
 NAMES = ("a", "b", "c")
@@ -87,9 +90,36 @@ def test_greedy_sets_grow_by_the_best_next_unit():
   assert sets[2] == NAMES
 
 
-def test_head2toe_reads_the_relevance_that_it_is_given():
-  problem = dataclasses.replace(make(), relevance={"a": 1.0, "b": 5.0, "c": 0.0})
-  np.testing.assert_array_equal(criteria.CRITERIA["head2toe"](problem, ("b",)), [1, np.nan, 0])
-  for relevance in (None, {"a": 1.0, "b": 2.0}):
-    with pytest.raises(ValueError, match=r"needs Problem\.relevance .* of a, b, c"):
-      criteria.CRITERIA["head2toe"](dataclasses.replace(problem, relevance=relevance), ())
+@pytest.mark.parametrize(
+  ("name", "field"), [("head2toe", "relevance"), ("plasticity", "plasticity")]
+)
+def test_a_measured_criterion_reads_what_it_is_given(name, field):
+  problem = dataclasses.replace(make(), **{field: {"a": 1.0, "b": 5.0, "c": 0.0}})
+  np.testing.assert_array_equal(criteria.CRITERIA[name](problem, ("b",)), [1, np.nan, 0])
+  for values in (None, {"a": 1.0, "b": 2.0}):
+    with pytest.raises(ValueError, match=rf"needs Problem\.{field} .* of a, b, c"):
+      criteria.CRITERIA[name](dataclasses.replace(problem, **{field: values}), ())
+
+
+def test_plasticity_by_hand():
+  """Outputs by one forward pass up to each block; a group of blocks has their mean."""
+  net = small.model()
+  problem = small.problem(net, spec="early: stem block1/unit1; late: block3/unit1")
+  engine, images = small.engine(net), small.dataset(6).images
+  found = plasticity.plasticity(engine, problem.variables, images, problem.network, seed=3)
+  x = preprocess.normalize(images, engine.preprocessing)
+  names = (*net.block_names, "head")
+  whole = jax.jit(lambda x: [net.apply(problem.variables, x, stop=stop) for stop in names[1:]])
+  outputs = [x, *whole(x)]
+  order = np.random.default_rng(3).permutation(6)
+  pairs = list(zip(order, np.roll(order, -1), strict=True))
+
+  def far(values, i, j):
+    return float(np.sqrt(np.sum((np.asarray(values[i]) - np.asarray(values[j])) ** 2)))
+
+  ratios = {
+    name: np.mean([far(after, i, j) / far(before, i, j) for i, j in pairs])
+    for name, before, after in zip(names[:-1], outputs[:-1], outputs[1:], strict=True)
+  }
+  assert found["late"] == pytest.approx(ratios["block3/unit1"], rel=1e-4)
+  assert found["early"] == pytest.approx((ratios["stem"] + ratios["block1/unit1"]) / 2, rel=1e-4)

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from subtune_jax import files, methods
-from subtune_jax.runner import recipes, workdir
+from subtune_jax.runner import executors, recipes, workdir
 from subtune_jax.studies.active_learning import config as active_learning
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.corruption import config as corruption
@@ -188,3 +188,23 @@ def test_a_start_killed_while_it_wrote_the_config_does_not_block_the_next(tmp_pa
   path, entered = workdir.enter(tmp_path, compare_config.default())
   assert not entered
   assert sorted(p.name for p in path.iterdir()) == ["config.json"]
+
+
+def test_a_workdir_goes_on_with_other_fields_of_how_it_computes():
+  old = {"seeds": [0]}
+  free = {"trace_steps": 3, "backbone": {"remat": "all"}, "optimizer": {"accumulate": 1}}
+  assert not workdir.differences(old, old | free)
+  changed = workdir.differences(old, old | {"optimizer": {"accumulate": 2}})
+  assert changed == ["optimizer.accumulate: 1 -> 2"]
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+  ({"trace_steps": -1}, "trace_steps is -1; give 0"),
+  ({"trace_steps": 2, "workers": "ray"}, "run on other machines"),
+])  # fmt: skip
+def test_bad_fields_of_the_steps_are_one_error(fields, message, monkeypatch):
+  monkeypatch.setattr(executors, "check", lambda config: None)  # ray need not be installed
+  config = compare_config.default()
+  config.update(fields)
+  with pytest.raises(ValueError, match=message):
+    recipes.check_run(config)

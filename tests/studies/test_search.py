@@ -182,8 +182,14 @@ def test_no_unit_earns_its_place(tmp_path):
     ({"head": "probed"}, "probe"),
     ({"seeds": (1, 1)}, "all different"),
     ({"learning_rate": -1.0}, "learning rate"),
+    ({"learning_rates": (0.0, 1e-3)}, "search.learning_rates is .* above 0"),
+    ({"learning_rates": (1e-3, 1e-3)}, "search.learning_rates is .* rising"),
+    ({"learning_rates": (1e-3, "a")}, "search.learning_rates is .* rising"),
+    ({"learning_rates": (1e-3, float("nan"))}, "search.learning_rates is .* rising"),
     ({"probe_l2": 0.0}, "probe_l2"),
     ({"max_params": -1}, "trained_params"),
+    ({"max_fork_ms": 1.0}, "search.fork_batch 0"),
+    ({"fork_batch": -1}, "search.fork_batch is -1"),
   ],
 )
 def test_bad_input_is_one_error_and_nothing_is_written(tmp_path, fields, message):
@@ -199,6 +205,43 @@ def test_a_head_that_the_weights_lack_cannot_be_kept(tmp_path):
   made.backbone.preprocessing, made.backbone.keep_head, made.backbone.options = "", True, ""
   with pytest.raises(ValueError, match="has no head of 3 classes"):
     small_search.run(tmp_path / "run", made)
+
+
+def test_rates_chosen_inside_the_folds_are_shown_and_offered_to_the_final_comparison(tmp_path):
+  made = small_search.config(kinds=("profile",), learning_rates=(1e-3, 1e-2), final=False, folds=2)
+  stream = io.StringIO()
+  record = small_search.run(tmp_path, made, stream)
+  late = search_records.by_units(record)["late",]
+  assert set(late["learning_rates"]) <= {1e-3, 1e-2}
+  assert late["learning_rates"]
+  assert "Learning rates chosen" in (tmp_path / "report.html").read_text()
+  # 2 folds of the head, and of four sets at 2 x 14 of 18 images and on the whole: 2 + 8 * 2.56.
+  assert "22 epochs" in stream.getvalue()
+  assert search_config.final_config(made, ("stem",)).subtuning.learning_rates == (1e-3, 1e-2)
+
+
+def test_a_budget_in_milliseconds(tmp_path):
+  """Forks are timed once, and kept with the search; a profile keeps to budgets as greedy does."""
+  options = {"kinds": ("profile",), "final": False, "folds": 2, "references": False}
+  options |= {"fork_batch": 2, "store": str(tmp_path / "store")}
+  first = small_search.run(tmp_path / "first", small_search.config(**options))
+  times = first["fork_ms"]
+  assert times["early"] > times["mid"] > times["late"] > times["head"] > 0
+  within = (times["mid"] + times["late"]) / 2
+  made = small_search.config(max_fork_ms=within, **options | {"kinds": ("profile", "greedy")})
+  stream = io.StringIO()
+  record = small_search.run(tmp_path / "second", made, stream)
+  assert record["fork_ms"] == times
+  assert record["chosen"] in (["late"], [])
+  tried = {
+    tuple(units["units"]) for step in record["searches"][1]["steps"] for units in step["tried"]
+  }
+  assert tried == {("late",)}
+  alone = small_search.run(tmp_path / "third", small_search.config(max_fork_ms=within, **options))
+  assert alone["chosen"] == ["late"]
+  assert "at most" in (tmp_path / "third/report.html").read_text()
+  with pytest.raises(ValueError, match="the cheapest fork takes"):
+    small_search.run(tmp_path / "fourth", small_search.config(max_fork_ms=1e-6, **options))
 
 
 def test_the_final_comparison_trains_as_the_search_did():

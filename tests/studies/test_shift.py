@@ -1,9 +1,6 @@
 """Shift benchmarks end to end, on small sets made here; pretraining from random weights."""
 
 import io
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +13,7 @@ from subtune_jax.models import registry as models_registry
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.training import export, loop
-from tests import config_files
+from tests import command, config_files
 
 ROOT = config_files.ROOT
 ID, MAPPED, MASKED = "fake/id", "fake/mapped", "fake/masked"
@@ -142,14 +139,12 @@ def test_every_benchmark_has_a_line_in_the_config(name):
 
 
 def test_without_the_data_one_message_and_nothing_written(tmp_path):
-  environment = os.environ | {
+  variables = {
     "TFDS_DATA_DIR": str(tmp_path / "none"), "SUBTUNE_JAX_CACHE": str(tmp_path / "cache"),
   }  # fmt: skip
-  done = subprocess.run(
-    [sys.executable, "-m", "subtune_jax.main", "--config=configs/shift.py:shift=cifar10_to_stl10",
-     f"--workdir={tmp_path / 'run'}"],
-    cwd=ROOT, env=environment, text=True, capture_output=True, timeout=120, check=False,
-  )  # fmt: skip
+  done = command.run_forked(
+    "--config=configs/shift.py:shift=cifar10_to_stl10", f"--workdir={tmp_path / 'run'}", **variables
+  )
   assert done.returncode == 2
   assert done.stderr.startswith("error: The data set 'cifar10 (TFDS cifar10 3.0.2)' (170 MB to")
   assert "python -m subtune_jax.data.prepare cifar10" in done.stderr

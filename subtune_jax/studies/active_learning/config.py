@@ -5,6 +5,7 @@ from typing import Any
 
 from subtune_jax import acquisition
 from subtune_jax.data import choices
+from subtune_jax.runner import executors
 from subtune_jax.studies.compare import config as compare_config
 
 
@@ -39,7 +40,7 @@ def check(config: Any) -> None:
         f"data.{field} is {config.data[field]}; this study trains on a part of the training split "
         "and tests on the test split of data.train"
       )
-  if config.workers != "here":
+  if config.workers != executors.HERE:
     raise ValueError(f"workers is {config.workers!r}; a round waits for the one before: set 'here'")
   if config.save_model:
     raise ValueError("save_model is True; this study keeps no network")

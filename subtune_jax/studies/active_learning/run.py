@@ -21,7 +21,6 @@ import numpy as np
 from subtune_jax import acquisition, data, files, methods
 from subtune_jax.runner import (
   choice,
-  examples,
   executors,
   many,
   network,
@@ -38,7 +37,6 @@ from subtune_jax.studies.active_learning import page, saved
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.training import evaluate, export
-from subtune_jax.training import ledger as ledger_lib
 
 Row = dict[str, Any]
 ROUNDS = "rounds"
@@ -80,18 +78,11 @@ def run(
 def _start(config: Any, workdir: pathlib.Path, stream: TextIO) -> trainings.Run:
   """Checks everything and enters the workdir; nothing is trained yet."""
   own_config.check(config)
-  compare.check_fields(config)
-  pool, validation, _, indices = examples.load_data(config)
+  state, _ = compare.look(config, workdir, stream)
+  pool = state.train
   own_config.check_pool(config.totals, len(pool), pool.name)
-  tests, _ = examples.load_tests(config, pool.class_names)
-  engine, pretrained = network.load_network(config, len(pool.class_names))
-  compare.check_methods(config, compare.grids_of(config), engine, pretrained, pool.class_names)
-  workdir, entered = workdir_lib.enter(workdir, config)
-  ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
-  state = trainings.Run(
-    config, workdir, pool, validation, None, tests, indices, engine, pretrained, ledger,
-    ledger.rows(), writers.MetricWriter(workdir, tensorboard=config.tensorboard), None,
-  )  # fmt: skip
+  state.workdir, entered = workdir_lib.enter(workdir, config)
+  state.writer = writers.MetricWriter(workdir, tensorboard=config.tensorboard)
   each = len(config.seeds) * len(config.rules) * len(config.totals)
   total = each * sum(_epochs(state, name) for name in config.methods)
   state.progress = progress_lib.Progress(total, stream)

@@ -73,6 +73,17 @@ def write(
   return model_folder.write(path, config, engine, pretrained, row["method"], task, names, said)
 
 
+def write_peft(
+  run: compare_record.Run, row: Mapping[str, Any], config: Any, engine: engine_lib.Engine,
+  pretrained: weights.Pretrained, path: str | os.PathLike, layout: str,
+) -> pathlib.Path:  # fmt: skip
+  """Writes the adapters of one training for torch; see `write` and `model_folder.write_peft`."""
+  task, names = run.workdir / "tasks" / row["key"], run.record["data"]["class_names"]
+  return model_folder.write_peft(
+    path, config, engine, pretrained, row["method"], task, names, layout
+  )
+
+
 def _trained(record: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
   """What was trained, of what, on what."""
   own = next(each for each in record["methods"] if each["name"] == row["method"])

@@ -31,6 +31,8 @@ def default() -> ml_collections.ConfigDict:
   config.resume = "latest"  # "latest", or "last_good": skip a damaged newest checkpoint
   config.checkpoint_seconds = 30.0  # least time between two checkpoints of one training
   config.save_model = True  # write WORKDIR/best, the model folder that predict and export read
+  # Trace so many steps of the first training with jax.profiler into WORKDIR/trace; 0 is off.
+  config.trace_steps = 0
   # Write TensorBoard events through clu, which needs TensorFlow (the extra [tfds]).
   config.tensorboard = importlib.util.find_spec("tensorflow") is not None
   # "here": in this process; "ray": on a cluster, local or at $RAY_ADDRESS (docs/scale.md).
@@ -58,6 +60,8 @@ def default() -> ml_collections.ConfigDict:
   backbone.preprocessing = ""  # key of preprocess.PRESETS; "" is what the weights tell
   backbone.keep_head = False  # start from the head of the weights, which has to have these classes
   backbone.dtype = "float32"  # of the computation: "float32" or "bfloat16"
+  # Blocks that the backward pass computes anew: "all", or selectors such as "block1,block2".
+  backbone.remat = ""
 
   config.augment = augment = ml_collections.ConfigDict()
   augment.kind = "none"  # "none", "shift" or "resized_crop"
@@ -78,6 +82,7 @@ def default() -> ml_collections.ConfigDict:
   optimizer.clip_norm = 0.0  # of the gradient of what is trained; 0 is off
   optimizer.schedule = "cosine"  # "cosine", "constant" or "steps" (methods.Gradient)
   optimizer.warmup = 0.0  # share of the steps
+  optimizer.accumulate = 1  # a batch's gradient from so many parts of it (docs/accelerators.md)
 
   config.loss = loss = ml_collections.ConfigDict()
   # Of steps and probes: "none"; "balanced": n / (classes * images of the class); "cat=2.0,dog=0.5":

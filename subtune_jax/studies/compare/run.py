@@ -39,6 +39,7 @@ from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.training import ledger as ledger_lib
+from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import trainable_split
 
 Row = dict[str, Any]
@@ -72,7 +73,7 @@ def dry_run(
   config: Any, workdir: str | os.PathLike, *, stream: TextIO | None = None
 ) -> forecast.Forecast | None:
   """Says what `run` would take; trains and writes nothing. Arguments and errors: see `run`."""
-  state, notes = _look(config, pathlib.Path(workdir), stream or sys.stdout)
+  state, notes = look(config, pathlib.Path(workdir), stream or sys.stdout)
   _say_what_is_there(state, notes)
   if config.workers != executors.HERE:
     state.progress.line(f"dry run, nothing was trained; {executors.NO_FORECAST}")
@@ -87,13 +88,13 @@ def dry_run(
 
 def forecast_of(config: Any, workdir: str | os.PathLike) -> forecast.Forecast | None:
   """What `run` would take, None where nothing is left. Errors: see `run`."""
-  state, _ = _look(config, pathlib.Path(workdir), io.StringIO())
+  state, _ = look(config, pathlib.Path(workdir), io.StringIO())
   return forecast.measure(state)
 
 
 def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.Run:
   """Checks everything and enters the workdir; nothing is trained yet. Errors: see `run`."""
-  state, notes = _look(config, pathlib.Path(workdir), stream)
+  state, notes = look(config, pathlib.Path(workdir), stream)
   state.workdir, entered = workdir_lib.enter(workdir, config)
   state.writer = writers.MetricWriter(state.workdir, tensorboard=config.tensorboard)
   _say_what_is_there(state, notes)
@@ -113,8 +114,11 @@ def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.
   return state
 
 
-def _look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings.Run, list[str]]:
-  """The run before it writes anything, and what to say of its data."""
+def look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings.Run, list[str]]:
+  """The run before it enters its workdir and writes anything, and what to say of its data.
+
+  Arguments and errors: see `run`.
+  """
   grids = grids_of(config)
   check_fields(config)
   train, validation, trainval, train_indices = examples.load_data(config)
@@ -126,6 +130,9 @@ def _look(config: Any, workdir: pathlib.Path, stream: TextIO) -> tuple[trainings
   tests, notes = examples.load_tests(config, train.class_names)
   engine, pretrained = network.load_network(config, len(train.class_names))
   check_methods(config, grids, engine, pretrained, train.class_names)
+  if config.workers == executors.HERE:  # elsewhere there are other devices
+    rows = min(config.batch_size, len(train))
+    mesh_lib.check_batch_size(rows, engine.mesh, config.optimizer.accumulate)
   ledger = ledger_lib.Ledger(workdir / "ledger.jsonl")
   state = trainings.Run(
     config, workdir, train, validation, trainval, tests, train_indices, engine, pretrained, ledger,

@@ -5,7 +5,7 @@
 those of the final comparison, in which SubTuning trains the blocks that the search chose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -13,12 +13,14 @@ import ml_collections
 from subtune_jax import methods
 from subtune_jax.data import choices
 from subtune_jax.runner import executors, recipes
-from subtune_jax.search import evaluator, kernel_store, rules
+from subtune_jax.search import evaluator, kernel_store, ranks, rules
+from subtune_jax.search import units as units_lib
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import arguments
 from subtune_jax.studies.compare import config as compare_config
 
-KINDS = ("profile", "windows2", "windows3", "pairs", "greedy", "predicted")
+KINDS = ("profile", "windows2", "windows3", "pairs", "greedy", "predicted", "uniform")
+OF_RANKS = ("profile", "greedy", "uniform")  # kinds of search for ranks of LoRA
 STARTS = ("none", "all", "both")
 HEADS = ("random", "probe")
 SPLITS = ("train", "trainval")
@@ -33,7 +35,10 @@ def default() -> ml_collections.ConfigDict:
   config.title = "Which layers?"
   config.search = search = ml_collections.ConfigDict()
   search.kinds = ("profile",)  # of "profile", "windows2", "windows3", "pairs", "greedy",
-  # "predicted" (from gradients, without training: docs/selection.md); in order
+  # "predicted" (from gradients, without training: docs/selection.md), "uniform" (of ranks: one for
+  # all units); in order
+  # Not empty, such as (1, 4, 16, 64): sets are units at ranks of LoRA (docs/adapters.md#ranks).
+  search.ranks = ()
   search.propose = 0  # of "predicted": race so many sets of the highest predicted accuracy; 0: none
   search.probes = 4  # of "predicted": random combinations of the features; more cost more time
   # Of "predicted": weights of a block's kernel beside the head's, to choose from.
@@ -48,6 +53,9 @@ def default() -> ml_collections.ConfigDict:
   search.seeds = (0,)  # trainings of each set on each fold; a score is the mean over them
   search.references = True  # score the head alone and all units on the same folds too, by training
   search.learning_rate = 1e-3  # peak rate, the same for every set
+  # Each training of a set chooses among these on a part of its fold's training images (a fifth);
+  # empty: search.learning_rate is all there is.
+  search.learning_rates = ()
   search.head_factor = 1.0  # the head's rate as a multiple of it
   search.epochs = 8
   search.norm_mode = "batch"  # BatchNorm of tuned blocks: "batch" or "running" statistics
@@ -62,6 +70,8 @@ def default() -> ml_collections.ConfigDict:
   search.baseline = "none"  # what the first unit must beat: "none" (0, as in the paper) or "head"
   search.max_params = 0  # budget: trained parameters with the head; 0 is none
   search.max_fork_macs = 0  # budget: multiply-adds of one more task from a shared backbone; 0: none
+  search.fork_batch = 0  # images at a time for which the forks are timed on this machine; 0: not
+  search.max_fork_ms = 0.0  # budget: milliseconds of such a fork; 0 is none
   search.max_seconds = 0.0  # budget: seconds of training that greedy may take; 0 is none
   search.racing = False  # drop sets that will not win before all folds are trained
   search.regret = 0.01  # of racing: expected loss of accuracy by it, at most, at every step
@@ -71,7 +81,7 @@ def default() -> ml_collections.ConfigDict:
   search.prefix_bytes = 2 << 30  # memory for shared activations, per device; 0 shares none
   search.prefix_disk_bytes = 0  # scratch files for what does not fit
   search.final = True  # retrain the chosen set on all training images, beside the other methods
-  search.final_grid = False  # there with subtuning.learning_rates, not search.learning_rate alone
+  search.final_grid = False  # there with subtuning.learning_rates, not those of the search alone
   return config
 
 
@@ -91,7 +101,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"search.kinds is {kinds}; give at least one of {', '.join(KINDS)}, each once")
   for kind in kinds:
     choices.check("kind of search", kind, KINDS)
+  _check_rates(search)
   _check_predicted(search)
+  _check_ranks(search)
   choices.check("search.split", search.split, SPLITS)
   choices.check("search.start", search.start, STARTS)
   choices.check("search.baseline", search.baseline, ("none", "head"))
@@ -108,9 +120,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"search.regret is {search.regret}; it is an accuracy in (0, 1)")
   if not 0 < search.level < 1:
     raise ValueError(f"search.level is {search.level}; it must be in (0, 1)")
-  if config.search.final and "subtuning" not in config.methods:
+  own = searched(config)
+  if config.search.final and own not in config.methods:
     raise ValueError(
-      f"methods is {tuple(config.methods)}: the final comparison needs 'subtuning' among them, or "
+      f"methods is {tuple(config.methods)}: the final comparison needs {own!r} among them, or "
       "set search.final to False"
     )
   if config.subtuning.beside_frozen:
@@ -118,14 +131,60 @@ def check(config: ml_collections.ConfigDict) -> None:
       "subtuning.beside_frozen is True, and a search scores sets of blocks without the frozen "
       "features; set it to False, and compare with it by configs/compare.py"
     )
+  if search.fork_batch < 0 or search.max_fork_ms < 0:
+    raise ValueError(
+      f"search.fork_batch is {search.fork_batch}, max_fork_ms {search.max_fork_ms}; give 0 or more"
+    )
+  if search.max_fork_ms and not search.fork_batch:
+    raise ValueError(
+      f"search.max_fork_ms is {search.max_fork_ms} and search.fork_batch 0; say for how many "
+      "images at a time forks are timed, for example search.fork_batch=1"
+    )
   make_rule(config, 0.0)
   make_budget(config)
   make_recipe(config).method(("block",))
 
 
+def searched(config: ml_collections.ConfigDict) -> str:
+  """The method that the search is for."""
+  return "lora" if config.search.ranks else "subtuning"
+
+
 def trains(config: ml_collections.ConfigDict) -> bool:
   """Whether the search trains at all: sets may be predicted alone."""
   return tuple(config.search.kinds) != ("predicted",) or config.search.propose > 0
+
+
+def _check_ranks(search: Any) -> None:
+  """Raises ValueError for kinds, rules and ranks that do not go together."""
+  kinds = tuple(search.kinds)
+  if not search.ranks:
+    if "uniform" in kinds:
+      raise ValueError("search.kinds has 'uniform', which is of ranks; give search.ranks too")
+    return
+  if not all(isinstance(r, int) and r >= 1 for r in search.ranks):
+    raise ValueError(f"search.ranks is {tuple(search.ranks)}; give integers of at least 1")
+  if len(set(search.ranks)) < len(search.ranks):
+    raise ValueError(f"search.ranks is {tuple(search.ranks)}; give each rank once")
+  for kind in kinds:
+    choices.check("kind of search for ranks", kind, OF_RANKS)
+  if "greedy" in kinds and search.rule == "size":
+    raise ValueError("search.rule 'size' counts units; of ranks give another rule, and as a budget "
+                     "search.max_params")  # fmt: skip
+
+
+def _check_rates(search: Any) -> None:
+  """Raises ValueError for learning rates that make no grid."""
+  if not search.learning_rates:
+    return
+  rates = recipes.rising("search.learning_rates", search.learning_rates)
+  if not rates[0] > 0:
+    raise ValueError(f"search.learning_rates is {rates}; each must be above 0")
+
+
+def rates_of(config: Any) -> tuple[float, ...]:
+  """The learning rates of a set's training; one that is alone is not chosen."""
+  return tuple(config.search.learning_rates) or (config.search.learning_rate,)
 
 
 def _check_predicted(search: Any) -> None:
@@ -144,6 +203,13 @@ def _check_predicted(search: Any) -> None:
     )
 
 
+def network_of(config: ml_collections.ConfigDict, model: Any) -> units_lib.Network:
+  """The candidates of a backbone: units, or units at ranks."""
+  if config.search.ranks:
+    return ranks.network(model, config.search.units, config.search.ranks)
+  return units_lib.network(model, config.search.units)
+
+
 def make_rule(config: ml_collections.ConfigDict, overlap: float) -> rules.Rule:
   """The rule of the greedy search."""
   search = config.search
@@ -151,36 +217,54 @@ def make_rule(config: ml_collections.ConfigDict, overlap: float) -> rules.Rule:
   return rules.Rule(search.rule, search.epsilon, search.alpha, size, overlap)
 
 
-def make_budget(config: ml_collections.ConfigDict) -> rules.Budget:
-  """The budget of the greedy search."""
+def make_budget(config: ml_collections.ConfigDict, most_macs: int | None = None) -> rules.Budget:
+  """What the chosen set may cost, and the search.
+
+  Args:
+    config: of the search.
+    most_macs: those of the dearest fork within search.max_fork_ms.
+  """
   search = config.search
+  macs = [limit for limit in (search.max_fork_macs, most_macs) if limit]
   return rules.Budget(
-    search.max_params or None, search.max_fork_macs or None, search.max_seconds or None
+    search.max_params or None, min(macs, default=None), search.max_seconds or None
   )
 
 
 def make_recipe(
-  config: ml_collections.ConfigDict, class_names: Sequence[str] | None = None
-) -> evaluator.Recipe:
+  config: ml_collections.ConfigDict, class_names: Sequence[str] | None = None,
+  network: units_lib.Network | None = None,
+) -> evaluator.Recipe:  # fmt: skip
   """How a set is trained; without class names, as if there were no class weights."""
   search = config.search
-  stage = recipes.stage_options(config, search, search.learning_rate)
 
-  def method(blocks: tuple[str, ...]) -> methods.Method:
-    return balanced(methods.sub_tuning(blocks, search.learning_rate, **stage))
+  def method(rate: float) -> Callable[[tuple[str, ...]], methods.Method]:
+    stage = recipes.stage_options(config, search, rate)
+    if search.ranks:
+      return lambda blocks: balanced(methods.adapter_tuning(rate, **stage))
+    return lambda blocks: balanced(methods.sub_tuning(blocks, rate, **stage))
 
   def balanced(made: methods.Method) -> methods.Method:
     return made if class_names is None else recipes.balanced(config, made, class_names)
 
   probe = balanced(methods.linear_probing(l2=(search.probe_l2,), standardize=config.lp.standardize))
   head = "pretrained" if config.backbone.keep_head else search.head
-  return evaluator.Recipe(method, probe, head)
+  adapters = None
+  if isinstance(network, ranks.Ranks):
+    adapters = ranks.Adapters(network, config.lora.to_dict())
+  rates = rates_of(config)
+  grid = {rate: method(rate) for rate in rates} if len(rates) > 1 else {}
+  return evaluator.Recipe(method(rates[0]), probe, head, grid, adapters)
 
 
-def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> Any:
+def final_config(
+  config: ml_collections.ConfigDict, blocks: tuple[str, ...],
+  pattern: Mapping[str, int] | None = None,
+) -> Any:  # fmt: skip
   """The comparison in which SubTuning trains `blocks`, as the search trained its sets.
 
-  Without blocks SubTuning is left out: it would be linear probing.
+  Of ranks it is LoRA with the `pattern`, block -> rank. Without blocks the method is left out: it
+  would be linear probing.
   """
   own = compare_config.default()
   final = config.copy_and_resolve_references()
@@ -189,17 +273,27 @@ def final_config(config: ml_collections.ConfigDict, blocks: tuple[str, ...]) -> 
   own.update(final)
   own.experiment = "compare"
   own.name, own.title = f"{config.name}-final", f"{config.title}: the chosen blocks"
+  name = searched(config)
   if not blocks:
-    own.methods = tuple(name for name in own.methods if name != "subtuning")
+    own.methods = tuple(other for other in own.methods if other != name)
     return own
-  search, tuned = config.search, own.subtuning
-  tuned.blocks = blocks
+  search, tuned = config.search, own[name]
+  tuned.update(ranks.options(tuned.to_dict(), pattern) if pattern else {"blocks": blocks})
   if not search.final_grid:
-    tuned.learning_rates = (search.learning_rate,)
+    tuned.learning_rates = rates_of(config)
   for field in ("epochs", "head_factor", "norm_mode"):
     tuned[field] = search[field]
-  tuned.probe_first = search.head == "probe" and not config.backbone.keep_head
+  if "probe_first" in tuned:
+    tuned.probe_first = search.head == "probe" and not config.backbone.keep_head
   return own
+
+
+def final_of(
+  config: ml_collections.ConfigDict, network: units_lib.Network, units: tuple[str, ...]
+) -> Any:
+  """The `final_config` of a set."""
+  pattern = network.pattern(units) if isinstance(network, ranks.Ranks) else None
+  return final_config(config, network.blocks(units), pattern)
 
 
 def use_arguments(

@@ -9,6 +9,7 @@ import numpy as np
 
 from subtune_jax.report import words
 from subtune_jax.search import cost, evaluator, greedy, scores
+from subtune_jax.search import units as units_lib
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.training import prefix as prefix_lib
@@ -72,16 +73,24 @@ def measure(config: Any, trainer: evaluator.Evaluator) -> Forecast:
     for seed in (problem.seeds if units else problem.seeds[:1])
     if not trainer.stored(units, fold, seed)
   ]
-  epochs = sum(config.search.epochs if units else 1 for units, *_ in jobs)
+  wholes = [_wholes(trainer, units, fold) for units, fold, _ in jobs]
+  each = [config.search.epochs if units else 1 for units, *_ in jobs]
+  epochs = round(sum(np.multiply(each, wholes)))
   seconds = 0.0
   if jobs:
     shared, curve = _curve(trainer, [units for units, *_ in jobs])
-    seconds = shared + sum(curve(units) for units, *_ in jobs)
+    seconds = shared + sum(curve(job[0]) * own for job, own in zip(jobs, wholes, strict=True))
   spent, compiling = watch.lap()
   bound = config.search.racing and "greedy" in config.search.kinds
   bound = bound or config.search.propose > 0
   seconds /= trainer.num_workers
   return Forecast(len(jobs), epochs, seconds, bound, more, compiling, spent)
+
+
+def _wholes(trainer: evaluator.Evaluator, units: scores.Units, fold: int) -> float:
+  """What one training reads, in passes over the training part of its fold for each epoch."""
+  parts = trainer.parts(units, fold)
+  return sum(len(rest) for rest, _ in parts) / len(parts[-1][0])
 
 
 def planned(config: Any, trainer: evaluator.Evaluator) -> tuple[list[scores.Units], bool]:
@@ -91,16 +100,17 @@ def planned(config: Any, trainer: evaluator.Evaluator) -> tuple[list[scores.Unit
   way is not known.
   """
   options, network = config.search, trainer.problem.network
-  names = network.names
   references = options.references and search_config.trains(config)
-  found: list[scores.Units] = [(), names] if references else []
+  found: list[scores.Units] = network.references if references else []
   more = False
   for kind in options.kinds:
     if kind == "greedy":
-      own, more = _greedy_sets(options, names)
+      own, more = _greedy_sets(options, network)
       found += own
     elif kind == "predicted":  # which sets, is not known
       found += [*greedy.profile(network), *greedy.pairs(network)][: options.propose]
+    elif kind == "uniform":
+      found += network.uniform()
     elif kind == "profile":
       found += greedy.profile(network)
     elif kind == "pairs":
@@ -110,20 +120,19 @@ def planned(config: Any, trainer: evaluator.Evaluator) -> tuple[list[scores.Unit
   return list(dict.fromkeys(found)), more
 
 
-def _greedy_sets(options: Any, names: scores.Units) -> tuple[list[scores.Units], bool]:
+def _greedy_sets(options: Any, network: units_lib.Network) -> tuple[list[scores.Units], bool]:
   found: list[scores.Units] = []
+  names = network.names
   fixed = options.rule == "size"
   if options.start in ("none", "both"):
     found += [()] if options.baseline == "head" else []
     for size in range(min(options.size, len(names)) if fixed else 1):
-      rest = [name for name in names if name not in names[:size]]
-      found += [tuple(n for n in names if n in (*names[:size], name)) for name in rest]
+      found += network.larger(names[:size])
   if options.start in ("all", "both"):
-    found.append(names)
+    found.append(network.everything)
     steps = len(names) - options.size if fixed else 1
     for gone in range(max(steps, 0)):
-      left = names[gone:]
-      found += [tuple(n for n in left if n != name) for name in left]
+      found += network.smaller(names[gone:] if fixed else network.everything)
   return found, not fixed
 
 
@@ -138,6 +147,12 @@ def _curve(trainer: evaluator.Evaluator, sets: Sequence[scores.Units]):
   rows = [prefix_lib.Rows(trainer.prefix, labels, part) for part in (rest, held)]
   meter = stage_cost.Meter(engine, problem.variables, *rows, validate="end")
 
+  def meter_of(units: scores.Units) -> stage_cost.Meter:
+    own, variables = trainer.prepared(units)
+    if own is engine:
+      return meter
+    return stage_cost.Meter(own, variables, *rows, validate="end")
+
   def macs(units: scores.Units) -> int:
     return cost.training_macs(
       problem.network, units, num_train=len(rest), num_held_out=len(held), epochs=1,
@@ -145,7 +160,8 @@ def _curve(trainer: evaluator.Evaluator, sets: Sequence[scores.Units]):
     )  # fmt: skip
 
   def seconds(units: scores.Units) -> float:
-    return sum(stage.seconds - stage.prefix for stage in meter.stages(trainer.method(units)))
+    stages = meter_of(units).stages(trainer.method(units))
+    return sum(stage.seconds - stage.prefix for stage in stages)
 
   single = sorted({units for units in sets if units}, key=macs)
   places = np.linspace(0, len(single) - 1, min(_MEASURED, len(single)))
@@ -179,7 +195,7 @@ def say(
   if not config.search.final:
     return
   network = trainer.problem.network
-  final = search_config.final_config(config, network.blocks(network.names[:1]))
+  final = search_config.final_of(config, network, network.names[:1])
   after = compare.forecast_of(final, workdir / search_config.FINAL)
   if after:
     whole = words.duration(found.seconds + after.whole)

@@ -14,7 +14,7 @@ from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import figures as search_figures
-from subtune_jax.studies.search import greedy_figure, predicted_page, sentences
+from subtune_jax.studies.search import fork_figure, greedy_figure, predicted_page, sentences
 from subtune_jax.studies.search import record as search_record
 
 Row = search_record.Row
@@ -91,14 +91,17 @@ def _best_sets(record: Row) -> Section:
       Cell(params, (f"{100 * tried['trained_params'] / total:.0f} % of all",), plain=params),
       Cell(fork, (f"{share} of the network",) if share else (), plain=f"{fork} {share:>5}"),
       search_record.chance_text(ranked.probability),
+      ", ".join(f"{rate:g}" for rate in tried.get("learning_rates", ())),
     ])  # fmt: skip
   header = [
     "Held-out accuracy, %", "Mean", "Against the chosen, points",
     Cell("Parameters trained", plain="trained"),
     Cell("Fork, MMAC", plain="fork MMAC, of network"),
-    Cell("Best with probability", plain="best"),
+    Cell("Best with probability", plain="best"), Cell("Learning rates chosen", plain="rates"),
   ]  # fmt: skip
-  return Section("The best sets", [Table(header, rows), *map(Text, sentences.notes(record))])
+  columns = len(header) - (not any(row[-1] for row in rows))
+  table = Table(header[:columns], [row[:columns] for row in rows])
+  return Section("The best sets", [table, *map(Text, sentences.notes(record))])
 
 
 def _certificate(record: Row) -> Section:
@@ -182,6 +185,11 @@ def figures(record: Row) -> dict[str, document_lib.Figure]:
       "the search returns. Bars, from zero: trained parameters with the head.",
     ),
     (
+      "fork", "Accuracy against the cost of one more task", fork_figure.draw(record),
+      "Held-out accuracy of the sets against what each adds to inference.",
+      fork_figure.caption(record),
+    ),
+    (
       "cost", "Cost of the search", search_figures.cost(record),
       "Trainings, seconds and operations of the search beside those of a plain one.",
       " ".join(sentences.cost(record)),
@@ -250,6 +258,7 @@ def _run_facts(record: Row) -> Section:
     *data_rows(record["data"]),
     ("Units", f"{len(record['units'])}: {', '.join(search_record.unit_names(record))}"),
     ("Sets tried", f"{len(record['sets']):,}"),
+    *fork_figure.facts(record),
     ("Outputs of frozen blocks kept", kept),
   ]
   return Section("The run", [Facts(rows)], page_only=True)
@@ -268,10 +277,22 @@ def _searched(record: Row) -> Section:
       text = f"proposed and trained: {sets}" if sets else "predicted, nothing was trained"
       rows.append(("Predicted", text))
     else:
-      text = {"profile": "every unit alone", "pairs": "every two units"}[search["kind"]]
+      text = {
+        "profile": "every unit alone", "pairs": "every two units",
+        "uniform": "one rank for all units",
+      }[search["kind"]]  # fmt: skip
       rows.append((search["kind"].capitalize(), text))
   parts = [Facts(rows, page_only=False)] if rows else []
   return Section("What was searched", parts, level=3)
+
+
+def _ranks(record: Row) -> list[document_lib.Part]:
+  """The chosen ranks as fields of the method that takes them; nothing of a search for units."""
+  own = record.get("lora")
+  if not own or not own["where"]:
+    return []
+  fields = [("lora.where", " ".join(own["where"])), ("lora.rank_pattern", own["rank_pattern"])]
+  return [Section("The chosen ranks", [Facts(fields, page_only=False)], level=3)]
 
 
 def _predicted(record: Row) -> list[document_lib.Part]:
@@ -300,7 +321,9 @@ def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
   first, *others = sentences.headline(record) if trained else predicted_page.headline(record)
   network = [drawn.pop("network")] if "network" in drawn else []
   cost = [Text(line) for line in sentences.cost(record)]
-  searched = [_best_sets(record), _certificate(record), _profile(record), *drawn.values()]
+  searched = [
+    _best_sets(record), _certificate(record), *_ranks(record), _profile(record), *drawn.values(),
+  ]  # fmt: skip
   parts = [
     Text(first, tone="best"),
     *map(Text, others),

@@ -50,6 +50,7 @@ def predict(
   engine: loop.Engine,
   folder: str | os.PathLike,
   line: Callable[[str], None],
+  budget: rules.Budget,
 ) -> Prediction:
   """Predicts single units, two and three in a row, and a greedy search.
 
@@ -59,6 +60,7 @@ def predict(
     engine: how the network is run.
     folder: of the search's store, where the kernels are kept.
     line: takes a line for a person.
+    budget: of the greedy search.
   """
   search = config.search
   options = kernel_store.Options(
@@ -75,7 +77,7 @@ def predict(
     kernels, train.labels, problem.folds, groups=train.groups, start=start,
     rates=tuple(search.eta),
   )  # fmt: skip
-  return _predict(config, problem, predictor, line)
+  return _predict(config, problem, predictor, line, budget)
 
 
 def _statistics(search: Any) -> str:
@@ -84,8 +86,9 @@ def _statistics(search: Any) -> str:
 
 
 def _predict(
-  config: Any, problem: evaluator.Problem, predictor: predicted.Predictor, line
-) -> Prediction:
+  config: Any, problem: evaluator.Problem, predictor: predicted.Predictor, line,
+  budget: rules.Budget,
+) -> Prediction:  # fmt: skip
   network = problem.network
   scored: dict[scores.Units, scores.Score] = {}
 
@@ -97,7 +100,6 @@ def _predict(
   head = evaluate([()])[()]
   for width in range(1, min(3, len(network.names)) + 1):
     evaluate(greedy.windows(network, width))
-  budget = search_config.make_budget(config)
   budget = dataclasses.replace(budget, seconds=None)  # those are of training
   path = greedy.forward(
     network, greedy.exact(network, evaluate), search_config.make_rule(config, problem.overlap),

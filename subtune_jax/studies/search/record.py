@@ -20,8 +20,8 @@ from subtune_jax.studies.search import checks
 Row = checks.Row
 Units = checks.Units
 
-SEARCHES = ("profile", "windows", "pairs", "greedy", "predicted")
-PROFILE, WINDOWS, PAIRS, GREEDY, PREDICTED = SEARCHES
+SEARCHES = ("profile", "windows", "pairs", "greedy", "predicted", "uniform")
+PROFILE, WINDOWS, PAIRS, GREEDY, PREDICTED, UNIFORM = SEARCHES
 FORWARD, BACKWARD = STARTS = ("none", "all")
 RULES = ("gain", "significance", "tolerant", "size")
 _SET = {
@@ -89,6 +89,9 @@ def check(record: Any, where: str = "record") -> None:
   fields.check_fields(record, wanted, where)
   for name in ("certificate", "final"):
     fields.check_fields(record, {name: (dict, type(None))}, where)
+  if record.get("fork_ms"):
+    times = dict.fromkeys((*units, "head"), fields.NUMBER)
+    fields.check_fields(record["fork_ms"], times, f"{where}: fork_ms")
   predicted = record.get("predicted")
   _check_sets(record["sets"], units, num_folds, f"{where}: sets", least=0 if predicted else 1)
   if predicted is not None:
@@ -270,12 +273,22 @@ def set_name(units: Sequence[str], all_units: Sequence[str]) -> str:
   """A set in words: "block9 + block14", "head alone", "all units", "all but block3"."""
   if not units:
     return "head alone"
+  rank = _rank_of_all(units, all_units)
+  if rank:
+    return f"rank {rank} everywhere"
   left_out = [name for name in all_units if name not in set(units)]
   if not left_out:
     return "all units"
   if len(left_out) < len(units) and len(units) > 3:
     return f"all but {' + '.join(left_out)}"
   return " + ".join(units)
+
+
+def _rank_of_all(units: Sequence[str], all_units: Sequence[str]) -> str:
+  """The one rank at which all units are in a set of ranks ("block9=4"); "" of another set."""
+  names, ranks = ({name.rpartition("=")[i] for name in units} for i in (0, 2))
+  every = {name.rpartition("=")[0] for name in all_units}
+  return ranks.pop() if len(ranks) == 1 and names == every and "" not in every else ""
 
 
 def chance_text(probability: float | None) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from subtune_jax.search import certificate, cost, evaluator, racing, scores, significance
+from subtune_jax.search import certificate, cost, evaluator, racing, ranks, scores, significance
 from subtune_jax.search import units as units_lib
 
 Row = dict[str, Any]
@@ -36,6 +36,7 @@ def set_row(
       for cell in score.cells
     ],
     "diverged": score.diverged,
+    "learning_rates": sorted({row["learning_rate"] for row in trainings if "learning_rate" in row}),
     "exploded": sorted({row["exploded"] for row in trainings if "exploded" in row}),
     "mean": score.mean, "low": low, "high": high, "complete": score.complete,
     "trained_params": network.trained_params(score.units),
@@ -43,6 +44,14 @@ def set_row(
     "seconds": round(sum(row["seconds"] for row in trainings), 3),
     "compile_seconds": round(sum(row["compile_seconds"] for row in trainings), 3),
   }  # fmt: skip
+
+
+def lora_row(network: units_lib.Network, units: scores.Units) -> Row | None:
+  """A set of ranks as fields of the method `lora`; None where units are trained themselves."""
+  if not isinstance(network, ranks.Ranks):
+    return None
+  own = ranks.options({}, network.pattern(units))
+  return {"where": list(own["where"]), "rank_pattern": own["rank_pattern"]}
 
 
 def certificate_row(sure: certificate.Certificate) -> Row:
@@ -61,15 +70,16 @@ def cost_row(config: Any, trainer: evaluator.Evaluator, races: Sequence[racing.R
   shared = config.search.prefix_bytes > 0
   flops = plain = 0
   for row in trainer.used.values():
-    rest, held = problem.folds[row["fold"]]
-    macs = [
-      cost.training_macs(
-        network, tuple(row["units"]), num_train=len(rest), num_held_out=len(held),
-        epochs=config.search.epochs if row["units"] else 1, shared_prefix=share,
-      )
-      for share in (shared, False)
-    ]  # fmt: skip
-    flops, plain = flops + 2 * macs[0], plain + 2 * macs[1]
+    units = tuple(row["units"])
+    for rest, held in trainer.parts(units, row["fold"]):
+      macs = [
+        cost.training_macs(
+          network, units, num_train=len(rest), num_held_out=len(held),
+          epochs=config.search.epochs if units else 1, shared_prefix=share,
+        )
+        for share in (shared, False)
+      ]  # fmt: skip
+      flops, plain = flops + 2 * macs[0], plain + 2 * macs[1]
   saved = sum(race.saved for race in races) * len(problem.seeds)
   used = len(trainer.used)
   if shared and used:

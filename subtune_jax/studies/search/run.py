@@ -15,21 +15,21 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from subtune_jax import data, weights
+from subtune_jax import data, methods, weights
 from subtune_jax.data import dataset, splits
 from subtune_jax.report import terminal, words
 from subtune_jax.runner import examples, executors, provenance
 from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
-from subtune_jax.search import certificate, evaluator, greedy, racing, scores
+from subtune_jax.search import certificate, evaluator, greedy, racing, rules, scores
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
 from subtune_jax.studies import data_table, publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
-from subtune_jax.studies.search import forecast, predicting, rows
+from subtune_jax.studies.search import forecast, fork_time, predicting, rows
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.training import loop
 
@@ -44,6 +44,8 @@ class _Search:
   evaluator: evaluator.Evaluator
   progress: progress_lib.SearchProgress
   races: list[racing.Race]
+  fork_ms: dict[str, float]  # by first tuned unit; empty where it was not asked for
+  budget: rules.Budget
 
   @property
   def problem(self) -> evaluator.Problem:
@@ -89,8 +91,9 @@ def run(
     _forecast(search, workdir)
   prediction = None
   if predicting.PREDICTED in config.search.kinds:
-    args = (config, problem, search.evaluator.engine, store.folder, search.progress.line)
-    prediction = predicting.predict(*args)
+    prediction = predicting.predict(
+      config, problem, search.evaluator.engine, store.folder, search.progress.line, search.budget
+    )
   found = _run_kinds(search, prediction)
   record = _record(search, found, prediction, pretrained, command)
   if record["certificate"]:
@@ -138,8 +141,8 @@ def _look(config: Any) -> tuple[evaluator.Problem, loop.Engine, weights.Pretrain
   engine = dataclasses.replace(engine, in_pieces=config.search.in_pieces)
   problem = make_problem(config, train, engine, pretrained)
   if config.search.final:
-    blocks = problem.network.blocks(problem.network.names[:1])
-    compare.check(search_config.final_config(config, blocks), len(train.class_names))
+    final = search_config.final_of(config, problem.network, problem.network.names[:1])
+    compare.check(final, len(train.class_names))
   return problem, engine, pretrained, terminal.render(data_table.report((train,), tests, notes))
 
 
@@ -167,7 +170,7 @@ def make_problem(
     folds = ((rest, np.arange(len(rest), len(train))),)
   else:
     folds = tuple(splits.fold_indices(train.labels, train.groups, search.folds, search.fold_seed))
-  network = units_lib.network(engine.model, search.units)
+  network = search_config.network_of(config, engine.model)
   return evaluator.Problem(
     network, pretrained.variables, pretrained.sha256, train, folds, tuple(search.seeds)
   )
@@ -176,12 +179,21 @@ def make_problem(
 def _make_search(config, problem, engine, store, stream) -> _Search:
   progress = progress_lib.SearchProgress(len(problem.folds) * len(problem.seeds), stream)
   trainer = evaluator.Evaluator(
-    problem, search_config.make_recipe(config, problem.train.class_names), engine, store,
+    problem, search_config.make_recipe(config, problem.train.class_names, problem.network), engine,
+    store,
     prefix_bytes=config.search.prefix_bytes, prefix_disk_bytes=config.search.prefix_disk_bytes,
     on_done=progress.done, on_plan=progress.plan,
     executor=executors.of(config, engine.mesh.size),
   )  # fmt: skip
-  return _Search(config, trainer, progress, [])
+  fork_ms, macs = {}, None
+  if config.search.fork_batch:
+    batch = config.search.fork_batch
+    fork_ms = fork_time.measure(engine.model, problem.network, batch, store.folder)
+  if config.search.max_fork_ms:
+    macs = fork_time.most_macs(problem.network, fork_ms, config.search.max_fork_ms)
+  return _Search(
+    config, trainer, progress, [], fork_ms, search_config.make_budget(config, macs)
+  )  # fmt: skip
 
 
 def _first_line(config, problem, engine, workdir) -> str:
@@ -200,7 +212,7 @@ def _run_kinds(search: _Search, prediction: predicting.Prediction | None) -> lis
   found = []
   if search.config.search.references and search_config.trains(search.config):
     search.progress.what = progress_lib.REFERENCES
-    search.evaluator.evaluate([(), search.network.names])
+    search.evaluator.evaluate(search.network.references)
   for kind in search.config.search.kinds:
     search.progress.what = kind
     if kind == "greedy":
@@ -211,6 +223,7 @@ def _run_kinds(search: _Search, prediction: predicting.Prediction | None) -> lis
       continue
     sets = {
       "profile": greedy.profile, "pairs": greedy.pairs,
+      "uniform": lambda network: network.uniform(),
       "windows2": lambda network: greedy.windows(network, 2),
       "windows3": lambda network: greedy.windows(network, 3),
     }[kind](search.network)  # fmt: skip
@@ -223,8 +236,7 @@ def _run_kinds(search: _Search, prediction: predicting.Prediction | None) -> lis
 def _verify(search: _Search, prediction: predicting.Prediction) -> Row:
   """Races the sets of the highest predicted accuracy, if that is asked for."""
   options = search.config.search
-  budget = search_config.make_budget(search.config)
-  sets = prediction.proposed(search.problem, budget, options.propose)
+  sets = prediction.proposed(search.problem, search.budget, options.propose)
   if sets:
     _race(search)(sets, None)
   return {"kind": predicting.PREDICTED, "proposed": [list(units) for units in sets]}
@@ -257,8 +269,7 @@ def _greedy(search: _Search) -> list[Row]:
   """Greedy selection from each start asked for."""
   options = search.config.search
   rule = search_config.make_rule(search.config, search.problem.overlap)
-  budget = search_config.make_budget(search.config)
-  before = search.evaluator.seconds
+  before, budget = search.evaluator.seconds, search.budget
   common = {"budget": budget, "clock": lambda: search.evaluator.seconds - before}
   paths = []
   if options.start in ("none", "both"):
@@ -267,7 +278,8 @@ def _greedy(search: _Search) -> list[Row]:
     paths.append(greedy.forward(search.network, _pick(search), rule, baseline=baseline, **common))
   if options.start in ("all", "both"):
     search.progress.what = "greedy backward"
-    everything = search.evaluator.evaluate([search.network.names])[search.network.names]
+    whole = search.network.everything
+    everything = search.evaluator.evaluate([whole])[whole]
     paths.append(greedy.backward(search.network, _pick(search), rule, everything, **common))
   return [_path_row(path, rule, budget, options.racing) for path in paths]
 
@@ -323,10 +335,13 @@ def _choose(search: _Search, found: Sequence[Row], prediction, tried) -> tuple[s
     units = greedy.best(search.network, [tried[units] for units in ends]).units
     words = {"none": "forward", "all": "backward"}[ends[units]["start"]]
     return units, f"greedy {words}, rule {ends[units]['rule']['kind']!r}"
-  names = search.network.names
-  candidates = [s for s in tried.values() if s.units and s.complete and s.units != names]
-  candidates = candidates or [tried[names]]
-  return greedy.best(search.network, candidates).units, "the highest mean"
+  whole = search.network.references[-1]
+  candidates = [s for s in tried.values() if s.units and s.complete and s.units != whole]
+  candidates = candidates or [tried[whole]]
+  within = [s for s in candidates if search.budget.allows(search.network, s.units)]
+  if not within:
+    return (), "the budget: no set that was tried is within it"
+  return greedy.best(search.network, within).units, "the highest mean"
 
 
 def _record(
@@ -339,7 +354,7 @@ def _record(
   sound = [score for score in tried.values() if not score.diverged]
   overlap, trainer = problem.overlap, search.evaluator
   sure = None
-  if tried:
+  if chosen in tried:
     sure = certificate.certify(sound, chosen, overlap=overlap, level=config.search.level)
   train = problem.train
   engine = search.evaluator.engine
@@ -364,7 +379,9 @@ def _record(
       rows.set_row(network, overlap, score, trainer.rows(units)) for units, score in tried.items()
     ],
     "searches": found, "chosen": list(chosen), "chosen_by": why,
+    "lora": rows.lora_row(network, chosen),
     "certificate": rows.certificate_row(sure) if sure else None,
+    "fork_ms": search.fork_ms,
     "predicted": prediction.row if prediction else None,
     "cost": rows.cost_row(config, trainer, search.races),
     "final": None,
@@ -374,8 +391,9 @@ def _record(
 def _run_final(config, workdir: pathlib.Path, problem, chosen, command, stream) -> Row | None:
   """The chosen set retrained on all training images, beside the other methods; reads the test."""
   blocks = problem.network.blocks(tuple(chosen))
-  final = search_config.final_config(config, blocks)
+  final = search_config.final_of(config, problem.network, tuple(chosen))
   if not blocks:
-    stream.write("no unit was chosen, so SubTuning is linear probing in the final comparison\n")
+    name = methods.DECLARED[search_config.searched(config)].title
+    stream.write(f"no unit was chosen, so {name} is linear probing in the final comparison\n")
   compare.run(final, workdir / search_config.FINAL, command=command, stream=stream)
   return {"folder": search_config.FINAL}

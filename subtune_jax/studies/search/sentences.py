@@ -26,14 +26,40 @@ _COLUMNS = (
 )
 
 
+_REFERENCES = "the head alone (linear probing)", "all units (full fine-tuning)"
+
+
 def headline(record: Row) -> list[str]:
   """Which blocks to train, what they gain, and what is left in doubt, a sentence or two each."""
+  return [*_better_reference(record), *_headline(record)]
+
+
+def _better_reference(record: Row) -> list[str]:
+  """That the head alone, or all units, is better than the chosen set, where it surely is."""
+  sets, names = search_record.by_units(record), search_record.unit_names(record)
+  chosen, found = sets.get(tuple(record["chosen"])), []
+  for units, title in zip(((), names), _REFERENCES, strict=True):
+    if chosen is None or units not in sets or sets[units]["mean"] <= chosen["mean"]:
+      continue
+    if search_record.told_apart(sets[units], chosen):
+      found.append((sets[units]["mean"], title))
+  if not found:
+    return []
+  mean, title = max(found)
+  text = f"Train {title}: {words.percent(mean)} % on held-out images, more than what was chosen."
+  if title == _REFERENCES[0]:
+    text += " Sets may need another learning rate (search.learning_rates), or more epochs."
+  return [text]
+
+
+def _headline(record: Row) -> list[str]:
   sets, names = search_record.by_units(record), search_record.unit_names(record)
   what = "the head alone"
   if record["chosen"]:
     what = f"{search_record.set_name(record['chosen'], names)} and the head"
   chosen = sets.get(tuple(record["chosen"]))
-  lines = [f"Train {what}{_accuracy(record, chosen) if chosen else ''}."]
+  verb = "The search chose" if _better_reference(record) else "Train"
+  lines = [f"{verb} {what}{_accuracy(record, chosen) if chosen else ''}."]
   by = f"Chosen by {record['chosen_by']}."
   if chosen is not None:
     total, params = record["backbone"]["num_params"], chosen["trained_params"]
@@ -52,7 +78,7 @@ def _accuracy(record: Row, chosen: Row) -> str:
     text += f" (95 % interval {words.percent(value.low)} to {words.percent(value.high)})"
   text += " on held-out images"
   against = []
-  for units, title in (((), "the head alone"), (names, "all units (full fine-tuning)")):
+  for units, title in zip(((), names), _REFERENCES, strict=True):
     if units in sets and sets[units] is not chosen:
       difference = search_record.difference(chosen, sets[units])
       against.append(f"{words.difference(difference)} points against {title}")

@@ -8,7 +8,7 @@ training and 200 validation images, the same for every task, and train on the 1,
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from subtune_jax import methods
+from subtune_jax import files, methods
 from subtune_jax.data import choices
 from subtune_jax.runner import recipes
 
@@ -102,17 +102,7 @@ def described(config: Any) -> str:
     return ""
   wanted = config.copy_and_resolve_references()
   use(wanted, config.protocol)
-  changed = [
-    f"{path} {value!r}" for path, value in _flat(config.to_dict()).items()
-    if value != _flat(wanted.to_dict())[path]
-  ]  # fmt: skip
+  own, wanted = files.flatten(config.to_dict()), files.flatten(wanted.to_dict())
+  changed = [f"{path} {value!r}" for path, value in own.items() if value != wanted[path]]
   text = f"Protocol {config.protocol}: {PROTOCOLS[config.protocol].says}."
   return f"{text} Changed: {', '.join(changed)}." if changed else text
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  found = {}
-  for name, value in tree.items():
-    own = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    found |= own
-  return found

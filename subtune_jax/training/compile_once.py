@@ -1,0 +1,89 @@
+"""A step compiles once: whatever makes it compile again is named, with the shapes."""
+
+from collections.abc import Callable
+import functools
+import threading
+from typing import Any
+
+from absl import logging
+import jax
+
+PyTree = Any
+_EVENT = "/jax/core/compile/backend_compile_duration"
+_here = threading.local()
+
+
+@functools.cache
+def _listen() -> None:
+  """Counts what a thread compiles, from the first call on."""
+
+  def heard(event: str, seconds: float, **about: Any) -> None:
+    if event == _EVENT and hasattr(_here, "programs"):
+      _here.programs.append((about.get("fun_name", "a program"), seconds))
+
+  jax.monitoring.register_event_duration_secs_listener(heard)
+
+
+def compiled_by(function: Callable, *arguments: Any) -> tuple[Any, list[tuple[str, float]]]:
+  """(result, (name, seconds) of each program that the call compiled in this thread)."""
+  _listen()
+  before = getattr(_here, "programs", None)
+  _here.programs = found = []
+  try:
+    return function(*arguments), found
+  finally:
+    del _here.programs
+    if before is not None:
+      before += found
+      _here.programs = before
+
+
+class Once:
+  """A step of a stage; call it as `step.train_step` without its spec.
+
+  Args:
+    step: compiled, or put together from programs that compile at the first call.
+    stage: its name, for messages.
+  """
+
+  def __init__(self, step: Callable, stage: str):
+    self._step, self._stage = step, stage
+    self._first: dict[str, str] | None = None  # shapes that the step was first called with
+
+  def __call__(self, *arguments: Any) -> Any:
+    """The step's result.
+
+    Raises:
+      ValueError: another shape than that of the first call.
+    """
+    state, _, _, data, indices, _ = arguments
+    read = {"data": data, "indices": indices}
+    if self._first is None:
+      self._first = shapes(read)
+      return self._step(*arguments)
+    if (now := shapes(read)) != self._first:
+      other = [
+        f"{name} {self._first.get(name, 'absent')}, then {now.get(name, 'absent')}"
+        for name in sorted({*now, *self._first})
+        if now.get(name) != self._first.get(name)
+      ]
+      raise ValueError(
+        f"a step of stage {self._stage!r} compiles once, and it was called with "
+        f"{'; '.join(other)}; give every batch one shape"
+      )
+    made, programs = compiled_by(self._step, *arguments)
+    for name, seconds in programs:
+      logging.warning(
+        "a step of stage %r compiled %s again (%.1f s), with %s: its programs should compile in "
+        "the first step alone", self._stage, name, seconds,
+        ", ".join(f"{k} {v}" for k, v in (shapes({"state": state}) | self._first).items()),
+      )  # fmt: skip
+    return made
+
+
+def shapes(tree: PyTree) -> dict[str, str]:
+  """Path -> type and shape of each array, such as "uint8[8,32,32,3]"."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): jax.typeof(leaf).str_short()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
