@@ -149,10 +149,10 @@ class Plan:
 
     def walk(at: int, parent: int | None) -> None:
       run = [at]
-      while len(below := children.get(run[-1], ())) == 1 and (
-        self.nodes[below[0]].tasks == self.nodes[at].tasks
-      ):
+      below = children.get(run[-1], [])
+      while len(below) == 1 and self.nodes[below[0]].tasks == self.nodes[at].tasks:
         run.append(below[0])
+        below = children.get(run[-1], [])
       found.append(Segment(tuple(run), parent, self.nodes[at].tasks))
       own = len(found) - 1
       for child in children.get(run[-1], ()):
