@@ -70,7 +70,8 @@ def bias_only(
 
 def _sub_tuning(own: Any, context: declaration.Context) -> declaration.Builder:
   del context
-  return functools.partial(_named if own.get("beside_frozen") else sub_tuning, tuple(own.blocks))
+  named = getattr(own, "beside_frozen", False)  # configs of older runs have no such field
+  return functools.partial(_named if named else sub_tuning, tuple(own.blocks))
 
 
 def _named(*args: Any, **stage: Any) -> stage_lib.Method:

@@ -261,7 +261,7 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
     return none | {"history": [], "stages": [], "seconds": 0.0, "compile_seconds": 0.0,
                    "moved": None}  # fmt: skip
   note = {"backbone": run.config.backbone.weights, "class_names": list(run.train.class_names)}
-  if engine.model.fork is not None:
+  if getattr(engine.model, "fork", None) is not None:
     note["beside_frozen"] = list(engine.model.tuned)
   export.save_task(
     run.workdir / "tasks" / key, result.variables, result.touched, pretrained.variables, note
