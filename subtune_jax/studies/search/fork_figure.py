@@ -7,7 +7,7 @@ network at its first tuned block, and all that comes after runs once more.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from subtune_jax.report import chart_elements, charts, style, words
+from subtune_jax.report import block_strip, chart_elements, charts, style, words
 from subtune_jax.studies.search import figures
 from subtune_jax.studies.search import record as search_record
 
@@ -91,8 +91,8 @@ def facts(record: Row) -> list[tuple[str, str]]:
   if not times:
     return []
   search = record["config"]["search"]
-  first, last = (next(iter(times)), "head")
-  text = f"{times[first]:.3g} ms at {first}, {times[last]:.3g} ms for a head alone"
+  first = search_record.unit_names(record)[0]
+  text = f"{times[first]:.3g} ms at {first}, {times[block_strip.HEAD]:.3g} ms for a head alone"
   limit = f"; at most {search['max_fork_ms']:g} ms" if search["max_fork_ms"] else ""
   return [("A fork adds", f"{text}, {words.count(search['fork_batch'], 'image')} at a time{limit}")]
 
@@ -102,7 +102,7 @@ def _cost(record: Row, tried: Row) -> float:
   times = record.get("fork_ms")
   if not times:
     return tried["fork_macs"] / 1e6
-  return max(times[name] for name in (*tried["units"], "head"))
+  return max(times[name] for name in (*tried["units"], block_strip.HEAD))
 
 
 def _axis(record: Row) -> str:
