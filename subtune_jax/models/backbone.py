@@ -132,6 +132,11 @@ class _Stage(nn.Module):
     return x
 
 
+def fork_of(model: Any) -> str | None:
+  """`Backbone.fork`; None also of a network that is no backbone of ours."""
+  return getattr(model, "fork", None)
+
+
 def block_module(model: Backbone, name: str, use_batch_statistics: bool) -> nn.Module:
   """One block on its own, outside the model, with the name "block"; equal blocks have equal reprs.
 

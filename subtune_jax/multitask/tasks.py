@@ -199,11 +199,11 @@ def _of_model_folder(path: pathlib.Path) -> Task:
 
 
 def _of_export(path: pathlib.Path, backbone: Backbone) -> Task:
-  _, note = checkpoint.load(path)
+  arrays, note = export.read_task(path)
   if note.get("beside_frozen"):
     made = beside_lib.wrap(backbone.model, backbone.variables, note["beside_frozen"])
     backbone = dataclasses.replace(backbone, model=made[0], variables=made[1])
-  variables, note = export.load_task(path, backbone.variables)
+  variables = export.put_task(path, arrays, note, backbone.variables)
   own = folder.flatten(variables)
   kernel = own[f"params/{trainable_split.HEAD}/kernel"]
   names = note.get("class_names") or [str(i) for i in range(kernel.shape[-1])]

@@ -10,7 +10,7 @@ from absl import logging
 import numpy as np
 
 from subtune_jax import data, files, methods, processes, weights
-from subtune_jax.models import heads
+from subtune_jax.models import backbone, heads
 from subtune_jax.report import explosion, words
 from subtune_jax.runner import examples, network, recipes, writers
 from subtune_jax.runner import progress as progress_lib
@@ -261,7 +261,7 @@ def _fit(run: Run, name, method, seed, saver, what, key, train, validation) -> R
     return none | {"history": [], "stages": [], "seconds": 0.0, "compile_seconds": 0.0,
                    "moved": None}  # fmt: skip
   note = {"backbone": run.config.backbone.weights, "class_names": list(run.train.class_names)}
-  if getattr(engine.model, "fork", None) is not None:
+  if backbone.fork_of(engine.model) is not None:
     note["beside_frozen"] = list(engine.model.tuned)
   export.save_task(
     run.workdir / "tasks" / key, result.variables, result.touched, pretrained.variables, note

@@ -147,11 +147,12 @@ class Evaluator:
   def _make_key(self, units: scores.Units, fold: int, seed: int) -> str:
     rest, held = self.problem.folds[fold]
     engine, ways = self.engine, self._setting.methods(units)
-    adapters = self.recipe.adapters
     head = f"random {heads.DRAW}" if self.recipe.head == "random" else self.recipe.head
-    others = {}
+    more = {}  # absent where it is the default, so that keys of older stores hold
     if len(ways) > 1:
-      others["others"] = [[ledger_lib.plain(stage) for stage in way] for way in ways[1:]]
+      more["others"] = [[ledger_lib.plain(stage) for stage in way] for way in ways[1:]]
+    if self.recipe.adapters and units:
+      more["adapters"] = ledger_lib.plain(self.recipe.adapters.of(units))
     return ledger_lib.key_of(
       {
         "data": self._fingerprint,
@@ -166,9 +167,8 @@ class Evaluator:
         "stages": [ledger_lib.plain(stage) for stage in ways[0]],
         "head": [head, *map(ledger_lib.plain, self.recipe.probe)],
         "seed": seed,
-        **({"adapters": ledger_lib.plain(adapters.of(units))} if adapters and units else {}),
       }
-      | others
+      | more
     )
 
   def stored(self, units: scores.Units, fold: int, seed: int) -> bool:

@@ -34,8 +34,7 @@ class Ranks(units_lib.Network):
   def __init__(
     self, base: units_lib.Network, ranks: Sequence[int], block_params: Mapping[str, int]
   ):
-    if not ranks or len(set(ranks)) < len(ranks) or not all(_is_rank(rank) for rank in ranks):
-      raise ValueError(f"ranks are {tuple(ranks)}; give integers of at least 1, each once")
+    check("ranks are", ranks)
     blocks = {
       unit.name: tuple(block for block in unit.blocks if block_params.get(block))
       for unit in base.units.values()
@@ -158,5 +157,9 @@ def network(model: Any, spec: str, ranks: Sequence[int]) -> Ranks:
   return Ranks(units_lib.network(model, spec), ranks, params)
 
 
-def _is_rank(rank: Any) -> bool:
-  return isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+def check(what: str, ranks: Sequence[Any]) -> None:
+  """Raises ValueError, which begins with `what`, unless ranks are integers from 1 on, each once."""
+  if not ranks or not all(type(rank) is int and rank >= 1 for rank in ranks):
+    raise ValueError(f"{what} {tuple(ranks)}; give integers of at least 1")
+  if len(set(ranks)) < len(ranks):
+    raise ValueError(f"{what} {tuple(ranks)}; give each rank once")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -69,11 +70,17 @@ class Problem:
 
   def inner(self, fold: int) -> Fold:
     """Two parts of a fold's training images, for what is chosen without its held-out ones."""
-    rest, _ = self.folds[fold]
-    labels, groups = (np.asarray(x)[rest] for x in (self.train.labels, self.train.groups))
-    number = min(INNER_FOLDS, len(np.unique(groups)))
-    kept, held = splits.fold_indices(labels, groups, number, 0)[0]
-    return rest[kept], rest[held]
+    return self._inner[fold]
+
+  @functools.cached_property
+  def _inner(self) -> list[Fold]:
+    found = []
+    for rest, _ in self.folds:
+      labels, groups = (np.asarray(x)[rest] for x in (self.train.labels, self.train.groups))
+      number = min(INNER_FOLDS, len(np.unique(groups)))
+      kept, held = splits.fold_indices(labels, groups, number, 0)[0]
+      found.append((rest[kept], rest[held]))
+    return found
 
   @property
   def overlap(self) -> float:

@@ -242,7 +242,7 @@ def why_not(spec: step_lib.StepSpec, num_devices: int) -> str | None:
     "remat": bool(spec.remat),
     "mixup": augmentation is not None and augmentation.mixup > 0,
     "blocks that draw (drop_path)": spec.is_random,
-    "a network beside its frozen self": getattr(spec.model, "fork", None) is not None,
+    "a network beside its frozen self": backbone.fork_of(spec.model) is not None,
     "a batch that is split over devices": num_devices > 1,
     "a block of which only some leaves are trained": any(
       masks.FROZEN in jax.tree.leaves(part(labels, name)) for name in spec.plan.blocks

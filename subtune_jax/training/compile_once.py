@@ -48,7 +48,7 @@ class Once:
 
   def __init__(self, step: Callable, stage: str):
     self._step, self._stage = step, stage
-    self._first: dict[str, str] | None = None  # shapes that the step was first called with
+    self._first: PyTree = None  # types of the arrays that the step was first called with
 
   def __call__(self, *arguments: Any) -> Any:
     """The step's result.
@@ -58,14 +58,16 @@ class Once:
     """
     state, _, _, data, indices, _ = arguments
     read = {"data": data, "indices": indices}
+    now = _types(read)  # cheap: it is asked in every step
     if self._first is None:
-      self._first = shapes(read)
+      self._first = now
       return self._step(*arguments)
-    if (now := shapes(read)) != self._first:
+    if now != self._first:
+      old, new = shapes(self._first), shapes(now)
       other = [
-        f"{name} {self._first.get(name, 'absent')}, then {now.get(name, 'absent')}"
-        for name in sorted({*now, *self._first})
-        if now.get(name) != self._first.get(name)
+        f"{name} {old.get(name, 'absent')}, then {new.get(name, 'absent')}"
+        for name in sorted({*old, *new})
+        if new.get(name) != old.get(name)
       ]
       raise ValueError(
         f"a step of stage {self._stage!r} compiles once, and it was called with "
@@ -76,14 +78,18 @@ class Once:
       logging.warning(
         "a step of stage %r compiled %s again (%.1f s), with %s: its programs should compile in "
         "the first step alone", self._stage, name, seconds,
-        ", ".join(f"{k} {v}" for k, v in (shapes({"state": state}) | self._first).items()),
+        ", ".join(f"{k} {v}" for k, v in shapes({"state": _types(state), **self._first}).items()),
       )  # fmt: skip
     return made
 
 
-def shapes(tree: PyTree) -> dict[str, str]:
+def _types(tree: PyTree) -> PyTree:
+  return jax.tree.map(jax.typeof, tree)
+
+
+def shapes(types: PyTree) -> dict[str, str]:
   """Path -> type and shape of each array, such as "uint8[8,32,32,3]"."""
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): jax.typeof(leaf).str_short()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    jax.tree_util.keystr(path, simple=True, separator="/"): own.str_short()
+    for path, own in jax.tree_util.tree_leaves_with_path(types)
   }

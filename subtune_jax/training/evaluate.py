@@ -11,6 +11,7 @@ import scipy.special
 
 from subtune_jax.calibration import checks
 from subtune_jax.data import preprocess
+from subtune_jax.models import backbone
 from subtune_jax.statistics import classification
 from subtune_jax.training import blockwise_step
 from subtune_jax.training import mesh as mesh_lib
@@ -65,7 +66,7 @@ def program_in_pieces(
   model: Any, start: str | None, stop: str | None, preprocessing: preprocess.Preprocessing
 ) -> Any:
   """`forward_program` from programs of single units, where units run outside the model."""
-  if getattr(model, "fork", None) is not None:
+  if backbone.fork_of(model) is not None:
     return forward_program(model, start, stop, preprocessing)
   units = (*model.block_names, "head")
   first = units.index(start) if start else 0

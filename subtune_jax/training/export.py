@@ -1,10 +1,12 @@
 """A task's export: its tuned leaves and head only, and the backbone they belong to."""
 
+from collections.abc import Mapping
 import os
 from typing import Any
 
 from flax import serialization
 import jax
+import numpy as np
 
 from subtune_jax import files, methods
 from subtune_jax.training import checkpoint, resume
@@ -61,9 +63,23 @@ def load_task(path: str | os.PathLike, pretrained: PyTree) -> tuple[PyTree, dict
   Raises:
     CheckpointError: damaged, not a task, or of another backbone.
   """
+  arrays, note = read_task(path)
+  return put_task(path, arrays, note, pretrained), note
+
+
+def read_task(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """(leaves, note) of a task's export. Raises CheckpointError: damaged, or not a task."""
   arrays, note = checkpoint.load(path)
   if note.get("kind") != "task":
     raise checkpoint.CheckpointError(f"{path} is no exported task but {note.get('kind')!r}")
+  return arrays, note
+
+
+def put_task(
+  path: str | os.PathLike, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any],
+  pretrained: PyTree,
+) -> PyTree:  # fmt: skip
+  """The variables of a task that `read_task` read, on its backbone; see `load_task`."""
   named = resume.named_leaves(dict(pretrained), "task")
   found = backbone_digest(pretrained)
   if set(named) - set(arrays) and found != note["backbone_digest"]:
@@ -81,7 +97,7 @@ def load_task(path: str | os.PathLike, pretrained: PyTree) -> tuple[PyTree, dict
   if misshapen:
     raise checkpoint.CheckpointError(f"{path} holds leaves of other shapes: {misshapen[:5]}")
   leaves = [arrays.get(name, leaf) for name, leaf in named.items()]
-  return jax.tree.unflatten(jax.tree.structure(dict(pretrained)), leaves), note
+  return jax.tree.unflatten(jax.tree.structure(dict(pretrained)), leaves)
 
 
 def save_variables(path: str | os.PathLike, variables: PyTree) -> None:

@@ -7,6 +7,7 @@ import jax
 
 from subtune_jax import masks, methods
 from subtune_jax.data import choices
+from subtune_jax.models import backbone
 
 PyTree = Any
 HEAD = "head"
@@ -73,7 +74,7 @@ def make_plan(model: Any, variables: PyTree, stage: methods.Stage) -> Plan:
 
 def _check_beside(model: Any, stage: methods.Stage, trained: set[str]) -> None:
   """Raises ValueError for a trained block of which the frozen network has no copy."""
-  if getattr(model, "fork", None) is not None and not trained <= set(model.tuned):
+  if backbone.fork_of(model) is not None and not trained <= set(model.tuned):
     raise ValueError(
       f"stage {stage.name!r} trains {sorted(trained - set(model.tuned))}, and the network stands "
       f"beside its frozen self in {', '.join(model.tuned)} alone; give beside.wrap all blocks that "

@@ -8,6 +8,7 @@ import numpy as np
 
 from subtune_jax import masks, methods, processes
 from subtune_jax.data import choices
+from subtune_jax.models import backbone
 from subtune_jax.statistics import criteria
 from subtune_jax.training import divergence, evaluate, fresh_blocks, resume, trainable_split
 from subtune_jax.training import engine as engine_lib
@@ -90,7 +91,7 @@ class Training:
       return False
     units = (*self.engine.model.block_names, trainable_split.HEAD)
     before = units[: units.index(unit)]
-    if getattr(self.engine.model, "fork", None) in before:  # activations of two networks
+    if backbone.fork_of(self.engine.model) in before:  # activations of two networks
       return False
     trees = [(self.touched[k], masks.paths(self.touched[k])) for k in ("params", "batch_stats")]
     return not any(

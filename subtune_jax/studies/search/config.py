@@ -131,15 +131,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       "subtuning.beside_frozen is True, and a search scores sets of blocks without the frozen "
       "features; set it to False, and compare with it by configs/compare.py"
     )
-  if search.fork_batch < 0 or search.max_fork_ms < 0:
-    raise ValueError(
-      f"search.fork_batch is {search.fork_batch}, max_fork_ms {search.max_fork_ms}; give 0 or more"
-    )
-  if search.max_fork_ms and not search.fork_batch:
-    raise ValueError(
-      f"search.max_fork_ms is {search.max_fork_ms} and search.fork_batch 0; say for how many "
-      "images at a time forks are timed, for example search.fork_batch=1"
-    )
+  _check_forks(search)
   make_rule(config, 0.0)
   make_budget(config)
   make_recipe(config).method(("block",))
@@ -162,15 +154,25 @@ def _check_ranks(search: Any) -> None:
     if "uniform" in kinds:
       raise ValueError("search.kinds has 'uniform', which is of ranks; give search.ranks too")
     return
-  if not all(isinstance(r, int) and r >= 1 for r in search.ranks):
-    raise ValueError(f"search.ranks is {tuple(search.ranks)}; give integers of at least 1")
-  if len(set(search.ranks)) < len(search.ranks):
-    raise ValueError(f"search.ranks is {tuple(search.ranks)}; give each rank once")
+  ranks.check("search.ranks is", search.ranks)
   for kind in kinds:
     choices.check("kind of search for ranks", kind, OF_RANKS)
   if "greedy" in kinds and search.rule == "size":
     raise ValueError("search.rule 'size' counts units; of ranks give another rule, and as a budget "
                      "search.max_params")  # fmt: skip
+
+
+def _check_forks(search: Any) -> None:
+  """Raises ValueError for options of the timing of forks that make no sense."""
+  if search.fork_batch < 0 or search.max_fork_ms < 0:
+    raise ValueError(
+      f"search.fork_batch is {search.fork_batch}, max_fork_ms {search.max_fork_ms}; give 0 or more"
+    )
+  if search.max_fork_ms and not search.fork_batch:
+    raise ValueError(
+      f"search.max_fork_ms is {search.max_fork_ms} and search.fork_batch 0; say for how many "
+      "images at a time forks are timed, for example search.fork_batch=1"
+    )
 
 
 def _check_rates(search: Any) -> None:

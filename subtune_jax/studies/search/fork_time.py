@@ -1,6 +1,5 @@
 """What one more task adds to inference, in milliseconds on this machine, by its first unit."""
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -10,10 +9,12 @@ import jax
 from subtune_jax import files
 from subtune_jax.multitask import costs, latency
 from subtune_jax.multitask import network as network_lib
+from subtune_jax.multitask import plan as plan_lib
+from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.search import units as units_lib
 from subtune_jax.training import ledger as ledger_lib
 
-HEAD = "head"
+HEAD = plan_lib.HEAD
 
 
 def measure(
@@ -34,7 +35,7 @@ def measure(
   if not path.exists():
     task = latency.pretended(model.clone(num_classes=latency.CLASSES, parent=None), (), 1)
     found = costs.added_by_fork(network_lib.MultiTask(task), batch_size)
-    files.write_atomically(path, json.dumps(found, indent=1).encode())
+    workdir_lib.write_json(path, found)
   by_block = files.read_record(path)
   found = {name: by_block[network.blocks((name,))[0]] for name in network.names}
   return found | {HEAD: by_block[HEAD]}

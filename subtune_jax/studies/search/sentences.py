@@ -24,14 +24,13 @@ _COLUMNS = (
   "Fork: millions of multiply-adds that the task adds to the inference of one image when the "
   "network runs anyway. Best: probability of being the best set."
 )
-
-
 _REFERENCES = "the head alone (linear probing)", "all units (full fine-tuning)"
 
 
 def headline(record: Row) -> list[str]:
   """Which blocks to train, what they gain, and what is left in doubt, a sentence or two each."""
-  return [*_better_reference(record), *_headline(record)]
+  better = _better_reference(record)
+  return [*better, *_chosen(record, "The search chose" if better else "Train")]
 
 
 def _better_reference(record: Row) -> list[str]:
@@ -52,13 +51,13 @@ def _better_reference(record: Row) -> list[str]:
   return [text]
 
 
-def _headline(record: Row) -> list[str]:
+def _chosen(record: Row, verb: str) -> list[str]:
+  """What was chosen, after a verb, and how sure that is."""
   sets, names = search_record.by_units(record), search_record.unit_names(record)
   what = "the head alone"
   if record["chosen"]:
     what = f"{search_record.set_name(record['chosen'], names)} and the head"
   chosen = sets.get(tuple(record["chosen"]))
-  verb = "The search chose" if _better_reference(record) else "Train"
   lines = [f"{verb} {what}{_accuracy(record, chosen) if chosen else ''}."]
   by = f"Chosen by {record['chosen_by']}."
   if chosen is not None:
