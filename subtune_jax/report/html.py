@@ -12,10 +12,12 @@ import pathlib
 import jinja2
 
 from subtune_jax import files
+from subtune_jax.report import charts
 from subtune_jax.report import document as document_lib
 
 PAGE = "report.html"
 FIGURES = "figures"
+_PER_INCH = 118  # pixels of the page; a figure of 9.5 inches fills its width
 
 
 @functools.cache
@@ -25,12 +27,18 @@ def _template() -> jinja2.Template:
     loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
   )
   environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+  environment.filters["width"] = _width
   environment.globals |= {
     "as_cell": document_lib.cell,
     "as_cells": document_lib.cells,
     "kind_of": lambda part: type(part).__name__,
   }
   return environment.get_template("page.html.j2")
+
+
+def _width(png: bytes) -> int:
+  """Pixels of the page beyond which a figure's letters would be larger than the text."""
+  return round(int.from_bytes(png[16:20], "big") / charts.DPI * _PER_INCH)
 
 
 def render(document: document_lib.Document) -> str:
