@@ -11,6 +11,12 @@ from tests import command, config_files, documented
 
 NOTO, FLUENT = "emoji_domains/noto", "emoji_domains/fluent"
 
+
+def one_epoch(*methods: str) -> dict:
+  fields = {"epochs": 1, "learning_rates": (1e-3,)}
+  return {f"{method}.{name}": value for method in methods for name, value in fields.items()}
+
+
 NETWORK = {
   "backbone.name": "resnet14", "backbone.weights": "random", "backbone.preprocessing": "half",
   "data.image_size": 16, "tensorboard": False,
@@ -58,6 +64,10 @@ OVERRIDES = {
   "quickstart": COMPARE | {
     "data.train": "glyph_domains/sans", "data.ood": ("glyph_domains/serif",),
   },
+  "pruning": COMPARE | {
+    **one_epoch("pruned"), "pruned.blocks": ("block3/unit1",),
+  },
+  "reinit": COMPARE | {**one_epoch("fresh_blocks"), "fresh_blocks.blocks": ("block3/unit1",)},
   "robustness": COMPARE | {"robustness.num_alphas": 2},
   "shift": NETWORK | SETS | SHORT | {"data.shift": ""},
 }  # fmt: skip
@@ -66,11 +76,6 @@ NEEDS_DATA = {"vtab"}  # named data sets only: test_configs_vtab.py
 
 def test_every_config_is_tested():
   assert {path.stem for path in config_files.CONFIGS} == set(OVERRIDES) | NEEDS_DATA
-
-
-def one_epoch(*methods: str) -> dict:
-  fields = {"epochs": 1, "learning_rates": (1e-3,)}
-  return {f"{method}.{name}": value for method in methods for name, value in fields.items()}
 
 
 # By a part of a documented command's argument: settings over its own.

@@ -17,7 +17,7 @@ RANK = {
   "masks": 0, "adapters": 0.5, "strict_json": 0, "console": 0,
   "files": 1, "data": 0, "calibration": 0, "models": 1,
   "calibrate": 1, "workers": 0,
-  "report": 2, "methods": 2, "pruning": 2, "weights": 2,
+  "report": 2, "methods": 2, "pruning": 1.5, "weights": 2,
   "peft_files": 3, "training": 3, "model_listing": 3,
   "search": 4, "robustness": 4, "deploy": 4, "multitask": 5, "runner": 5, "studies": 6,
   "command_line": 7,

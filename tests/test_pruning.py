@@ -185,6 +185,17 @@ def test_the_channels_are_those_of_torch_pruning(networks, norm, p):
     assert np.array_equal(own.transpose(3, 2, 0, 1), theirs.weight.detach().numpy())
 
 
+def test_the_method_prunes_by_its_options(networks):
+  model, variables = networks["basic"]
+  blocks = ("block3/unit1", "block3/unit2")
+  own = methods.DECLARED["pruned"]
+  options = methods.options_of(own, {"blocks": list(blocks), "share": 0.25, "norm": "l1"})
+  small, changed = own.prepare(model, variables, None, options)
+  kept = pruning.choose(model, variables, blocks, share=0.25, norm="l1")
+  assert small == pruning.shrink(model, variables, kept)[0]
+  assert count(changed) < count(variables)
+
+
 def test_latency_is_the_median_of_ratios_within_rounds(monkeypatch):
   clock, calls = iter([0, 1, 1, 3, 10, 14, 14, 22, 30, 31, 31, 61]), []
   monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))

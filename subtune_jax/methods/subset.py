@@ -90,6 +90,28 @@ def _beside_frozen(
   return beside.wrap(model, variables, options["blocks"])
 
 
+def _fresh_blocks(own: Any, context: declaration.Context) -> declaration.Builder:
+  del context
+  blocks = tuple(own.blocks)
+
+  def build(learning_rate: float, **stage: Any) -> stage_lib.Method:
+    return sub_tuning(blocks, learning_rate, **{**stage, "reinit": stage.get("reinit") or blocks})
+
+  return build
+
+
+def _fewer_channels(
+  model: Any, variables: Any, key: Any, options: Mapping[str, Any]
+) -> tuple[Any, Any]:
+  from subtune_jax import pruning  # linen modules: other methods need none
+
+  del key
+  fields = {name: options[name] for name in ("share", "norm", "scope")}
+  kept = pruning.choose(model, variables, options["blocks"], **fields)
+  return pruning.shrink(model, variables, kept)
+
+
+_LAST_BLOCKS = ("block13", "block14", "block15", "top")
 _SMALL_LEAVES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 DECLARATIONS = (
@@ -101,13 +123,39 @@ DECLARATIONS = (
     call='sub_tuning(("block14", "top"), 1e-3, epochs=8)',
     build=_sub_tuning,
     options={
-      "blocks": Option(("block13", "block14", "block15", "top"), "trained beside the head"),
+      "blocks": Option(_LAST_BLOCKS, "trained beside the head"),
       "probe_first": Option(False, "start from the linear probe rather than a random head"),
       "beside_frozen": Option(False, "the head reads the frozen network's features as well"),
     },
     gradient=declaration.gradient(),
     prepare=_beside_frozen,
     prepare_if="beside_frozen",
+  ),
+  Declaration(
+    name="fresh_blocks",
+    title="SubTuning, fresh blocks",
+    source="[paper](https://arxiv.org/abs/2302.06354)",
+    trains="head and chosen blocks, these from fresh weights",
+    call="sub_tuning(blocks, 1e-3, epochs=8, reinit=blocks)",
+    build=_fresh_blocks,
+    options={"blocks": Option(_LAST_BLOCKS, "trained beside the head; all fresh, or `reinit`")},
+    gradient=declaration.gradient(),
+  ),
+  Declaration(
+    name="pruned",
+    title="SubTuning, pruned",
+    source="[paper](https://arxiv.org/abs/2302.06354)",
+    trains="head and chosen blocks, these of fewer channels",
+    call="sub_tuning(blocks, 1e-3, epochs=8)",
+    build=lambda own, context: functools.partial(sub_tuning, tuple(own.blocks)),
+    options={
+      "blocks": Option(_LAST_BLOCKS, "pruned, and trained beside the head"),
+      "share": Option(0.5, "of their channels that goes"),
+      "norm": Option("l2", '"l1" or "l2", of the weights that write a channel'),
+      "scope": Option("local", '"local": the share of each layer; "global": of all together'),
+    },
+    gradient=declaration.gradient(),
+    prepare=_fewer_channels,
   ),
   Declaration(
     name="gradual_unfreezing",

@@ -41,8 +41,12 @@ def write(
   changed = recipes.changes_network(config, method)
   if isinstance(model, adapted.Adapted) and model.merges:
     model, variables, changed = model.base, model.merged(variables), False
+  options = network_lib.options(config.backbone.options)
+  pruned = getattr(model, "pruned", ())
+  if pruned:  # which channels go follows from weights; how many are left makes the network again
+    options, changed = options | {"pruned": pruned}, False
   network = description.Network(
-    config.backbone.name, network_lib.options(config.backbone.options), config.backbone.dtype,
+    config.backbone.name, options, config.backbone.dtype,
     method if changed else "", network_lib.method_options(method, config) if changed else {},
   )  # fmt: skip
   made = classifier.Classifier(

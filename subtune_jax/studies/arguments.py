@@ -5,7 +5,7 @@ import re
 
 import ml_collections
 
-from subtune_jax import data, methods
+from subtune_jax import data, methods, models
 from subtune_jax.data import choices, shifts
 from subtune_jax.runner import recipes
 
@@ -68,6 +68,14 @@ def use_dataset(config: ml_collections.ConfigDict, name: str) -> None:
   config.data.ood = tuple(
     other for other in data.names() if shipped and other.startswith(family) and other != name
   )
+
+
+def use_blocks_from(config: ml_collections.ConfigDict, names: Iterable[str], first: str) -> None:
+  """Trains the blocks of the config's backbone from `first` on, by each of the named methods."""
+  blocks = models.create(config.backbone.name, num_classes=2).block_names
+  choices.check("first block", first, blocks)
+  for name in names:
+    config[name].blocks = blocks[blocks.index(first) :]
 
 
 def check_weights(given: Mapping[str, str]) -> None:

@@ -166,6 +166,29 @@ def test_adapters_are_methods_of_a_comparison_and_their_networks_can_be_kept(tmp
 
 
 @pytest.mark.slow
+def test_a_pruned_network_is_kept_as_the_smaller_one_that_it_is(tmp_path):
+  config = make_config()
+  config.methods = ("pruned", "fresh_blocks")
+  for name in config.methods:
+    config[name].epochs, config[name].blocks = 1, ("block3/unit1",)
+  record = compare.run(config, tmp_path / "run", stream=io.StringIO())
+  assert [row["title"] for row in record["methods"]] == ["SubTuning, pruned",
+                                                         "SubTuning, fresh blocks"]  # fmt: skip
+  whole, fresh = (row["trained_params"] for row in record["methods"])
+  assert whole < 0.8 * fresh
+  run = compare_record.load(tmp_path / "run")
+  engine, pretrained = network.load_network(config, len(record["data"]["class_names"]))
+  row = best.choose(run.record, "pruned")
+  loaded = folder.load(best.write(run, row, config, engine, pretrained, tmp_path / "kept"))
+  assert dict(loaded.model.pruned)
+  (test,), _ = examples.load_tests(config, tuple(record["data"]["class_names"]))
+  (own,) = run.chosen("pruned")
+  stored = np.load(tmp_path / "run" / own["test"][test.name]["logits"])["logits"]
+  again = dataclasses.replace(engine, model=loaded.model)
+  np.testing.assert_allclose(again.predict(loaded.variables, test.images), stored, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_head2toe_is_a_method_of_a_comparison_and_its_network_can_be_kept(tmp_path):
   config = make_config()
   config.methods, config.data.retrain = ("lp", "head2toe"), True
