@@ -111,10 +111,8 @@ def test_bad_fields(make, message):
 def test_fresh_blocks_are_those_that_are_trained_or_those_that_are_named():
   own = types.SimpleNamespace(blocks=("block1", "block2"))
   build = methods.DECLARED["fresh_blocks"].build(own, methods.Context(("block1", "block2")))
-  (all_of_them,), (one,) = (
-    build(1e-3, epochs=1, reinit=()),
-    build(1e-3, epochs=1, reinit=("block2",)),
-  )
+  (all_of_them,) = build(1e-3, epochs=1, reinit=())
+  (one,) = build(1e-3, epochs=1, reinit=("block2",))
   assert all_of_them.reinit == ("block1", "block2")
   assert one.reinit == ("block2",)
   assert all_of_them.rules == methods.sub_tuning(own.blocks, 1e-3, epochs=1)[0].rules

@@ -34,6 +34,7 @@ from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import mesh as mesh_lib
 
 PyTree = Any
+_ROWS_BYTES = 128 << 20  # divided by their length at a time
 
 
 @functools.lru_cache(maxsize=8)
@@ -143,8 +144,8 @@ def select_stage(
       )  # fmt: skip
       stack.callback(store.close)
       stores.append(store)
-    best = _search(solver, training, stores, labels, sources)
-  head, note, features, kept = best
+    head, note, kept = _search(solver, training, stores, labels, sources)
+    features = [_kept(store, kept, sources) for store in stores]
   divergence.check("the probe's weights", head, training.method[index], 0)
   watch.add_to(training)
   training.stages[index] |= note
@@ -159,8 +160,8 @@ def _search(
   stores: list[feature_store.FeatureStore],
   labels: list[np.ndarray],
   sources: head2toe.Sources,
-) -> tuple[dict[str, np.ndarray], dict[str, Any], list[np.ndarray], np.ndarray]:
-  """(head, note, features, positions) of the best of all strengths and fractions.
+) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray]:
+  """(head, note, positions) of the best of all strengths and fractions.
 
   Of equally good ones that of the strongest lasso, and with the fewest features.
   """
@@ -174,11 +175,11 @@ def _search(
     relevance = fit.relevance
     for fraction in sorted(solver.fractions):
       kept = most_relevant(fit, fraction)
-      features = [np.asarray(_at_length_one(store.columns(kept), kept, sources))
-                  for store in stores]  # fmt: skip
+      features = [_kept(store, kept, sources) for store in stores]
       head, note, choice = stage_runner.fit_probe(
         solver, features, labels, num_classes, training.select_by
       )
+      del features  # of which there would be two when the next ones are read
       value = 0.0 if choice is None else criterion.sign * float(choice.values[choice.index])
       row = {"strength": strength, "fraction": fraction, "kept": len(kept)}
       if choice is not None:
@@ -189,7 +190,7 @@ def _search(
         top = value
         units = _units(relevance, kept, sources)
         note |= {"setting": [note["l2"], strength, fraction], "selection": row | {"units": units}}
-        best = head, note, features, kept
+        best = head, note, kept
   assert best is not None  # every choice has a finite value
   best[1]["selection"]["grid"] = grid
   return best
@@ -206,6 +207,18 @@ def _units(
     {"unit": name, "features": size, "kept": int(num_kept[name]), "relevance": of[name]}
     for name, size in sources
   ]
+
+
+def _kept(
+  store: feature_store.FeatureStore, index: np.ndarray, sources: head2toe.Sources
+) -> np.ndarray:
+  """[n, len(index)] the features at rising positions, those of each unit at length one."""
+  found = store.columns(index)
+  size = max(1, _ROWS_BYTES // (4 * len(index)))
+  for begin in range(0, len(found), size):
+    rows = slice(begin, begin + size)
+    found[rows] = _at_length_one(found[rows], index, sources)
+  return found
 
 
 @functools.partial(jax.jit, static_argnames="sources")
