@@ -247,6 +247,15 @@ def table() -> list[Row]:
     *_subtuning("lpft_fashion_clean", clean, "the last two units"),
     *_subtuning("lpft_fashion_contrast", contrast, "two units in the middle"),
     *_pruned("pruning_glyphs", "glyphs, handwriting, 32 px, EfficientNet-Lite0"),
+    *[
+      Row("In distribution, SubTuning (block13 on) from pretrained weights is above the same from "
+          "fresh ones", SUBTUNING, archive, where, _id("subtuning", "fresh_blocks"))
+      for archive, where in (
+        ("reinit_glyphs", "glyphs, handwriting, 32 px, EfficientNet-Lite0"),
+        ("reinit_emoji", emoji),
+        ("reinit_fashion", clothes),
+      )
+    ],
     *_active("active_glyphs_lp", "glyphs, 32 px, probe", "lp"),
     *_active("active_glyphs_subtuning", "glyphs, 32 px, SubTuning", "subtuning"),
     *[
