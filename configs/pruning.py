@@ -2,6 +2,14 @@ r"""What is lost where the blocks that SubTuning trains lose half of their chann
 
 python -m subtune_jax.main --config=configs/pruning.py
 python -m subtune_jax.main --config=configs/pruning.py:first=block13 --config.pruned.share=0.75
+
+Result of 2026-11-29 on two busy CPU cores: EfficientNet-Lite0 at 32 px, Glyph Domains' handwriting,
+block6 to top, 8 epochs, 2 seeds. Test accuracy in %, half the 95 % interval:
+
+                     handwriting (ID)    mean OOD   trained    rate
+  Linear probing           38.3 ± 4.9  41.1 ± 3.0
+  SubTuning                76.0 ± 5.4  78.0 ± 4.7    3.33 M    3e-3
+  SubTuning, pruned        71.6 ± 5.8  74.3 ± 5.0    0.94 M    1e-2, the end of the grid
 """
 
 from subtune_jax.studies import arguments

@@ -1,8 +1,7 @@
 """The linear probe's change of variables: standardised, centred and rotated features."""
 
-from typing import NamedTuple
-
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
