@@ -13,7 +13,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 # What only they cover: the notebooks' own cells; what these call has tests of its own.
-SLOW = {"calibration", "masks_in_your_code", "quickstart", "robustness", "which_layers"}
+SLOW = {
+  "calibration", "many_tasks", "masks_in_your_code", "quickstart", "robustness", "which_layers",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtune_jax import masks, methods, models, weights
+from subtune_jax.data import choices
 from subtune_jax.models import compile_cache
 from subtune_jax.runner import recipes
-from subtune_jax.training import loop, remat, trainable_split
+from subtune_jax.training import frozen_storage, loop, remat, trainable_split
 from subtune_jax.training import step as step_lib
 
 Row = dict[str, Any]
@@ -39,12 +40,22 @@ def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pr
       f"backbone.keep_head is True, but {config.backbone.weights} has no head of {num_classes} "
       f"classes (not loaded: {', '.join(pretrained.not_loaded)}); set it to False"
     )
+  stored = frozen_dtype(config)
+  if stored == frozen_storage.BFLOAT16:
+    pretrained = pretrained._replace(variables=frozen_storage.rounded(pretrained.variables))
   engine = loop.Engine(
     model, pretrained.preprocessing, batch_size=config.batch_size,
     augmentation=augmentation(config.augment),
-    remat=_remat(config, model, pretrained.variables),
+    remat=_remat(config, model, pretrained.variables), frozen_dtype=stored,
   )  # fmt: skip
   return engine, pretrained
+
+
+def frozen_dtype(config: Any) -> str:
+  """`backbone.frozen_dtype`, float32 in configs of older runs. Raises ValueError: unknown."""
+  stored = config.backbone.get("frozen_dtype", frozen_storage.FLOAT32)
+  choices.check("backbone.frozen_dtype", stored, frozen_storage.DTYPES)
+  return stored
 
 
 def _remat(config: Any, model: Any, variables: Any) -> tuple[str, ...]:

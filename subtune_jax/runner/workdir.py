@@ -27,6 +27,7 @@ def optional_fields() -> Mapping[str, Any]:
   return {
     "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
     "loss.class_weights": "none", "optimizer.accumulate": 1,
+    "backbone.frozen_dtype": "float32",
     "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
     "search.final_grid": False, "subtuning.beside_frozen": False,
     **{f"{name}.reinit": [] for name in methods.DECLARED},

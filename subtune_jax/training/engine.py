@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from subtune_jax.data import preprocess
-from subtune_jax.training import divergence, evaluate
+from subtune_jax.data import choices, preprocess
+from subtune_jax.training import divergence, evaluate, frozen_storage
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import step as step_lib
 
@@ -46,6 +46,11 @@ class Engine:
       set of blocks compiles nothing new (`training/blockwise_step.py`); a step that cannot be
       put together is compiled whole.
     remat: blocks that the backward pass computes anew (`training/remat.py`).
+    frozen_dtype: in which steps keep the weights that they do not train; "bfloat16" takes half the
+      memory and needs weights that are rounded to it (`training/frozen_storage.py`).
+
+  Raises:
+    ValueError: an unknown `frozen_dtype`.
   """
 
   model: Any
@@ -58,6 +63,10 @@ class Engine:
   scan: bool | None = None
   in_pieces: bool = False
   remat: tuple[str, ...] = ()
+  frozen_dtype: str = frozen_storage.FLOAT32
+
+  def __post_init__(self):
+    choices.check("frozen_dtype", self.frozen_dtype, frozen_storage.DTYPES)
 
   def options(self) -> dict[str, Any]:
     """Arguments of `evaluate.run_units`."""

@@ -13,7 +13,7 @@ from subtune_jax.calibration import checks
 from subtune_jax.data import preprocess
 from subtune_jax.models import backbone
 from subtune_jax.statistics import classification
-from subtune_jax.training import blockwise_step
+from subtune_jax.training import blockwise_step, frozen_storage
 from subtune_jax.training import mesh as mesh_lib
 
 PyTree = Any
@@ -26,6 +26,7 @@ def forward_program(
   """The compiled forward pass over one batch: (variables, x) -> logits or activations."""
 
   def forward(variables, x):
+    variables = frozen_storage.widened(variables)
     if start in (None, model.block_names[0]):
       x = preprocess.normalize(x, preprocessing)
     return model.apply(variables, x, start=start, stop=stop)
@@ -120,6 +121,8 @@ def run_units(
   program = program_in_pieces if in_pieces else forward_program
   forward = program(model, start, stop, preprocessing)
   variables = mesh_lib.place(variables, mesh_lib.replicated(mesh))
+  if in_pieces:
+    variables = frozen_storage.widened(variables)
   parts = []
   for batch, real in batches(x, batch_size, rows, mesh):
     parts.append(forward(variables, batch)[:real])

@@ -18,6 +18,7 @@ from subtune_jax.training import (
   class_weights,
   divergence,
   evaluate,
+  frozen_storage,
   lolsgd,
   probe,
   resume,
@@ -204,10 +205,15 @@ def gradient_stage(
       logits = evaluate.predict(engine.model, _current(state, fixed), validation.x, **options)
     watch.add_to(training)
     row = {"stage": index, "epoch": epoch + 1} | _measured(metrics, order.size) | rates
-    training.record(row, logits, functools.partial(_current, state, fixed))
+    training.record(row, logits, functools.partial(_whole, state, fixed))
     training.save(index, epoch + 1, state)
     watch.lap()  # hooks and checkpoints are not training
-  return _current(state, fixed)
+  return _whole(state, fixed)
+
+
+def _whole(state: step_lib.TrainState, fixed: PyTree) -> PyTree:
+  """The whole variables as other stages and callers take them."""
+  return frozen_storage.widened(_current(state, fixed))
 
 
 def _measured(metrics: Any, num_seen: int) -> dict[str, float]:

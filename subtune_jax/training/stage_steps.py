@@ -15,6 +15,7 @@ from subtune_jax.training import (
   blockwise_step,
   class_weights,
   compile_once,
+  frozen_storage,
   resume,
   stage_inputs,
   trainable_split,
@@ -97,6 +98,8 @@ def prepare(
   spec = step_of(training, index, plan, inputs.start)
   assembled = _assembled(engine, spec)
   moving, fixed = trainable_split.split_variables(training.variables, plan)
+  if engine.frozen_dtype == frozen_storage.BFLOAT16:
+    fixed = frozen_storage.narrowed(fixed)
   state = (assembled or spec).create_state(mesh_lib.put(moving, mesh))
   state = mesh_lib.put(found.fill("state", state) if found else state, mesh)
   fixed = mesh_lib.place(fixed, mesh_lib.replicated(mesh))
@@ -152,6 +155,8 @@ def _assembled(engine: Any, spec: step_lib.StepSpec) -> blockwise_step.Step | No
   if not engine.in_pieces:
     return None
   reason = blockwise_step.why_not(spec, engine.mesh.size)
+  if engine.frozen_dtype != frozen_storage.FLOAT32:
+    reason = f"frozen_dtype={engine.frozen_dtype}"
   if reason:
     logging.info("stage %r is compiled whole, because of %s", spec.stage.name, reason)
     return None

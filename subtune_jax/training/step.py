@@ -13,7 +13,7 @@ import optax
 
 from subtune_jax import masks, methods
 from subtune_jax.data import augment, jitter, preprocess
-from subtune_jax.training import accumulation, remat, trainable_split
+from subtune_jax.training import accumulation, frozen_storage, remat, trainable_split
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import optimizer as optimizer_lib
 
@@ -206,7 +206,7 @@ def loss_of(
   Where the batch has weights of its examples, the cross-entropy of each is multiplied by its own.
   With a key the blocks from the first trained one on draw from it (`Backbone.is_random`).
   """
-  variables = trainable_split.join_variables(moving, fixed)
+  variables = trainable_split.join_variables(moving, frozen_storage.widened(fixed))
   mutable = ["batch_stats"] if spec.plan.train_blocks else False
   # A penalty that reads features gets them in the batch: the head runs after them, on its own.
   split = (

@@ -10,7 +10,14 @@ from subtune_jax import masks, methods, processes
 from subtune_jax.data import choices
 from subtune_jax.models import backbone
 from subtune_jax.statistics import criteria
-from subtune_jax.training import divergence, evaluate, fresh_blocks, resume, trainable_split
+from subtune_jax.training import (
+  divergence,
+  evaluate,
+  fresh_blocks,
+  frozen_storage,
+  resume,
+  trainable_split,
+)
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
@@ -75,6 +82,10 @@ class Training:
     self.batch_size = min(engine.batch_size, len(train.labels))
     for block in engine.remat:
       choices.check("block in remat", block, engine.model.block_names)
+    if engine.frozen_dtype == frozen_storage.BFLOAT16:
+      plans = [trainable_split.make_plan(engine.model, self.variables, stage) for stage in method]
+      labels = [plan.labels for plan in plans]
+      frozen_storage.check(self.variables["params"], labels, self.touched["params"])
     for stage in method:
       parts = getattr(stage.solver, "accumulate", 1)
       mesh_lib.check_batch_size(self.batch_size, engine.mesh, parts)

@@ -99,6 +99,27 @@ def test_subtuning_beside_the_frozen_network_is_kept_as_it_ran(tmp_path):
     np.testing.assert_allclose(both.predict(test.images)[name].logits, stored, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_frozen_weights_in_bfloat16_are_kept_as_they_ran(tmp_path):
+  """The kept network, and the task beside the rounded backbone, give the logits of the run."""
+  config = make_config()
+  config.methods, config.save_model = ("lp", "subtuning"), True
+  config.backbone.frozen_dtype = "bfloat16"
+  config.subtuning.update(blocks=("block2/unit1",), epochs=1)
+  record = compare.run(config, tmp_path / "run", stream=io.StringIO())
+  run = compare_record.load(tmp_path / "run")
+  engine, pretrained = network.load_network(config, len(record["data"]["class_names"]))
+  path = best.write(run, best.choose(run.record, "subtuning"), config, engine, pretrained,
+                    tmp_path / "kept")  # fmt: skip
+  loaded = folder.load(path)
+  (test,), _ = examples.load_tests(config, tuple(record["data"]["class_names"]))
+  (own,) = run.chosen("subtuning")
+  stored = np.load(tmp_path / "run" / own["test"][test.name]["logits"])["logits"]
+  np.testing.assert_array_equal(engine.predict(loaded.variables, test.images), stored)
+  answers = multitask.MultiTask({"kept": path}).predict(test.images)["kept"]
+  np.testing.assert_allclose(answers.logits, stored, atol=1e-4)
+
+
 def test_a_search_refuses_heads_that_read_more():
   config = search_config.default()
   config.subtuning.beside_frozen = True

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import methods, weights
-from subtune_jax.models import vit
+from subtune_jax.models import beside, vit
 from subtune_jax.runner import network as network_lib
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.training import loop, remat, trainable_split
@@ -77,6 +77,20 @@ def test_a_training_is_the_same():
   variables = small.variables(net)
   fields = {"epochs": 1, "accumulate": 2, "penalty": methods.FeatureRank(0.1)}
   method = methods.sub_tuning(("block2/unit1", "block3/unit1"), 1e-2, **fields)
+  fits = [
+    loop.fit(tiny.engine(net, remat=blocks), variables, method, tiny.examples(16), None)
+    for blocks in ((), net.block_names)
+  ]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    *(fit.variables for fit in fits),
+  )
+
+
+@pytest.mark.slow
+def test_a_training_beside_the_frozen_network_is_the_same():
+  net, variables = beside.wrap(small.model(), small.variables(small.model()), ("block3/unit1",))
+  method = methods.sub_tuning(("block3/unit1",), 1e-2, epochs=1)
   fits = [
     loop.fit(tiny.engine(net, remat=blocks), variables, method, tiny.examples(16), None)
     for blocks in ((), net.block_names)

@@ -60,6 +60,7 @@ def default() -> ml_collections.ConfigDict:
   backbone.preprocessing = ""  # key of preprocess.PRESETS; "" is what the weights tell
   backbone.keep_head = False  # start from the head of the weights, which has to have these classes
   backbone.dtype = "float32"  # of the computation: "float32" or "bfloat16"
+  backbone.frozen_dtype = "float32"  # frozen weights in memory; "bfloat16" rounds the backbone
   # Blocks that the backward pass computes anew: "all", or selectors such as "block1,block2".
   backbone.remat = ""
 
