@@ -28,7 +28,7 @@ def optional_fields() -> Mapping[str, Any]:
     "data.label_map": [], "select_by": "accuracy", "sampling": "uniform",
     "loss.class_weights": "none", "optimizer.accumulate": 1,
     "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
-    "search.final_grid": False, "subtuning.beside_frozen": False,
+    "search.final_grid": False, "search.landmarks": 1000, "subtuning.beside_frozen": False,
     **{f"{name}.reinit": [] for name in methods.DECLARED},
   }  # fmt: skip
 
