@@ -11,6 +11,7 @@ The greedy sets of the prediction are trained too (--sizes without a number: non
 
 import argparse
 import dataclasses
+import itertools
 import pathlib
 import time
 
@@ -58,11 +59,14 @@ def main() -> None:
   parser.add_argument("--statistics", default="candidate")
   parser.add_argument("--figure", type=pathlib.Path, help="trained profile and Head2Toe, a PNG")
   parser.add_argument("--sizes", type=int, nargs="*", default=[2, 3], help="greedy sets to train")
+  parser.add_argument("--folds", type=int, help="of the trainings; as the problem has them")
+  parser.add_argument("--pairs", type=int, default=0, help="of blocks, drawn at random, to train")
   args = parser.parse_args()
   compile_cache.enable()
   config = make_config(args.dataset, args.image_size)
   if args.resnet14:
     use_resnet14(config, args)
+  config.search.folds = args.folds or config.search.folds
   train = examples.load_split(config, config.data.train, config.search.split)
   engine, pretrained = network_lib.load_network(config, len(train.class_names))
   engine = engine.__class__(**{**vars(engine), "in_pieces": True})
@@ -107,6 +111,7 @@ def main() -> None:
     args.figure.write_bytes(picture(names, truth, relevance))
   compare(names, truth, task)
   of_draws(names, draws, make)
+  of_pairs(args.pairs, trainers, task)
   of_sets(args, problem, trainers, truth, task)
 
 
@@ -219,6 +224,46 @@ def of_draws(names, draws, make) -> None:
   print(f"predicted accuracy: standard deviation over draws {spread.mean():.2f} points (at most "
         f"{spread.max():.2f}); tau between two draws {np.mean(taus):.2f}")  # fmt: skip
   print("picks of single draws:", ", ".join(names[i] for i in means.argmax(axis=1)))
+
+
+def of_pairs(count, trainers, task) -> None:
+  """The table of criteria on pairs: of all, or of `count` drawn at random.
+
+  A criterion that is a number per unit scores a pair by that of the first unit alone and that of
+  the second after it, the mean over both orders.
+  """
+  pairs = list(itertools.combinations(task.names, 2))
+  if not count:
+    return
+  drawn = np.random.default_rng(0).permutation(len(pairs))[:count]
+  pairs = [pairs[i] for i in sorted(drawn)]
+  truth = best_rates(trainers, pairs)
+  trained = np.array([truth[pair].mean() for pair in pairs])
+  best = int(trained.argmax())
+  print(f"\n{len(pairs)} pairs, trained {100 * trained.min():.1f} to {100 * trained.max():.1f} %")
+  print(f"{'criterion':<20}{'tau':>6}{'top 3':>7}  {'pick':<27}regret, points")
+  for name, criterion in criteria.CRITERIA.items():
+    values = pair_values(name, criterion, task, pairs)
+    tau = scipy.stats.kendalltau(values, trained).statistic
+    top = set(np.argsort(-values)[:3]) & set(np.argsort(-trained)[:3])
+    pick = pairs[int(values.argmax())]
+    print(f"{name:<20}{tau:>6.2f}{len(top):>5}/3  {'+'.join(pick):<27} "
+          f"{difference(truth[pairs[best]], truth[pick])}", flush=True)  # fmt: skip
+
+
+def pair_values(name, criterion, task, pairs) -> np.ndarray:
+  """[pairs] values of a criterion."""
+  if name == "predicted":
+    found = task.predictor.evaluate(pairs)
+    return np.array([found[pair].mean for pair in pairs])
+  place = {unit: i for i, unit in enumerate(task.names)}
+  first = criterion(task, ())
+  after = {unit: criterion(task, (unit,)) for unit in task.names}
+  both = [
+    (first[place[a]] + after[a][place[b]] + first[place[b]] + after[b][place[a]]) / 2
+    for a, b in pairs
+  ]
+  return np.array(both)
 
 
 def of_sets(args, problem, trainers, truth, task) -> None:

@@ -33,16 +33,18 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--counts", type=int, nargs="+", default=[250, 500, 1000, 2000, 4000])
   parser.add_argument("--image_size", type=int, default=32)
+  parser.add_argument("--landmarks", type=int, help="images that span the kernels; without: all")
   parser.add_argument("--one", action="store_true", help="measure the one count, print JSON")
   args = parser.parse_args()
   if args.one:
-    print(json.dumps(measure(args.counts[0], args.image_size)))
+    print(json.dumps(measure(args.counts[0], args.image_size, args.landmarks)))
     return
   print("| images | gradients, s | Gram matrices, s | a set, s | peak memory, GB |")
   print("|---|---|---|---|---|")
   for count in args.counts:
     command = [sys.executable, __file__, "--one", "--counts", str(count)]
     command += ["--image_size", str(args.image_size)]
+    command += ["--landmarks", str(args.landmarks)] if args.landmarks else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     row = json.loads(done.stdout.splitlines()[-1])
     print(
@@ -52,7 +54,7 @@ def main() -> None:
     )
 
 
-def measure(count: int, image_size: int) -> dict[str, float]:
+def measure(count: int, image_size: int, landmarks: int | None) -> dict[str, float]:
   """Seconds of processor time without compiling, and peak bytes."""
   compile_cache.enable()
   config = search_config.default()
@@ -72,11 +74,13 @@ def measure(count: int, image_size: int) -> dict[str, float]:
     return engine.model.apply({**variables, "params": params}, x, stop="head")
 
   def run(images):
-    return kernels.gradient_kernels(features, variables["params"], images, unit_labels, probes=1)
+    return kernels.gradient_kernels(
+      features, variables["params"], images, unit_labels, probes=1, landmarks=landmarks
+    )
 
   run(images[:65])  # compiles
   spent = [0.0]
-  gram, kernels.gram = kernels.gram, lambda *args: _timed(spent, gram, *args)
+  products, kernels.products = kernels.products, lambda *args: _timed(spent, products, *args)
   begin = time.process_time()
   found = run(images)
   whole = time.process_time() - begin

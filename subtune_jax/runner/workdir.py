@@ -29,7 +29,7 @@ def optional_fields() -> Mapping[str, Any]:
     "loss.class_weights": "none", "optimizer.accumulate": 1,
     "backbone.frozen_dtype": "float32",
     "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
-    "search.final_grid": False, "subtuning.beside_frozen": False,
+    "search.final_grid": False, "search.landmarks": 1000, "subtuning.beside_frozen": False,
     **{f"{name}.reinit": [] for name in methods.DECLARED},
   }  # fmt: skip
 

@@ -33,6 +33,10 @@ class Problem:
   relevance: Mapping[str, float] | None = None
   plasticity: Mapping[str, float] | None = None
 
+  def __post_init__(self):
+    if self.predictor.kernels.landmarks is not None:
+      raise ValueError("criteria read kernels of all images; measure them with landmarks=None")
+
   @property
   def names(self) -> tuple[str, ...]:
     """The units, in the order of the network."""

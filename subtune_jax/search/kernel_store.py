@@ -31,12 +31,14 @@ class Options:
       training on batch statistics, the features that each unit's head reads are also measured
       with that unit's statistics on the images; "images" are those of all blocks at once.
     batch_size: images at a time.
+    landmarks: images that kernels have columns of, where there are more; None: all.
   """
 
   probes: int = 4
   seed: int = 0
   statistics: str = "running"
   batch_size: int = 64
+  landmarks: int | None = None
 
   def __post_init__(self):
     choices.check("statistics", self.statistics, STATISTICS)
@@ -76,7 +78,8 @@ def unit_kernels(
   labels = kernels.unit_labels(params, {n: problem.network.units[n].blocks for n in names})
   found = kernels.gradient_kernels(
     apply, params, problem.train.images, labels, probes=options.probes, seed=options.seed,
-    batch_size=options.batch_size, mesh=engine.mesh if engine.mesh.size > 1 else None,
+    batch_size=options.batch_size, landmarks=options.landmarks,
+    mesh=engine.mesh if engine.mesh.size > 1 else None,
   )  # fmt: skip
   begin, own = time.perf_counter(), {}
   if options.statistics == "candidate":
@@ -98,6 +101,8 @@ def key(problem: evaluator.Problem, engine: loop.Engine, options: Options) -> st
   described = dataclasses.asdict(options)
   if options.statistics == "running":
     del described["batch_size"]  # an option of speed
+  if options.landmarks is None or options.landmarks >= len(problem.train):
+    del described["landmarks"]  # the kernels of all images
   return ledger_lib.key_of(
     {
       "version": 3,
@@ -135,12 +140,15 @@ def _arrays(found: kernels.Kernels) -> dict[str, np.ndarray]:
     "seconds": np.array([found.seconds, found.compile_seconds]),
     "measured": np.array([name in found.features for name in names]),
     "features": np.array([found.base, *found.features.values()], np.float32),
+    **({} if found.landmarks is None else {"landmarks": found.landmarks}),
   }
 
 
 def _read(path: pathlib.Path, names: tuple[str, ...]) -> kernels.Kernels:
   wanted = ("head", "groups", "num_params", "square_norms", "seconds", "measured", "features")
-  found = files.read_npz(path, "the kernels of this search", wanted)
+  found = files.read_npz(path, "the kernels of this search")
+  if missing := [name for name in wanted if name not in found]:
+    raise ValueError(f"{path} lacks {missing}; it is not of this study. Run again.")
   by_name = (dict(zip(names, found[key], strict=True)) for key in wanted[1:4])
   groups, num_params, square_norms = by_name
   own = [name for name, has in zip(names, found["measured"], strict=True) if has]
@@ -148,4 +156,5 @@ def _read(path: pathlib.Path, names: tuple[str, ...]) -> kernels.Kernels:
     found["head"], groups, {k: int(v) for k, v in num_params.items()},
     {k: float(v) for k, v in square_norms.items()}, *found["seconds"].tolist(),
     found["features"][0], dict(zip(own, found["features"][1:], strict=True)),
+    found.get("landmarks"),
   )  # fmt: skip

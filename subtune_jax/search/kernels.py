@@ -8,6 +8,7 @@ of training them together, to first order (docs/selection.md).
 
 Gradients are never kept: each becomes a count sketch of a fixed length (Charikar, Chen and
 Farach-Colton, "Finding Frequent Items in Data Streams", 2002), whose inner products are unbiased.
+Of many images the products with a sample of them, the landmarks, do (Nystrom's method).
 """
 
 from collections.abc import Callable, Mapping
@@ -34,8 +35,8 @@ class Kernels:
   """What the gradients of one network on some images are like.
 
   Attributes:
-    head: [n, n] float32 inner products of the features.
-    groups: group -> [n, n] float32, in the order of the parameters.
+    head: [n, m] float32 inner products of the features of all images and of the landmarks.
+    groups: group -> [n, m] float32, in the order of the parameters.
     num_params: group -> number of its parameters.
     square_norms: group -> sum of the squares of its parameters.
     seconds: it took to compute them, without compiling.
@@ -44,6 +45,7 @@ class Kernels:
     features: group -> [n, D] those that the head reads once this group is trained, where they are
       others before a step is taken (BatchNorm on the group's own statistics of the images:
       `norm_statistics.candidate_features`).
+    landmarks: [m] rows of the images that the columns are of; None: of all, m = n.
   """
 
   head: np.ndarray
@@ -54,6 +56,12 @@ class Kernels:
   compile_seconds: float = 0.0
   base: np.ndarray | None = None
   features: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  landmarks: np.ndarray | None = None
+
+  def features_gram(self, features: np.ndarray, what: str) -> np.ndarray:
+    """[n, m] inner products of rows [n, D] with those of the landmarks."""
+    others = features if self.landmarks is None else features[self.landmarks]
+    return products(features, others, what)
 
 
 def gradient_kernels(
@@ -66,6 +74,7 @@ def gradient_kernels(
   seed: int = 0,
   batch_size: int = 64,
   buckets: int | None = BUCKETS,
+  landmarks: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Kernels:
   """The kernel of each group of parameters of any network.
@@ -74,13 +83,16 @@ def gradient_kernels(
     apply: (params, images [b, ...]) -> features [b, D], those that the head reads. Each image's
       features must depend on that image alone: norms run on running statistics.
     params: Linen params, an `nnx.State`, or any other pytree.
-    images: [n, ...], an array or anything that slices into arrays.
+    images: [n, ...], an array or anything that slices into arrays (and takes rows in rising
+      order, with landmarks).
     labels: strings in the structure of `params` (`masks.label`): the names of the groups. Leaves
       labelled "frozen" or "head" are in no group.
     probes: number of random combinations of the features; or the combinations, [m, D].
     seed: of probes and sketches.
     batch_size: images at a time.
     buckets: length of a sketch; None keeps whole gradients, for small networks.
+    landmarks: so many images, drawn by the seed, are the columns: memory and time of n * m in
+      place of n^2. None, or n and more: all.
     mesh: splits each batch over its devices; None runs on the default device.
 
   Returns:
@@ -92,31 +104,58 @@ def gradient_kernels(
   """
   leaves, treedef = jax.tree.flatten(params)
   names, places = _groups(params, labels)
-  if batch_size < 1 or (buckets is not None and buckets < 1):
-    raise ValueError(f"batch_size is {batch_size}, buckets {buckets}; each must be at least 1")
-  if len(images) < 2:
-    raise ValueError(f"there are {len(images)} images; a kernel needs at least 2")
+  count = len(images)
+  _check_options(count, batch_size, buckets, landmarks)
   begin = time.perf_counter()
   feature_size = _feature_size(apply, params, images)
   vectors = _probes(probes, feature_size, seed)
   chosen = [leaves[i] for own in places.values() for i in own]
   run = _Run(apply, leaves, treedef, places, buckets, images, batch_size, mesh)
-  groups = dict.fromkeys(names)
-  features = compile_seconds = None
+  columns = _draw(count, landmarks, seed)
+  pieces = _pieces(count, columns)
+  features = np.empty((count, feature_size), np.float32)
+  groups = {name: np.zeros((count, len(columns)), np.float32) for name in names}
+  compile_seconds = None
   for number, vector in enumerate(vectors):
     hashes = _hashes(chosen, buckets, np.random.default_rng((seed, number)))
-    features, sketches, first = run.sketches(vector, hashes)
-    compile_seconds = compile_seconds or first
-    for name in names:
-      own = gram(sketches.pop(name), name)
-      groups[name] = own if groups[name] is None else groups[name] + own
+    for rows in pieces:
+      features[rows], sketches, first = run.sketches(vector, hashes, rows)
+      compile_seconds = compile_seconds or first
+      if rows is pieces[0]:
+        of_columns = sketches
+      for name in names:
+        groups[name][rows] += products(sketches[name], of_columns[name], name)
   squares = {name: sum(float(np.sum(np.square(np.asarray(leaves[i], np.float64)))) for i in own)
              for name, own in places.items()}  # fmt: skip
   counts = {name: sum(int(np.size(leaves[i])) for i in own) for name, own in places.items()}
   seconds = time.perf_counter() - begin - compile_seconds
-  head = gram(features, "the features")
   times = round(seconds, 3), round(compile_seconds, 3)
-  return Kernels(head, groups, counts, squares, *times, base=features)
+  found = Kernels(features[:0], groups, counts, squares, *times, base=features,
+                  landmarks=columns if len(columns) < count else None)  # fmt: skip
+  return dataclasses.replace(found, head=found.features_gram(features, "the features"))
+
+
+def _check_options(count: int, batch_size: int, buckets: int | None, landmarks: int | None) -> None:
+  if batch_size < 1 or (buckets is not None and buckets < 1):
+    raise ValueError(f"batch_size is {batch_size}, buckets {buckets}; each must be at least 1")
+  if landmarks is not None and landmarks < 2:
+    raise ValueError(f"landmarks is {landmarks}; give at least 2 images, or None for all")
+  if count < 2:
+    raise ValueError(f"there are {count} images; a kernel needs at least 2")
+
+
+def _draw(count: int, landmarks: int | None, seed: int) -> np.ndarray:
+  """[m] rows in rising order."""
+  if landmarks is None or landmarks >= count:
+    return np.arange(count)
+  return np.sort(np.random.default_rng((seed, count)).permutation(count)[:landmarks])
+
+
+def _pieces(count: int, columns: np.ndarray) -> list[np.ndarray]:
+  """The columns' rows, then the others, as many at a time: so many sketches are in memory twice."""
+  others = np.setdiff1d(np.arange(count), columns)
+  size = len(columns)
+  return [columns, *(others[i : i + size] for i in range(0, len(others), size))]
 
 
 def _groups(params: PyTree, labels: PyTree) -> tuple[list[str], dict[str, list[int]]]:
@@ -204,13 +243,13 @@ class _Run:
     self._program = jax.jit(program)
 
   def sketches(
-    self, vector: np.ndarray, hashes: list[Any]
+    self, vector: np.ndarray, hashes: list[Any], rows: np.ndarray
   ) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
-    """([n, D] features, group -> [n, buckets], seconds of the first batch) of one probe."""
-    count, found, first = len(self._images), [], 0.0
-    for begin in range(0, count, self._batch_size):
+    """([k, D] features, group -> [k, buckets], seconds of the first batch) of k rows, one probe."""
+    found, first = [], 0.0
+    for begin in range(0, len(rows), self._batch_size):
       at = time.perf_counter()
-      batch = np.asarray(self._images[begin : begin + self._batch_size])
+      batch = _take(self._images, rows[begin : begin + self._batch_size])
       real = len(batch)
       batch = np.concatenate([batch, np.repeat(batch[:1], self._batch_size - real, axis=0)])
       if self._mesh is not None:
@@ -248,17 +287,23 @@ def _program(apply: Apply, treedef: Any, places: Mapping[str, list[int]], bucket
   return jax.vmap(one, in_axes=(None, 0, None, None))
 
 
+def _take(images: Any, rows: np.ndarray) -> np.ndarray:
+  """Rows in rising order, as a slice where they are one."""
+  whole = rows[-1] - rows[0] + 1 == len(rows)
+  return np.asarray(images[rows[0] : rows[-1] + 1] if whole else images[rows])
+
+
 @jax.jit
-def _product(x: jax.Array) -> jax.Array:
-  return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+  return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def gram(x: np.ndarray, what: str) -> np.ndarray:
-  """[n, n] float32 inner products of rows."""
-  products = np.asarray(_product(x))
-  if not np.isfinite(products).all():
+def products(x: np.ndarray, y: np.ndarray, what: str) -> np.ndarray:
+  """[n, m] float32 inner products of the rows of x with those of y."""
+  found = np.asarray(_product(x, y))
+  if not np.isfinite(found).all():
     raise ValueError(f"gradients of {what} are not finite; check params and images")
-  return products
+  return found
 
 
 def unit_labels(params: PyTree, units: Mapping[str, tuple[str, ...]]) -> PyTree:

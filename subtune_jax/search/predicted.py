@@ -89,17 +89,31 @@ class Predictor:
     rest, held = self.folds[fold]
     first = self._place(fold) if units else None
     best = None
+    columns = self._columns(rest)
     for rate in self.rates if units else self.rates[:1]:
       kernel = self.kernel(units, rest, rate)
-      own = kernel[np.ix_(rest, rest)]
-      found = ridge.fit(own, self.residual(units, rest), self.groups[rest], self.strengths, first)
+      found = self._fit(kernel, columns, rest, self.residual(units, rest), first)
       if best is None or found.error < best[0].error:
-        best = found, rate, ridge.centre_others(kernel[np.ix_(held, rest)], own)
-    found, rate, others = best
+        best = found, rate, kernel
+    found, rate, kernel = best
     if not units:
       self._places[fold] = found.place
     self.choices[units, fold] = Choice(rate, found.strength, found.error)
-    return self.start_of(units)[held] + found.mean + others @ found.dual
+    fitted = kernel[np.ix_(rest, columns)]
+    return self.start_of(units)[held] + found.predict(kernel[np.ix_(held, columns)], fitted)
+
+  def _fit(self, kernel, columns, rest, targets, first) -> ridge.Fit:
+    """Of the images `rest`, by the columns that are among them."""
+    own, groups = kernel[np.ix_(rest, columns)], self.groups[rest]
+    if self.kernels.landmarks is None:
+      return ridge.fit(own, targets, groups, self.strengths, first)
+    of_landmarks = kernel[np.ix_(self.kernels.landmarks[columns], columns)]
+    return ridge.fit_landmarks(own, of_landmarks, targets, groups, self.strengths)
+
+  def _columns(self, rest: np.ndarray) -> np.ndarray:
+    """The columns of the kernels that are of the images `rest`."""
+    landmarks = self.kernels.landmarks
+    return rest if landmarks is None else np.flatnonzero(np.isin(landmarks, rest))
 
   def _place(self, fold: int) -> int:
     """The place of the head's own strength, from which those of sets are sought downhill."""
@@ -116,7 +130,7 @@ class Predictor:
     return self.targets[rows] - self.start_of(units)[rows]
 
   def head(self, units: scores.Units) -> np.ndarray:
-    """[n, n] inner products of the features that the head of a set reads.
+    """[n, m] inner products of the features that the head of a set reads, m columns.
 
     To first order each unit's own statistics add what they change; exact for one unit.
     """
@@ -130,20 +144,25 @@ class Predictor:
       own = base + sum(changed) if changed else base
       head = self.kernels.head
       if changed:
-        head = kernels_lib.gram(own, f"the features of {' + '.join(units)}")
+        head = self.kernels.features_gram(own, f"the features of {' + '.join(units)}")
       start = np.zeros_like(self.targets) if self.start is None else self.start(own)
       self._last = units, head, np.asarray(start, np.float64)
     return self._last[1:]
 
   def kernel(self, units: scores.Units, rest: np.ndarray, rate: float = 1.0) -> np.ndarray:
-    """[n, n] K_S; each part has the centred trace len(rest) on the rows `rest`, times its eta."""
+    """[n, m] K_S; each part has the mean centred square length 1, times its eta, on the rows `rest`
+    (with landmarks, on those among them).
+    """
     for name in units:
       choices.check("unit", name, self.names)
+    columns = self._columns(rest)
+    rows = rest if self.kernels.landmarks is None else self.kernels.landmarks[columns]
+    own = np.ix_(rows, columns)
     head = self.head(units)
-    total = head * _weight(head, rest)
+    total = head * _weight(head[own])
     for name in units:
-      own = self.kernels.groups[name]
-      total = total + own * np.float32(rate * _weight(own, rest))
+      part = self.kernels.groups[name]
+      total = total + part * np.float32(rate * _weight(part[own]))
     return total
 
   def _cell(self, units: scores.Units, fold: int) -> np.ndarray:
@@ -156,12 +175,17 @@ class Predictor:
     return self._cells[units, fold]
 
   def _check(self, count: int) -> None:
-    shape = np.shape(self.kernels.head)
-    if shape != (count, count) or self.groups.shape != (count,):
+    shape, landmarks = np.shape(self.kernels.head), self.kernels.landmarks
+    columns = count if landmarks is None else len(landmarks)
+    if shape != (count, columns) or self.groups.shape != (count,):
       raise ValueError(
         f"kernels of {shape[0]} images, {count} labels and {len(self.groups)} groups; all need one "
         "for each image, in one order"
       )
+    if landmarks is not None:
+      fewest = min(len(self._columns(rest)) for rest, _ in self.folds)
+      if fewest < 2:
+        raise ValueError(f"a fold has {fewest} of {columns} landmarks; give more, or None for all")
     if self.kernels.base is None and (self.start or self.kernels.features):
       raise ValueError("kernels.base is None; start and kernels.features need the features in it")
     if not self.rates or not min(self.rates) > 0:
@@ -177,9 +201,9 @@ class Predictor:
     return shape[1]
 
 
-def _weight(kernel: np.ndarray, rows: np.ndarray) -> np.float32:
-  """1 / the mean diagonal of the kernel centred on the rows; 0 where they are all alike."""
-  own = kernel[np.ix_(rows, rows)].astype(np.float64)
-  mean, diagonal = own.mean(), own.trace() / len(rows)
+def _weight(kernel: np.ndarray) -> np.float32:
+  """1 / the mean diagonal of the centred kernel; 0 where the images are all alike."""
+  own = kernel.astype(np.float64)
+  mean, diagonal = own.mean(), own.trace() / len(own)
   alike = diagonal - mean <= 1e-6 * abs(diagonal)
   return np.float32(0.0 if alike else 1 / (diagonal - mean))

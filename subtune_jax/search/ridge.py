@@ -5,6 +5,9 @@ H Y with H = 11'/m + Kc (Kc + l I)^-1. H is the smoother of a penalised least-sq
 the residual of a group G of images under the fit without it is (I - H_GG)^-1 (Y - HY)_G, exactly,
 and no group is refitted. With A = (Kc + l I)^-1, I - H = l A - 11'/m: one Cholesky factor and its
 inverse serve a strength l. All in float64.
+
+`fit_landmarks` is the same of the kernel that a sample of the images spans (Nystrom's method;
+Williams and Seeger, 2001), in primal form: one eigendecomposition serves all strengths.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +17,7 @@ import functools
 import numpy as np
 from scipy import linalg
 
+_ROUNDING = 1e-6  # of float32 products: eigenvalues below it, of the largest, are noise
 STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-8, 5))  # times the mean eigenvalue of Kc
 
 
@@ -22,7 +26,7 @@ class Fit:
   """A fitted ridge.
 
   Attributes:
-    dual: [m, classes]; a prediction is the mean plus centred kernel values times it.
+    dual: [k, classes], of the images that the kernel's columns are of; see `predict`.
     mean: [classes] of the targets.
     strength: the l that was chosen, in units of the kernel.
     error: mean squared residual of left-out groups at that strength.
@@ -35,18 +39,21 @@ class Fit:
   error: float
   place: int = 0
 
+  def predict(self, others: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """[j, classes] of other images, from their kernel values [j, k] and those of the fit [m, k]."""
+    return self.mean + (np.asarray(others, np.float64) - column_means(kernel)) @ self.dual
+
+
+def column_means(kernel: np.ndarray) -> np.ndarray:
+  """[k] means over rows, float64."""
+  return np.mean(kernel, axis=0, dtype=np.float64)
+
 
 def centre(kernel: np.ndarray) -> np.ndarray:
   """C K C of [m, m], float64."""
   kernel = np.asarray(kernel, np.float64)
   rows = kernel.mean(axis=0)
   return kernel - rows - rows[:, None] + rows.mean()
-
-
-def centre_others(others: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-  """Kernel values [k, m] of other images with the m, centred as `centre(kernel)` is."""
-  others, rows = np.asarray(others, np.float64), np.asarray(kernel, np.float64).mean(axis=0)
-  return others - others.mean(axis=1, keepdims=True) - rows + rows.mean()
 
 
 def group_rows(groups: np.ndarray) -> list[np.ndarray]:
@@ -75,17 +82,10 @@ def fit(
   Raises:
     ValueError: one group, a strength that is not above 0, or values that are not finite.
   """
-  members = group_rows(groups)
-  if len(members) < 2:
-    raise ValueError("all images are of one group; a strength is chosen by leaving out groups")
-  if not strengths or not min(strengths) > 0:
-    raise ValueError(f"strengths are {tuple(strengths)}; give at least one, each above 0")
-  if not (np.isfinite(kernel).all() and np.isfinite(targets).all()):
-    raise ValueError("a kernel or its targets are not finite")
+  members = _checked(kernel, targets, groups, strengths)
   mean = targets.mean(axis=0)
   centred = centre(kernel)
-  scale = max(float(np.trace(centred)) / len(centred), np.finfo(np.float64).tiny)
-  grid = sorted(scale * strength for strength in set(strengths))
+  grid = _grid(float(np.trace(centred)) / len(centred), strengths)
 
   @functools.cache
   def tried(place: int) -> tuple[float, np.ndarray]:
@@ -96,6 +96,61 @@ def fit(
   place = _descend(lambda place: tried(place)[0], len(grid), first)
   error, dual = tried(place)
   return Fit(dual, mean, grid[place], error, place)
+
+
+def fit_landmarks(
+  products: np.ndarray,
+  own: np.ndarray,
+  targets: np.ndarray,
+  groups: np.ndarray,
+  strengths: Sequence[float] = STRENGTHS,
+) -> Fit:
+  """`fit` with the kernel P W^-1 P' that k landmarks span; equal to it where they are all images.
+
+  Args:
+    products: P, [m, k] kernel values of the images with the landmarks.
+    own: W, [k, k] kernel values of the landmarks, which are among the images.
+    targets, groups, strengths: see `fit`; all strengths are tried.
+  """
+  members = _checked(products, targets, groups, strengths)
+  mean = targets.mean(axis=0)
+  y = targets - mean
+  values, vectors = linalg.eigh(np.asarray(own, np.float64))
+  kept = values > _ROUNDING * max(values[-1], np.finfo(np.float64).tiny)
+  root = vectors[:, kept] / np.sqrt(values[kept])
+  z = (products - column_means(products)) @ root
+  squares, turn = linalg.eigh(z.T @ z)
+  z = z @ turn  # the columns are orthogonal, of squared lengths `squares`
+  grid = _grid(float(squares.sum()) / len(z), strengths)
+  turned = z.T @ y
+  best = None
+  for place, strength in enumerate(grid):
+    shrunk = 1 / (np.maximum(squares, 0.0) + strength)
+    weights = shrunk[:, None] * turned
+    left = _of_groups(y - z @ weights, members, lambda rows, by=shrunk: (z[rows] * by) @ z[rows].T,
+                      lambda by=shrunk: np.square(z) @ by)  # fmt: skip
+    error = float(np.mean(np.square(left)))
+    if best is None or error < best.error:
+      best = Fit(root @ (turn @ weights), mean, strength, error, place)
+  return best
+
+
+def _checked(kernel, targets, groups, strengths) -> list[np.ndarray]:
+  """The positions of each group; raises what `fit` does."""
+  members = group_rows(groups)
+  if len(members) < 2:
+    raise ValueError("all images are of one group; a strength is chosen by leaving out groups")
+  if not strengths or not min(strengths) > 0:
+    raise ValueError(f"strengths are {tuple(strengths)}; give at least one, each above 0")
+  if not (np.isfinite(kernel).all() and np.isfinite(targets).all()):
+    raise ValueError("a kernel or its targets are not finite")
+  return members
+
+
+def _grid(mean_eigenvalue: float, strengths: Sequence[float]) -> list[float]:
+  """Strengths in units of the kernel, rising."""
+  scale = max(mean_eigenvalue, np.finfo(np.float64).tiny)
+  return sorted(scale * strength for strength in set(strengths))
 
 
 def _descend(error: Callable[[int], float], count: int, first: int | None) -> int:
@@ -136,12 +191,27 @@ def left_out(
     targets: [m, classes], centred.
     members: the positions of each group.
   """
-  count = len(targets)
-  residual = strength * (inverse @ targets)
+  # H = 11'/m + S, I - S = l A
+  return _of_groups(
+    strength * (inverse @ targets),
+    members,
+    lambda rows: np.eye(len(rows)) - strength * inverse[np.ix_(rows, rows)],
+    lambda: 1 - strength * np.diag(inverse),
+  )
+
+
+def _of_groups(
+  residual: np.ndarray,
+  members: Sequence[np.ndarray],
+  smoother: Callable[[np.ndarray], np.ndarray],
+  diagonal: Callable[[], np.ndarray],
+) -> np.ndarray:
+  """(I - H_GG)^-1 residual_G of every group, of H = 11'/m + S; S by its blocks and diagonal."""
+  count = len(residual)
   if len(members) == count:
-    return residual / (strength * np.diag(inverse) - 1 / count)[:, None]
+    return residual / (1 - diagonal() - 1 / count)[:, None]
   found = np.empty_like(residual)
   for rows in members:
-    own = strength * inverse[np.ix_(rows, rows)] - 1 / count
+    own = np.eye(len(rows)) - smoother(rows) - 1 / count
     found[rows] = np.linalg.solve(own, residual[rows])
   return found

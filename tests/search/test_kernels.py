@@ -91,6 +91,24 @@ def test_images_in_another_order_and_more_of_them_change_no_value():
   assert not np.allclose(seeded.groups["block0"], one.groups["block0"], rtol=1e-3)
 
 
+def test_landmarks_are_columns_of_the_whole():
+  apply, params, images, labels = network()
+  whole = kernels.gradient_kernels(apply, params, images, labels, batch_size=4, probes=2)
+  some = kernels.gradient_kernels(
+    apply, params, images, labels, batch_size=4, probes=2, landmarks=4
+  )
+  columns = some.landmarks
+  assert len(set(columns)) == 4
+  np.testing.assert_allclose(some.base, whole.base, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(some.head, whole.head[:, columns], rtol=1e-4, atol=1e-5)
+  for name, kernel in whole.groups.items():
+    np.testing.assert_allclose(
+      some.groups[name], kernel[:, columns], rtol=1e-3, atol=1e-4 * np.trace(kernel)
+    )
+  more = kernels.gradient_kernels(apply, params, images, labels, probes=1, landmarks=99)
+  assert more.landmarks is None
+
+
 def test_devices_share_the_batch():
   apply, params, images, labels = network()
   one = kernels.gradient_kernels(apply, params, images, labels, probes=1)
@@ -125,6 +143,7 @@ def test_an_nnx_state_has_kernels_too():
     ({"probes": 0}, "probes is 0"),
     ({"probes": np.eye(3)}, r"probes have shape \(3, 3\); the features need \[m, 8\]"),
     ({"batch_size": 0}, "batch_size is 0"),
+    ({"landmarks": 1}, "landmarks is 1; give at least 2"),
     ({"images": np.zeros((1, 16, 16, 3), np.float32)}, "1 images"),
     ({"labels": "frozen"}, "labels name no group"),
     ({"apply": lambda params, x: x}, r"apply gives \(1, 16, 16, 3\)"),

@@ -41,7 +41,7 @@ def test_the_ridge_is_that_of_scikit_learn():
   found = ridge.fit(x @ x.T, y, np.arange(COUNT), [0.3])
   assert found.strength == pytest.approx(0.3 * values.mean())
   wanted = linear_model.Ridge(alpha=found.strength).fit(x, y).predict(new)
-  ours = found.mean + ridge.centre_others(new @ x.T, x @ x.T) @ found.dual
+  ours = found.predict(new @ x.T, x @ x.T)
   np.testing.assert_allclose(ours, wanted, atol=1e-10)
 
 
@@ -69,6 +69,62 @@ def test_left_out_groups_equal_refits(groups):
   assert found.error == pytest.approx(errors[best], abs=1e-8)
   for first in range(3):  # three strengths have one valley here
     assert ridge.fit(kernel, y, groups, list(errors), first).strength == found.strength
+
+
+@pytest.mark.parametrize("groups", [np.arange(COUNT), GROUPS])
+def test_landmarks_give_the_ridge_of_the_kernel_that_they_span(groups):
+  x = RNG.normal(size=(COUNT, 60))
+  y = RNG.normal(size=(COUNT, 2))
+  kernel, new = x @ x.T, RNG.normal(size=(9, 60)) @ x.T
+  chosen = np.sort(RNG.permutation(COUNT)[:15])
+  own = kernel[np.ix_(chosen, chosen)]
+  spanned = kernel[:, chosen] @ np.linalg.solve(own, kernel[chosen])
+  wanted = ridge.fit(spanned, y, groups)
+  found = ridge.fit_landmarks(kernel[:, chosen], own, y, groups)
+  assert found.place == wanted.place
+  assert found.error == pytest.approx(wanted.error, rel=1e-6)
+  others = new[:, chosen] @ np.linalg.solve(own, kernel[chosen])
+  np.testing.assert_allclose(
+    found.predict(new[:, chosen], kernel[:, chosen]), wanted.predict(others, spanned), atol=1e-7
+  )
+  whole = ridge.fit_landmarks(kernel, kernel, y, groups)  # every image is one: nothing is lost
+  exact = ridge.fit(kernel, y, groups)
+  np.testing.assert_allclose(whole.predict(new, kernel), exact.predict(new, kernel), atol=1e-7)
+
+
+def test_predictions_from_landmarks_of_each_fold():
+  whole = make(groups=GROUPS)
+  landmarks = np.sort(RNG.permutation(COUNT)[:30])
+  cut = dataclasses.replace(
+    whole.kernels, head=whole.kernels.head[:, landmarks],
+    groups={n: k[:, landmarks] for n, k in whole.kernels.groups.items()}, landmarks=landmarks,
+  )  # fmt: skip
+  some = predicted.Predictor(cut, whole.labels, whole.folds, groups=GROUPS)
+  rest, held = some.folds[1]
+  columns = np.flatnonzero(np.isin(landmarks, rest))
+  rows = landmarks[columns]
+  kernel = some.kernel(("a", "c"), rest)
+  centred = np.eye(len(rows)) - 1 / len(rows)
+  one = kernel - whole.kernels.head[:, landmarks] * np.float32(
+    len(rows) / np.trace(centred @ whole.kernels.head[np.ix_(rows, rows)] @ centred)
+  )
+  assert np.trace(centred @ one[np.ix_(rows, columns)] @ centred) == pytest.approx(
+    2 * len(rows), rel=1e-4
+  )
+  own = kernel[np.ix_(rows, columns)]
+  found = ridge.fit_landmarks(kernel[np.ix_(rest, columns)], own, some.targets[rest], GROUPS[rest])
+  np.testing.assert_allclose(
+    some.outputs(("a", "c"), 1),
+    found.predict(kernel[np.ix_(held, columns)], kernel[np.ix_(rest, columns)]), atol=1e-9,
+  )  # fmt: skip
+  labels = whole.labels.copy()
+  labels[held] = (labels[held] + 1) % CLASSES
+  poisoned = predicted.Predictor(cut, labels, whole.folds, groups=GROUPS)
+  np.testing.assert_array_equal(poisoned.outputs(("b",), 1), some.outputs(("b",), 1))
+  few = dataclasses.replace(cut, landmarks=np.concatenate([held[:5], rest[:1]]),
+                            head=cut.head[:, :6])  # fmt: skip
+  with pytest.raises(ValueError, match="a fold has 1 of 6 landmarks"):
+    predicted.Predictor(few, whole.labels, whole.folds[1:2])
 
 
 def test_a_set_is_a_ridge_on_the_sum_of_its_scaled_kernels():

@@ -41,6 +41,8 @@ def default() -> ml_collections.ConfigDict:
   search.ranks = ()
   search.propose = 0  # of "predicted": race so many sets of the highest predicted accuracy; 0: none
   search.probes = 4  # of "predicted": random combinations of the features; more cost more time
+  # Of "predicted": above so many images the kernels are spanned by a random sample of that size.
+  search.landmarks = 1000
   # Of "predicted": weights of a block's kernel beside the head's, to choose from.
   search.eta = (1.0,)
   # Of "predicted", of BatchNorm: "candidate", "running", "images" (docs/selection.md); empty: as
@@ -196,6 +198,8 @@ def _check_predicted(search: Any) -> None:
     raise ValueError(
       f"search.probes is {search.probes}, search.propose {search.propose}; give at least 1 and 0"
     )
+  if search.landmarks < 2:
+    raise ValueError(f"search.landmarks is {search.landmarks}; give at least 2 images")
   if not search.eta or not min(search.eta) > 0:
     raise ValueError(f"search.eta is {tuple(search.eta)}; give at least one weight, each above 0")
   if search.propose and "predicted" not in search.kinds:

@@ -64,8 +64,9 @@ def predict(
   """
   search = config.search
   options = kernel_store.Options(
-    search.probes, statistics=_statistics(search), batch_size=engine.batch_size
-  )
+    search.probes, statistics=_statistics(search), batch_size=engine.batch_size,
+    landmarks=search.landmarks,
+  )  # fmt: skip
   line(
     f"gradients of {len(problem.train):,} images by {search.probes} random probes, for "
     f"{len(problem.network.names)} units; nothing is trained"
