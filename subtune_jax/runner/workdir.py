@@ -47,6 +47,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Lines "field: old -> new" for the fields that decide the result."""
+  sections = _new_sections(old)
   old, new = files.flatten(old), files.flatten(new)
   for name, values in _RENAMED.items():
     old[name] = values.get(old.get(name), old.get(name))
@@ -55,9 +56,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
     for name in sorted(set(old) | set(new))
     if name not in _FREE_FIELDS
-    and name.partition(".")[0] not in _FREE_SECTIONS
+    and name.partition(".")[0] not in (*_FREE_SECTIONS, *sections)
     and old.get(name) != new.get(name)
   ]
+
+
+def _new_sections(old: Mapping[str, Any]) -> tuple[str, ...]:
+  """Of methods that are younger than the run: that one runs is seen in the field `methods`."""
+  from subtune_jax import methods  # see optional_fields
+
+  return tuple(name for name in methods.DECLARED if name not in old)
 
 
 def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
