@@ -63,6 +63,7 @@ def test_performance_per_parameter():
   assert measures.performance_per_parameter(0.7, 10**7) == pytest.approx(0.7 * np.exp(-np.log10(2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_training_says_what_its_steps_took(devices):
   model, variables = small()

@@ -95,7 +95,7 @@ def _costs(summary: Summary) -> Section:
   """What a method takes beside parameters and seconds."""
   names = document_lib.methods(summary.titles)
   header = [
-    "Costs", Cell("Memory of a step", plain="memory"), Cell("Step, ms", plain="ms a step"),
+    "Method", Cell("Memory of a step", plain="memory"), Cell("Step, ms", plain="ms a step"),
     Cell("One more task, M multiply-adds", plain="M multiply-adds of one more task"), "PPT",
   ]  # fmt: skip
   rows = [

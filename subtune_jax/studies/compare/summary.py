@@ -38,15 +38,15 @@ class Row:
     trained_params: parameters trained in its largest stage.
     seconds: wall time of one training.
     compile_seconds: time of one training spent compiling.
+    setting: which number was chosen on the validation split: "learning_rate" or "l2".
+    value: the value chosen.
+    at_edge: whether it is the first or last value tried, so that a better one may lie outside.
+    moved: |theta - theta0| / |theta0| over the backbone, a fraction.
     step_bytes: memory of a step on one device, the largest of its trainings.
     step_milliseconds: time of a step.
     fork_macs: multiply-adds that one more such task adds to the inference of one image. These three
       are nan where they are not known, as in older records, and without steps.
     ppt: accuracy in distribution per parameter, see `measures.performance_per_parameter`.
-    setting: which number was chosen on the validation split: "learning_rate" or "l2".
-    value: the value chosen.
-    at_edge: whether it is the first or last value tried, so that a better one may lie outside.
-    moved: |theta - theta0| / |theta0| over the backbone, a fraction.
   """
 
   name: str
@@ -55,14 +55,14 @@ class Row:
   trained_params: int
   seconds: float
   compile_seconds: float
-  step_bytes: float
-  step_milliseconds: float
-  fork_macs: float
-  ppt: float
   setting: str
   value: float
   at_edge: bool
   moved: float
+  step_bytes: float = np.nan
+  step_milliseconds: float = np.nan
+  fork_macs: float = np.nan
+  ppt: float = np.nan
 
 
 @dataclasses.dataclass(frozen=True)
