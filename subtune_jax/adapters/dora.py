@@ -69,7 +69,8 @@ class DoRA(lora.LoRA):
   ) -> jax.Array:
     """m / |W + scaling B A|, shaped as the kernel with 1 for its inputs.
 
-    Both lengths are taken in one reduction: equal kernels give the same bits.
+    Both lengths are taken in one reduction: equal kernels give the same bits. It is 1 where
+    W + scaling B A has no length: pretrained networks have outputs without a weight.
     """
     geometry = target.layer
     kernel = jax.lax.stop_gradient(kernel.astype(jnp.float32))
@@ -77,7 +78,8 @@ class DoRA(lora.LoRA):
     base, new = jax.vmap(geometry.norms)(jnp.stack([kernel, changed]))
     magnitude = leaves["magnitude"].astype(jnp.float32)
     added = magnitude.reshape(self._in_order(geometry, base.shape))
-    return (base + _moved(geometry, added)) / new
+    some = new > 0
+    return jnp.where(some, (base + _moved(geometry, added)) / jnp.where(some, new, 1.0), 1.0)
 
   def _in_order(self, geometry: layer_lib.Geometry, shape: tuple[int, ...]) -> tuple[int, ...]:
     order = (*geometry.batch, *geometry.outputs, *geometry.inputs)

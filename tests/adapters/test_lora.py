@@ -189,3 +189,22 @@ def test_dropout_is_drawn_where_there_is_a_key(net, base):
   a, b = (apply(trained, rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
   assert np.abs(a - b).max() > 1e-3
   assert np.array_equal(apply(trained), apply(trained))
+
+
+def test_dora_takes_outputs_whose_weights_are_all_zero():
+  """As some channels of EfficientNet-Lite0's ImageNet weights."""
+  x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
+  model = models.Small()
+  variables = model.init(jax.random.key(1), x)
+  first = lambda leaf: leaf.at[..., 0].set(0.0) if leaf.ndim > 1 else leaf  # noqa: E731
+  variables = jax.tree.map(first, variables)
+  adapted, tree = adapters.add(model, variables, adapters.DoRA("*", rank=2), jax.random.key(2), x)
+  assert np.array_equal(adapted.apply(variables, tree, x), model.apply(variables, x))
+  loss = lambda tree: jnp.sum(jnp.square(adapted.apply(variables, tree, x) - 1.0))  # noqa: E731
+  step = jax.jit(lambda tree: jax.tree.map(lambda x, g: x - 1e-3 * g, tree, jax.grad(loss)(tree)))
+  start = loss(tree)
+  for _ in range(2):
+    tree = step(tree)
+  assert float(loss(tree)) < float(start)  # false of NaN too
+  for leaf in jax.tree.leaves(adapted.merge(variables["params"], tree)):
+    assert np.isfinite(leaf).all()
