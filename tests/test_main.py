@@ -70,6 +70,8 @@ def results(workdir: pathlib.Path) -> tuple[dict, dict]:
     del record[name]
   for row in record["trainings"]:
     del row["seconds"], row["compile_seconds"]
+    if row["step"] is not None:
+      assert row["step"].pop("milliseconds") > 0
   logits = {p.name: np.load(p)["logits"] for p in sorted((workdir / "logits").glob("*.npz"))}
   return record, logits
 

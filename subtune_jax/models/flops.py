@@ -4,7 +4,7 @@ Convolutions and matrix products count; what is elementwise, normalises or pools
 the padding count, as they do in the literature's figures. One multiply-add is two FLOPs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import math
 from typing import Any, NamedTuple
 
@@ -69,6 +69,11 @@ def _trace(
   program, (y, variables) = jax.make_jaxpr(run, return_shape=True)(key, x)
   leaves = jax.tree.leaves(variables.get("params", {}))
   return y, _macs(program.jaxpr), sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def count(function: Callable[..., Any], *arguments: Any) -> int:
+  """Returns the multiply-adds of a function of arrays, or of their shapes."""
+  return _macs(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def _macs(jaxpr: Any) -> int:

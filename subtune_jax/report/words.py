@@ -1,6 +1,6 @@
 """Numbers and lists as a reader sees them, in tables, sentences and figures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 
 from subtune_jax.report import estimate
@@ -32,6 +32,11 @@ def num_bytes(count: float) -> str:
 
 def seconds(value: float) -> str:
   return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def known(value: float, text: Callable[[float], str]) -> str:
+  """`text` of a number, "" of nan."""
+  return "" if math.isnan(value) else text(value)
 
 
 def duration(value: float) -> str:

@@ -9,6 +9,7 @@ DeLong et al., 1988). They pair and group like right answers (`intervals.paired_
 
 from collections.abc import Callable
 import dataclasses
+import math
 
 import numpy as np
 
@@ -92,3 +93,13 @@ MEASURES = (
   Measure("AUROC", auroc),
   Measure("ECE", ece, lower=True),
 )
+
+
+def performance_per_parameter(accuracy: float, trained_params: int) -> float:
+  """M exp(-log10(P / 10^7 + 1)), the score of V-PETL Bench (Xin et al., NeurIPS 2024).
+
+  Args:
+    accuracy: M, a fraction; the score is one too.
+    trained_params: P, without the head's.
+  """
+  return accuracy * math.exp(-math.log10(trained_params / 1e7 + 1))

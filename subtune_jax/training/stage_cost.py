@@ -156,7 +156,7 @@ class Meter:
     jax.block_until_ready(state)
     seconds, _ = watch.lap()
     rates = 0.0 if solver.rates is None else rates
-    return seconds / len(used), rates, _bytes(ready.program)
+    return seconds / len(used), rates, ready.nbytes
 
   def _probe(self, training, index: int, plan) -> StageCost:
     """Reads one batch, and fits random features of the real number and width."""
@@ -196,12 +196,3 @@ def _fit_seconds(engine, solver: methods.LBFGS, labels: np.ndarray, width: int) 
     logging.set_verbosity(said)
   seconds, _ = watch.lap()
   return seconds
-
-
-def _bytes(program: Any) -> int | None:
-  """What a compiled program takes with its arguments and results."""
-  found = program.memory_analysis() if hasattr(program, "memory_analysis") else None
-  if found is None:
-    return None
-  kept = found.output_size_in_bytes - found.alias_size_in_bytes
-  return found.argument_size_in_bytes + found.temp_size_in_bytes + kept

@@ -184,11 +184,12 @@ def gradient_stage(
   inputs, validation = stage_inputs.of_stage(training, plan)
   epochs = solver.epochs
   resumed = found if found and found.note["stage"] == index else None
-  state, fixed, run_epoch, set_rates, *_ = stage_steps.prepare(
-    training, index, plan, inputs, resumed
-  )
+  ready = stage_steps.prepare(training, index, plan, inputs, resumed)
+  state, fixed, set_rates = ready.state, ready.fixed, ready.set_rates
+  cost = training.stages[index].setdefault("step", {"number": 0, "seconds": 0.0})
+  cost["bytes"] = _step_bytes(ready, inputs, validation)
   run_epoch = lolsgd.over_runs(
-    solver, run_epoch, inputs.labels, [training.seed, index], engine.mesh
+    solver, _timed(ready.run_epoch, cost), inputs.labels, [training.seed, index], engine.mesh
   )
   first_epoch = resumed.note["epoch"] if resumed else 0
   for epoch in range(first_epoch, epochs):
@@ -214,6 +215,29 @@ def gradient_stage(
 def _whole(state: step_lib.TrainState, fixed: PyTree) -> PyTree:
   """The whole variables as other stages and callers take them."""
   return frozen_storage.widened(_current(state, fixed))
+
+
+def _timed(run_epoch: Callable, cost: dict[str, Any]) -> Callable:
+  """The same, that adds its steps and their seconds to `cost`."""
+
+  def run_(state: Any, order: np.ndarray, epoch: int) -> Any:
+    watch = timing.Watch()
+    state, metrics = jax.block_until_ready(run_epoch(state, order, epoch))
+    cost["seconds"] += watch.lap()[0]
+    cost["number"] += len(order)
+    return state, metrics
+
+  return run_
+
+
+def _step_bytes(
+  ready: stage_steps.Ready, inputs: stage_inputs.Inputs, validation: stage_inputs.Inputs | None
+) -> int | None:
+  """Of the step, and of activations that are kept of the validation set beside it."""
+  beside = 0
+  if validation is not None and validation.start is not None and validation.x is not inputs.x:
+    beside = validation.x.nbytes
+  return None if ready.nbytes is None else ready.nbytes + beside
 
 
 def _measured(metrics: Any, num_seen: int) -> dict[str, float]:

@@ -46,6 +46,19 @@ class Ready(NamedTuple):
   program: Any
   scan: bool
 
+  @property
+  def nbytes(self) -> int | None:
+    """What the program takes with its arguments and results, on one device.
+
+    None where the compiler does not say, and where it is in pieces.
+    """
+    program = self.program
+    found = program.memory_analysis() if hasattr(program, "memory_analysis") else None
+    if found is None:
+      return None
+    kept = found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.argument_size_in_bytes + found.temp_size_in_bytes + kept
+
 
 def epoch_order(
   seed: int, stage: int, epoch: int, n: int, batch_size: int, steps: int = 0

@@ -207,3 +207,67 @@ def test_the_others_are_those_of_torch(name):
     back = adapted.unmerge(merged, {path: {name: leaves}})
     np.testing.assert_allclose(back["mlp"]["in"]["kernel"], own["kernel"], atol=1e-5)
     np.testing.assert_allclose(back["mlp"]["in"]["bias"], own["bias"], atol=1e-5)
+
+
+# ------------------------------------------------------------------ VPT, as its authors lay tokens
+
+
+class Attention(nn.Module):
+  """One head that mixes all tokens."""
+
+  @nn.compact
+  def __call__(self, x):
+    q, k, v = (nn.Dense(WIDTH, name=name)(x) for name in "qkv")
+    return x + nn.softmax(q @ k.swapaxes(1, 2)) @ v
+
+
+class Blocks(nn.Module):
+  """Three blocks of tokens."""
+
+  @nn.compact
+  def __call__(self, x):
+    for name in ("first", "second", "third"):
+      x = Attention(name=name)(x)
+    return x
+
+
+def attention(params, x):
+  q, k, v = (x @ tensor(params[n]["kernel"]) + tensor(params[n]["bias"]) for n in "qkv")
+  return x + torch.softmax(q @ k.transpose(1, 2), -1) @ v
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_prompts_and_their_gradients_are_those_of_torch(deep):
+  """Behind the class token; shallow ones run through all blocks, deep ones are put in anew."""
+  random, count = np.random.default_rng(0), 3
+  x = random.standard_normal((2, TOKENS, WIDTH)).astype(np.float32)
+  model = Blocks()
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+  rule = adapters.VPT("/*", prompts=count, deep=deep)
+  adapted, tree = adapters.add(model, variables, rule, jax.random.key(1), x)
+  assert sorted(path for path, own in tree.items() if own.get("vpt")) == (
+    ["first", "second", "third"] if deep else ["first"]
+  )
+  tree = jax.tree.map(lambda v: random.standard_normal(v.shape).astype(np.float32), tree)
+
+  def loss(tree):
+    y = adapted.apply(variables, tree, x)
+    return jnp.mean(y**2), y
+
+  (_, y), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree)
+  prompts = {
+    path: tensor(own["vpt"]["prompts"]).requires_grad_() for path, own in tree.items() if own
+  }
+  tokens = tensor(x)
+  for name in ("first", "second", "third"):
+    if name in prompts:
+      rest = tokens if name == "first" else torch.cat([tokens[:, :1], tokens[:, 1 + count :]], 1)
+      own = prompts[name].expand(2, -1, -1)
+      tokens = torch.cat([rest[:, :1], own, rest[:, 1:]], 1)
+    tokens = attention(variables["params"][name], tokens)
+  wanted = torch.cat([tokens[:, :1], tokens[:, 1 + count :]], 1)
+  (wanted**2).mean().backward()
+  np.testing.assert_allclose(y, array(wanted), atol=1e-5)
+  for path, own in prompts.items():
+    assert float(own.grad.abs().max()) > 1e-4
+    np.testing.assert_allclose(gradient[path]["vpt"]["prompts"], array(own.grad), atol=1e-6)

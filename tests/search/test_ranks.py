@@ -117,17 +117,22 @@ def trainer(own, folder, **fields):
   return evaluator.Evaluator(problem, recipe(own), small.engine(net), store.Store(folder), **fields)
 
 
-def by_hand(problem, units, fold):
-  """Right answers of LoRA as one would write it without the search; no activation is shared."""
+def lora_by_hand(problem, units, train, validation, rate=1e-2):
+  """(engine, training) of LoRA as one would write it without the search; nothing is shared."""
   own, net = problem.network, small.model()
   pattern = {f"/{block}": rank for block, rank in own.pattern(units).items()}
   rule = adapters.LoRA(tuple(pattern), rank=8, alpha=8.0, rank_pattern=pattern)
   model, variables = adapted.add(net, problem.variables, rule, jax.random.key(0))
+  method = methods.adapter_tuning(rate, epochs=3, norm_mode="running")
+  engine = dataclasses.replace(small.engine(net), model=model, in_pieces=False)
+  return engine, loop.fit(engine, variables, method, train, validation, seed=problem.seeds[0])
+
+
+def by_hand(problem, units, fold, rate=1e-2):
+  """Right answers of a fold."""
   rest, held = problem.folds[fold]
   train, test = problem.train.subset(rest), problem.train.subset(held)
-  method = methods.adapter_tuning(1e-2, epochs=3, norm_mode="running")
-  engine = dataclasses.replace(small.engine(net), model=model, in_pieces=False)
-  result = loop.fit(engine, variables, method, train, None, seed=problem.seeds[0])
+  engine, result = lora_by_hand(problem, units, train, None, rate)
   right = evaluate.predictions(engine.predict(result.variables, test.images)) == test.labels
   return np.asarray(right, float)
 
@@ -140,6 +145,32 @@ def test_scores_are_those_of_trainings_by_hand(tmp_path):
   np.testing.assert_array_equal(cell, by_hand(made.problem, units, 1))
   keys = {made.key(own, 0, 0) for own in every_set(own)}
   assert len(keys) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("units", [("early=1", "late=4"), ("late=1",)])
+def test_learning_rates_of_ranks_are_chosen_inside_a_fold(tmp_path, units):
+  """Each fold's by its training part alone, then all of that is trained at the chosen rate."""
+  rates = (1e-3, 1e-1)
+  own = network((4, 1))
+  made = trainer(own, tmp_path)
+  ways = {
+    rate: lambda blocks, rate=rate: methods.adapter_tuning(rate, epochs=3, norm_mode="running")
+    for rate in rates
+  }
+  given = dataclasses.replace(made.recipe, by_rate=ways)
+  made = evaluator.Evaluator(made.problem, given, small.engine(small.model()), made.store)
+  problem, found = made.problem, made.evaluate([units])[units]
+  for row in made.rows(units):
+    kept, inner = (problem.train.subset(rows) for rows in problem.inner(row["fold"]))
+    last = [lora_by_hand(problem, units, kept, inner, r)[1].history[-1] for r in rates]
+    assert row["inner_accuracy"] == [one["validation_accuracy"] for one in last]
+    best = min(
+      range(2), key=lambda i: (-last[i]["validation_accuracy"], last[i]["validation_loss"])
+    )
+    assert row["learning_rate"] == rates[best]
+    wanted = by_hand(problem, units, row["fold"], rates[best])
+    np.testing.assert_array_equal(found.cells[row["fold"]], wanted)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What a stage will take: the arithmetic by hand, and that nothing is compiled twice."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,12 +76,23 @@ def test_the_training_compiles_no_step_again(monkeypatch, method):
   monkeypatch.setattr(step_lib, "compile_step", watched)
   engine, variables, train, validation = meter(batch_size=10)  # not that of another test
   before = [x.copy() for x in leaves(variables)]
-  stage_cost.Meter(engine, variables, train, validation).stages(method)
+  *_, cost = stage_cost.Meter(engine, variables, train, validation).stages(method)
   measured = len(compiled)
-  loop.fit(engine, variables, method, train, validation)
+  *_, stage = loop.fit(engine, variables, method, train, validation).stages
   assert measured == 1
   assert len(compiled) > measured
   assert compiled[measured:] == [0.0] * (len(compiled) - measured)
+  solver = method[-1].solver
+  assert stage["step"]["number"] == solver.epochs * (len(train.labels) // 10)
+  assert stage["step"]["seconds"] > 0
+  beside = 0  # kept of the validation images
+  if method is LATE:
+    first = stage["blocks"][0]
+    x = jnp.zeros((len(validation.labels), *validation.images.shape[1:]))
+    kept = jax.eval_shape(lambda: engine.model.apply(variables, x, stop=first))
+    beside = kept.size * kept.dtype.itemsize
+    assert beside > 0
+  assert stage["step"]["bytes"] == cost.nbytes + beside
   for old, new in zip(before, leaves(variables), strict=True):  # nothing was trained
     np.testing.assert_array_equal(old, new)
 

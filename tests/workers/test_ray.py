@@ -145,7 +145,8 @@ def comparison(workers):
 def without_times(value):
   """A record less what differs between two runs of the same."""
   if isinstance(value, dict):
-    skipped = ("seconds", "compile_seconds", "created", "workers", "data_wait", "command")
+    skipped = ("seconds", "compile_seconds", "created", "workers", "data_wait", "command",
+               "milliseconds")  # fmt: skip
     return {k: without_times(v) for k, v in value.items() if k not in skipped}
   return [without_times(v) for v in value] if isinstance(value, list) else value
 

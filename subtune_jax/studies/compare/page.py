@@ -23,6 +23,15 @@ _COLUMNS = (
   "validation split. Weights moved: how far the backbone's weights went from the pretrained ones, "
   "as a share of their length."
 )
+_COSTS = (
+  "Memory of a step: on one device, by the compiler's count: the training images or what is kept "
+  "of them before the first trained block, weights, the optimizer's state, activations, gradients; "
+  "and what is kept of the validation images. Step: without compiling and without reading the "
+  "validation images. Both of the stage that trains the most; empty where a head is solved without "
+  "steps. One more task: what it adds to the inference of an image where the frozen network runs "
+  "anyway. PPT: accuracy in distribution, %, times exp(-log10(P / 10 M + 1)), P the parameters "
+  "trained beside the head's (V-PETL Bench)."
+)
 _MEASURES = (
   "Balanced accuracy: the mean over classes of the share of their images that is answered rightly. "
   "Macro F1: the mean over classes. AUROC: the mean over classes of the area under the ROC curve, "
@@ -79,7 +88,27 @@ def results(summary: Summary, title: str = "Results") -> Section:
         *[""] * 4,
       ]
     )
-  return Section(title, [Table(header, rows), *notes])
+  return Section(title, [Table(header, rows), *notes, _costs(summary)])
+
+
+def _costs(summary: Summary) -> Section:
+  """What a method takes beside parameters and seconds."""
+  names = document_lib.methods(summary.titles)
+  header = [
+    "Method", Cell("Memory of a step", plain="memory"), Cell("Step, ms", plain="ms a step"),
+    Cell("One more task, M multiply-adds", plain="M multiply-adds of one more task"), "PPT",
+  ]  # fmt: skip
+  rows = [
+    [
+      names[row.name],
+      words.known(row.step_bytes, words.num_bytes),
+      words.known(row.step_milliseconds, words.seconds),
+      words.known(row.fork_macs / 1e6, lambda value: f"{value:.3g}"),
+      words.percent(row.ppt),
+    ]
+    for row in summary.rows
+  ]
+  return Section("Costs", [Table(header, rows), Text(_COSTS, tone="quiet")], level=3)
 
 
 def differences(summary: Summary) -> list[Section]:

@@ -76,6 +76,7 @@ _TRAINING = {
   "moved": fields.MAYBE_NUMBER,
   "history": list,
 }
+_STEP = {"milliseconds": fields.NUMBER, "bytes": (int, type(None))}
 _HISTORY = {
   "stage": int,
   "epoch": fields.NUMBER,
@@ -197,6 +198,8 @@ def _check_record(record: Any, where: str) -> None:
   for i, training in enumerate(record["trainings"]):
     fields.check_fields(training, _TRAINING, f"{where}: trainings[{i}]")
     fields.check_one_of(training["method"], names, f"{where}: trainings[{i}].method")
+    if training.get("step") is not None:  # absent in older records
+      fields.check_fields(training["step"], _STEP, f"{where}: trainings[{i}].step")
     for j, row in enumerate(training["history"]):
       fields.check_fields(row, _HISTORY, f"{where}: trainings[{i}].history[{j}]")
   for name in [data["id"], *data["ood"]]:
@@ -209,6 +212,8 @@ def _check_method(
   method: Mapping[str, Any], backbone: Mapping[str, Any], chosen_by: Mapping[str, Any], where: str
 ) -> None:
   blocks = [*backbone["block_names"], block_strip.HEAD]
+  if "fork_macs" in method:  # absent in older records
+    fields.check_fields(method, {"fork_macs": fields.NUMBER}, where)
   for i, stage in enumerate(method["stages"]):
     fields.check_fields(stage, _STAGE, f"{where}: stages[{i}]")
     for block in stage["blocks"]:

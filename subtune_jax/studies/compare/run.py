@@ -17,6 +17,7 @@ import numpy as np
 
 from subtune_jax import data, files, methods, processes
 from subtune_jax.data import choices, preprocess, shifts
+from subtune_jax.models import forks
 from subtune_jax.report import document, terminal
 from subtune_jax.runner import (
   choice,
@@ -332,7 +333,7 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
       "attribution": "; ".join(filter(None, (data.attribution(t.name) for t in tests_read))),
     },
     "methods": [
-      _method_row(name, result, run.engine.model.block_names) for name, result in chosen.items()
+      _method_row(run, name, result) for name, result in chosen.items()
     ],
     "trainings": rows,
   }  # fmt: skip
@@ -343,11 +344,25 @@ def _training_row(row: Row, scores: Sequence[str], test: Row | None = None) -> R
   names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "moved", "history",
            "key", *(name for name in scores if name != "validation_loss"))  # fmt: skip
   out = {name: row[name] for name in names} | {"chosen": test is not None}
+  out["step"] = _step_row(row["stages"])
   return out | ({} if test is None else {"test": test})
 
 
-def _method_row(name: str, result: Row, block_names: Sequence[str]) -> Row:
+def _step_row(stages: Sequence[Row]) -> Row | None:
+  """Time and memory of a step of the stage that trains the most by steps; None without one."""
+  took = [stage for stage in stages if stage.get("step", {}).get("number")]
+  if not took:
+    return None
+  step = max(took, key=lambda stage: stage["trained_params"])["step"]
+  each = 1e3 * step["seconds"] / step["number"]
+  return {"milliseconds": round(each, 3), "bytes": step["bytes"]}
+
+
+def _method_row(run: trainings.Run, name: str, result: Row) -> Row:
   best, grid = result["chosen"][0], result["grid"]
+  block_names = run.engine.model.block_names
+  engine, pretrained = run.network_of(name)
+  trained = {block for stage in best["stages"] for block in stage["blocks"]}
   stages = best.get("selection", best["stages"])
   setting, value = "learning_rate", result["learning_rate"]
   edge = choice.at_edge(grid, value)
@@ -365,5 +380,6 @@ def _method_row(name: str, result: Row, block_names: Sequence[str]) -> Row:
       for stage in stages
     ],  # of the backbone, not of what a method puts beside it
     "trained_params": max(stage["trained_params"] for stage in stages),
+    "fork_macs": forks.macs(engine.model, pretrained.variables, trained),
     **({"selection": stages[-1]["selection"]} if "selection" in stages[-1] else {}),
   }  # fmt: skip

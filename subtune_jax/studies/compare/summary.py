@@ -42,6 +42,11 @@ class Row:
     value: the value chosen.
     at_edge: whether it is the first or last value tried, so that a better one may lie outside.
     moved: |theta - theta0| / |theta0| over the backbone, a fraction.
+    step_bytes: memory of a step on one device, the largest of its trainings.
+    step_milliseconds: time of a step.
+    fork_macs: multiply-adds that one more such task adds to the inference of one image. These three
+      are nan where they are not known, as in older records, and without steps.
+    ppt: accuracy in distribution per parameter, see `measures.performance_per_parameter`.
   """
 
   name: str
@@ -54,6 +59,10 @@ class Row:
   value: float
   at_edge: bool
   moved: float
+  step_bytes: float = np.nan
+  step_milliseconds: float = np.nan
+  fork_macs: float = np.nan
+  ppt: float = np.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +180,9 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def _row(run: record_lib.Run, name: str, accuracy: Mapping[str, estimate.Estimate]) -> Row:
   method, chosen = run.method(name), run.chosen(name)
+  steps = [t.get("step") or {"bytes": None, "milliseconds": None} for t in chosen]
+  inside = accuracy[run.record["data"]["id"]].mean
+  head = run.record.get("backbone", {}).get("head_params", 0)
   return Row(
     name=name,
     title=method["title"],
@@ -178,6 +190,10 @@ def _row(run: record_lib.Run, name: str, accuracy: Mapping[str, estimate.Estimat
     trained_params=method["trained_params"],
     seconds=_mean([t["seconds"] for t in chosen]),
     compile_seconds=_mean([t["compile_seconds"] for t in chosen]),
+    step_bytes=max(fields.number(step["bytes"]) for step in steps),
+    step_milliseconds=_mean([step["milliseconds"] for step in steps]),
+    fork_macs=fields.number(method.get("fork_macs")),
+    ppt=measures.performance_per_parameter(inside, max(method["trained_params"] - head, 0)),
     setting=method["setting"],
     value=method["learning_rate"],
     at_edge=method["grid_edge"],

@@ -49,7 +49,8 @@ def _cost(summary: Summary, name: str) -> str:
   row = next(own for own in summary.rows if own.name == name)
   seconds = f"{words.seconds(row.seconds)} s a training" if row.seconds == row.seconds else ""
   trained = f"{words.parameters(row.trained_params)} parameters trained"
-  return ", ".join(filter(None, [trained, seconds]))
+  memory = words.known(row.step_bytes, lambda n: f"{words.num_bytes(n)} of memory for a step")
+  return ", ".join(filter(None, [trained, seconds, memory]))
 
 
 def _alone(summary: Summary) -> list[str]:
