@@ -183,6 +183,18 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     workdir.enter(tmp_path / "other", config)
 
 
+def test_a_run_of_before_a_method_was_there_goes_on(tmp_path):
+  config = compare_config.default()
+  path, _ = workdir.enter(tmp_path, config)
+  old = workdir.as_json(config)
+  del old["fresh_blocks"]
+  workdir.write_json(path / "config.json", old)
+  assert workdir.enter(path, config) == (path, True)
+  config.methods = (*config.methods, "fresh_blocks")
+  with pytest.raises(ValueError, match="methods: "):
+    workdir.enter(path, config)
+
+
 def test_a_start_killed_while_it_wrote_the_config_does_not_block_the_next(tmp_path):
   (tmp_path / ".config.json.4242.tmp").write_text("{")
   path, entered = workdir.enter(tmp_path, compare_config.default())
