@@ -137,6 +137,7 @@ def by_hand(problem, units, fold, rate=1e-2):
   return np.asarray(right, float)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_trainings_by_hand(tmp_path):
   own = network((4, 1))
   made = trainer(own, tmp_path)
