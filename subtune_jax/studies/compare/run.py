@@ -371,6 +371,7 @@ def _method_row(run: trainings.Run, name: str, result: Row) -> Row:
     grid = stages[-1]["grid"]
     edge = stages[-1]["grid_edge"]
   names = ("title", "blocks", "trained_params", "solver", "epochs")
+  fork = forks.macs(engine.model, pretrained.variables, trained)
   return {
     "name": name, "title": methods.DECLARED[name].title, "setting": setting,
     "learning_rate": value, "grid": grid, "grid_edge": edge,
@@ -380,6 +381,6 @@ def _method_row(run: trainings.Run, name: str, result: Row) -> Row:
       for stage in stages
     ],  # of the backbone, not of what a method puts beside it
     "trained_params": max(stage["trained_params"] for stage in stages),
-    "fork_macs": forks.macs(engine.model, pretrained.variables, trained),
+    **({} if fork is None else {"fork_macs": fork}),
     **({"selection": stages[-1]["selection"]} if "selection" in stages[-1] else {}),
   }  # fmt: skip
