@@ -9,7 +9,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from subtune_jax.models import backbone
 
@@ -47,7 +46,7 @@ def units(model: backbone.Backbone) -> Iterator[Unit]:
     model: see `count_macs`.
   """
   names = (*model.block_names, "head")
-  x = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), model.dtype or jnp.float32)
+  x = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), model.dtype)
   seen: dict[Any, tuple[Any, Any]] = {}
   for name, stop in zip(names, (*names[1:], None), strict=True):
     module = name if name == "head" else backbone.block_module(model, name, False)
