@@ -62,7 +62,8 @@ def unit_kernels(
   path = pathlib.Path(folder) / FOLDER / f"{key(problem, engine, options)}.npz"
   names = problem.network.names
   if path.exists():
-    return _read(path, names)
+    drawn = kernels.draw_landmarks(len(problem.train), options.landmarks, options.seed)
+    return _read(path, names, drawn)
   model, variables = engine.model, problem.variables
   if options.statistics == "images":
     variables = norm_statistics.reestimate(
@@ -101,7 +102,7 @@ def key(problem: evaluator.Problem, engine: loop.Engine, options: Options) -> st
   described = dataclasses.asdict(options)
   if options.statistics == "running":
     del described["batch_size"]  # an option of speed
-  if options.landmarks is None or options.landmarks >= len(problem.train):
+  if kernels.draw_landmarks(len(problem.train), options.landmarks, options.seed) is None:
     del described["landmarks"]  # the kernels of all images
   return ledger_lib.key_of(
     {
@@ -140,15 +141,14 @@ def _arrays(found: kernels.Kernels) -> dict[str, np.ndarray]:
     "seconds": np.array([found.seconds, found.compile_seconds]),
     "measured": np.array([name in found.features for name in names]),
     "features": np.array([found.base, *found.features.values()], np.float32),
-    **({} if found.landmarks is None else {"landmarks": found.landmarks}),
   }
 
 
-def _read(path: pathlib.Path, names: tuple[str, ...]) -> kernels.Kernels:
+def _read(
+  path: pathlib.Path, names: tuple[str, ...], landmarks: np.ndarray | None
+) -> kernels.Kernels:
   wanted = ("head", "groups", "num_params", "square_norms", "seconds", "measured", "features")
-  found = files.read_npz(path, "the kernels of this search")
-  if missing := [name for name in wanted if name not in found]:
-    raise ValueError(f"{path} lacks {missing}; it is not of this study. Run again.")
+  found = files.read_npz(path, "the kernels of this search", wanted)
   by_name = (dict(zip(names, found[key], strict=True)) for key in wanted[1:4])
   groups, num_params, square_norms = by_name
   own = [name for name, has in zip(names, found["measured"], strict=True) if has]
@@ -156,5 +156,5 @@ def _read(path: pathlib.Path, names: tuple[str, ...]) -> kernels.Kernels:
     found["head"], groups, {k: int(v) for k, v in num_params.items()},
     {k: float(v) for k, v in square_norms.items()}, *found["seconds"].tolist(),
     found["features"][0], dict(zip(own, found["features"][1:], strict=True)),
-    found.get("landmarks"),
+    landmarks,
   )  # fmt: skip

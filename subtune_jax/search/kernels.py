@@ -111,7 +111,8 @@ def gradient_kernels(
   vectors = _probes(probes, feature_size, seed)
   chosen = [leaves[i] for own in places.values() for i in own]
   run = _Run(apply, leaves, treedef, places, buckets, images, batch_size, mesh)
-  columns = _draw(count, landmarks, seed)
+  drawn = draw_landmarks(count, landmarks, seed)
+  columns = np.arange(count) if drawn is None else drawn
   pieces = _pieces(count, columns)
   features = np.empty((count, feature_size), np.float32)
   groups = {name: np.zeros((count, len(columns)), np.float32) for name in names}
@@ -131,7 +132,7 @@ def gradient_kernels(
   seconds = time.perf_counter() - begin - compile_seconds
   times = round(seconds, 3), round(compile_seconds, 3)
   found = Kernels(features[:0], groups, counts, squares, *times, base=features,
-                  landmarks=columns if len(columns) < count else None)  # fmt: skip
+                  landmarks=drawn)  # fmt: skip
   return dataclasses.replace(found, head=found.features_gram(features, "the features"))
 
 
@@ -144,10 +145,10 @@ def _check_options(count: int, batch_size: int, buckets: int | None, landmarks: 
     raise ValueError(f"there are {count} images; a kernel needs at least 2")
 
 
-def _draw(count: int, landmarks: int | None, seed: int) -> np.ndarray:
-  """[m] rows in rising order."""
+def draw_landmarks(count: int, landmarks: int | None, seed: int) -> np.ndarray | None:
+  """[m] rows in rising order of so many of `count` images; None: all of them are."""
   if landmarks is None or landmarks >= count:
-    return np.arange(count)
+    return None
   return np.sort(np.random.default_rng((seed, count)).permutation(count)[:landmarks])
 
 

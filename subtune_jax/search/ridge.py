@@ -123,16 +123,22 @@ def fit_landmarks(
   z = z @ turn  # the columns are orthogonal, of squared lengths `squares`
   grid = _grid(float(squares.sum()) / len(z), strengths)
   turned = z.T @ y
-  best = None
-  for place, strength in enumerate(grid):
-    shrunk = 1 / (np.maximum(squares, 0.0) + strength)
+
+  @functools.cache
+  def tried(place: int) -> tuple[float, np.ndarray]:
+    shrunk = 1 / (np.maximum(squares, 0.0) + grid[place])
     weights = shrunk[:, None] * turned
-    left = _of_groups(y - z @ weights, members, lambda rows, by=shrunk: (z[rows] * by) @ z[rows].T,
-                      lambda by=shrunk: np.square(z) @ by)  # fmt: skip
-    error = float(np.mean(np.square(left)))
-    if best is None or error < best.error:
-      best = Fit(root @ (turn @ weights), mean, strength, error, place)
-  return best
+    left = _of_groups(
+      y - z @ weights,
+      members,
+      lambda rows: np.eye(len(rows)) - (z[rows] * shrunk) @ z[rows].T,
+      lambda: 1 - np.square(z) @ shrunk,
+    )
+    return float(np.mean(np.square(left))), weights
+
+  place = _descend(lambda place: tried(place)[0], len(grid), None)
+  error, weights = tried(place)
+  return Fit(root @ (turn @ weights), mean, grid[place], error, place)
 
 
 def _checked(kernel, targets, groups, strengths) -> list[np.ndarray]:
@@ -191,27 +197,26 @@ def left_out(
     targets: [m, classes], centred.
     members: the positions of each group.
   """
-  # H = 11'/m + S, I - S = l A
   return _of_groups(
     strength * (inverse @ targets),
     members,
-    lambda rows: np.eye(len(rows)) - strength * inverse[np.ix_(rows, rows)],
-    lambda: 1 - strength * np.diag(inverse),
+    lambda rows: strength * inverse[np.ix_(rows, rows)],
+    lambda: strength * np.diag(inverse),
   )
 
 
 def _of_groups(
   residual: np.ndarray,
   members: Sequence[np.ndarray],
-  smoother: Callable[[np.ndarray], np.ndarray],
+  rest: Callable[[np.ndarray], np.ndarray],
   diagonal: Callable[[], np.ndarray],
 ) -> np.ndarray:
-  """(I - H_GG)^-1 residual_G of every group, of H = 11'/m + S; S by its blocks and diagonal."""
+  """(I - H_GG)^-1 residual_G of every group, I - H = R - 11'/m; R by blocks and diagonal."""
   count = len(residual)
   if len(members) == count:
-    return residual / (1 - diagonal() - 1 / count)[:, None]
+    return residual / (diagonal() - 1 / count)[:, None]
   found = np.empty_like(residual)
   for rows in members:
-    own = np.eye(len(rows)) - smoother(rows) - 1 / count
+    own = rest(rows) - 1 / count
     found[rows] = np.linalg.solve(own, residual[rows])
   return found
