@@ -191,16 +191,23 @@ def picture(names, truth, relevance) -> bytes:
 
 def compare(names, truth, task) -> None:
   """The table of criteria on single blocks."""
-  trained = np.array([truth[name,].mean() for name in names])
-  best = int(trained.argmax())
-  print(f"\n{'criterion':<20}{'tau':>6}{'top 3':>7}  {'pick':<9}regret, points")
-  for name, criterion in criteria.CRITERIA.items():
-    values = criterion(task, ())
-    tau = scipy.stats.kendalltau(values, trained).statistic
-    top = set(np.argsort(-values)[:3]) & set(np.argsort(-trained)[:3])
-    pick = int(values.argmax())
-    print(f"{name:<20}{tau:>6.2f}{len(top):>5}/3  {names[pick]:<13} "
-          f"{difference(truth[names[best],], truth[names[pick],])}")  # fmt: skip
+  print()
+  values = {name: criterion(task, ()) for name, criterion in criteria.CRITERIA.items()}
+  table([(name,) for name in names], truth, values)
+
+
+def table(sets, truth, values) -> None:
+  """A row for each criterion, of its values [sets]."""
+  trained = np.array([truth[units].mean() for units in sets])
+  best = sets[int(trained.argmax())]
+  width = max(len("+".join(units)) for units in sets) + 1
+  print(f"{'criterion':<20}{'tau':>6}{'top 3':>7}  {'pick':<{width}}regret, points")
+  for name, own in values.items():
+    tau = scipy.stats.kendalltau(own, trained).statistic
+    top = set(np.argsort(-own)[:3]) & set(np.argsort(-trained)[:3])
+    pick = sets[int(own.argmax())]
+    print(f"{name:<20}{tau:>6.2f}{len(top):>5}/3  {'+'.join(pick):<{width}}"
+          f"{difference(truth[best], truth[pick])}")  # fmt: skip
 
 
 def of_draws(names, draws, make) -> None:
@@ -238,17 +245,10 @@ def of_pairs(count, trainers, task) -> None:
   drawn = np.random.default_rng(0).permutation(len(pairs))[:count]
   pairs = [pairs[i] for i in sorted(drawn)]
   truth = best_rates(trainers, pairs)
-  trained = np.array([truth[pair].mean() for pair in pairs])
-  best = int(trained.argmax())
-  print(f"\n{len(pairs)} pairs, trained {100 * trained.min():.1f} to {100 * trained.max():.1f} %")
-  print(f"{'criterion':<20}{'tau':>6}{'top 3':>7}  {'pick':<27}regret, points")
-  for name, criterion in criteria.CRITERIA.items():
-    values = pair_values(name, criterion, task, pairs)
-    tau = scipy.stats.kendalltau(values, trained).statistic
-    top = set(np.argsort(-values)[:3]) & set(np.argsort(-trained)[:3])
-    pick = pairs[int(values.argmax())]
-    print(f"{name:<20}{tau:>6.2f}{len(top):>5}/3  {'+'.join(pick):<27} "
-          f"{difference(truth[pairs[best]], truth[pick])}", flush=True)  # fmt: skip
+  means = [100 * truth[pair].mean() for pair in pairs]
+  print(f"\n{len(pairs)} pairs, trained {min(means):.1f} to {max(means):.1f} %")
+  values = {name: pair_values(name, own, task, pairs) for name, own in criteria.CRITERIA.items()}
+  table(pairs, truth, values)
 
 
 def pair_values(name, criterion, task, pairs) -> np.ndarray:

@@ -47,7 +47,7 @@ def _which(summary: Summary, column: summary_lib.Column, where: str) -> str:
 
 def _cost(summary: Summary, name: str) -> str:
   row = next(own for own in summary.rows if own.name == name)
-  seconds = f"{words.seconds(row.seconds)} s a training" if row.seconds == row.seconds else ""
+  seconds = words.known(row.seconds, lambda n: f"{words.seconds(n)} s a training")
   trained = f"{words.parameters(row.trained_params)} parameters trained"
   memory = words.known(row.step_bytes, lambda n: f"{words.num_bytes(n)} of memory for a step")
   return ", ".join(filter(None, [trained, seconds, memory]))
