@@ -156,13 +156,7 @@ def fit_path(
   weights = class_weights_lib.of_examples(class_weights, labels, num_classes)
   data = _device_data(rotation.scores, classes, None if weights is None else weights[labels])
   solutions = solve(data, classes, l2, tol, max_steps or max_iterations)
-  path = _empty_path(l2, features.shape[1], num_classes)
-  path.bias[:] = -np.log(2 * len(labels))
-  for index, solution in solutions:
-    kernel, bias = probe_features.unrotate(rotation, solution.weights)
-    path.kernel[index][:, present], path.bias[index, present] = kernel, bias
-    for name in ("objective", "gradient_norm", "iterations", "converged"):
-      getattr(path, name)[index] = getattr(solution, name)
+  path = _path(rotation, dict(solutions), l2, present, num_classes)
   if max_steps is None:
     _warn_unconverged(path, tol, max_iterations)
   return path
@@ -274,17 +268,24 @@ def _score(
   return jax.lax.map(of_one, (kernels, biases))
 
 
-def _empty_path(l2: np.ndarray, num_features: int, num_classes: int) -> ProbePath:
-  k = len(l2)
+def _path(
+  rotation: probe_features.Rotation, solutions: Mapping[int, probe_solver.Solution],
+  l2: np.ndarray, present: np.ndarray, num_classes: int,
+) -> ProbePath:  # fmt: skip
+  """The heads of the solutions at the positions of `l2`, with the classes that are not present."""
+  count, rank = rotation.scores.shape
+  weights = np.zeros((len(l2), num_classes, rank + 1))
+  found = [solutions[i] for i in range(len(l2))]
+  weights[:, present] = [own.weights for own in found]
+  kernel, bias = probe_features.unrotate(rotation, weights)
+  bias[:, np.setdiff1d(np.arange(num_classes), present)] = -np.log(2 * count)
   return ProbePath(
-    kernel=np.zeros([k, num_features, num_classes], np.float32),
-    bias=np.zeros([k, num_classes], np.float32),
-    objective=np.zeros(k),
-    gradient_norm=np.zeros(k),
-    iterations=np.zeros(k, np.int32),
-    converged=np.zeros(k, bool),
-    l2=l2,
-  )
+    kernel, bias.astype(np.float32),
+    np.array([own.objective for own in found], float),
+    np.array([own.gradient_norm for own in found], float),
+    np.array([own.iterations for own in found], np.int32),
+    np.array([own.converged for own in found], bool), l2,
+  )  # fmt: skip
 
 
 def _warn_unconverged(path: ProbePath, tol: float, max_iterations: int) -> None:
