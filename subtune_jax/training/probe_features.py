@@ -79,16 +79,28 @@ def _gram(x: np.ndarray) -> np.ndarray:
   return sum(x[i : i + _CHUNK].T @ x[i : i + _CHUNK] for i in range(0, len(x), _CHUNK))
 
 
+def scores(rotation: Rotation, features: np.ndarray) -> np.ndarray:
+  """[m, r] float64 scores of other images' features [m, d]."""
+  _, axes, center, scale, own = rotation
+  if own is None:
+    return (features - center) / scale @ axes
+  gram = sum(
+    _centred(features, center, scale, part) @ _centred(own, center, scale, part).T
+    for part in _parts(len(center))
+  )
+  return gram @ axes
+
+
 def unrotate(rotation: Rotation, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Of heads [k, C, r + 1] on scores the kernels [k, d, C] and biases [k, C] on raw features."""
+  """Of heads [k, C, r + 1] on scores the float32 kernels [k, d, C] and biases [k, C] on features.
+  """
   _, axes, center, scale, features = rotation
   k, num_classes, _ = weights.shape
   kernel = np.empty((k, len(center), num_classes), np.float32)
-  # All heads at once: the features are standardised once more, a part at a time.
   inner = axes @ weights[:, :, :-1].reshape(k * num_classes, -1).T
   for part in _parts(len(center)):
     own = inner[part] if features is None else _centred(features, center, scale, part).T @ inner
     own = own / scale[part, None]
     kernel[:, part] = own.reshape(-1, k, num_classes).swapaxes(0, 1)
   # From the rounded kernel, so that rounding it shifts no logit at the mean of the features.
-  return kernel, weights[:, :, -1] - center @ kernel
+  return kernel, (weights[:, :, -1] - center @ kernel).astype(np.float32)
