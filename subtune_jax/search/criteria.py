@@ -26,8 +26,8 @@ class Problem:
     relevance: of each unit by Head2Toe, which that criterion reads
       (`training.selected_features.relevance`, the sum over the blocks of the unit).
     plasticity: of each unit (`search.plasticity`), for the criterion of that name.
-    fitted: gradients after the chosen set was trained (`search.brief_fit.BriefFit`), for the criteria
-      that begin with "fitted".
+    fitted: gradients after the chosen set was trained (`search.brief_fit.BriefFit`), for the
+      criteria that begin with "fitted".
   """
 
   predictor: predicted.Predictor

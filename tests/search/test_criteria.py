@@ -129,7 +129,8 @@ def test_gradients_after_a_fit_are_those_of_the_trained_network():
   found = brief_fit.BriefFit(problem, recipe, engine, seed=1)(("block2/unit1",))
   images, labels = problem.train.images, np.asarray(problem.train.labels)
   start = heads.init_head(net, problem.variables, 1, problem.weights)
-  trained = loop.fit(engine, start, recipe.method(("block2/unit1",)), problem.train, None, seed=1).variables
+  method = recipe.method(("block2/unit1",))
+  trained = loop.fit(engine, start, method, problem.train, None, seed=1).variables
   size = engine.batch_size
   order = np.random.default_rng(1).permutation(len(labels))
 
