@@ -92,7 +92,7 @@ def scores(rotation: Rotation, features: np.ndarray) -> np.ndarray:
 
 
 def unrotate(rotation: Rotation, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Of heads [k, C, r + 1] on scores the float32 kernels [k, d, C] and biases [k, C] on features."""
+  """Of heads [k, C, r + 1] on scores: float32 kernels [k, d, C] and biases [k, C] on features."""
   _, axes, center, scale, features = rotation
   k, num_classes, _ = weights.shape
   kernel = np.empty((k, len(center), num_classes), np.float32)
