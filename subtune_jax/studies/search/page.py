@@ -256,7 +256,10 @@ def _run_facts(record: Row) -> Section:
     *sections.run_rows(record),
     *sections.backbone_rows(record["backbone"]),
     *data_rows(record["data"]),
-    ("Units", f"{len(record['units'])}: {', '.join(search_record.unit_names(record))}"),
+    (
+      "Units at ranks" if record.get("lora") else "Units",
+      f"{len(record['units'])}: {', '.join(search_record.unit_names(record))}",
+    ),
     ("Sets tried", f"{len(record['sets']):,}"),
     *fork_figure.facts(record),
     ("Outputs of frozen blocks kept", kept),
