@@ -6,11 +6,12 @@ The topology is one that the TPU compiler knows; it needs no TPU, but the compil
 libtpu`, or TPU_LIBRARY_PATH. Without a topology the program is compiled for the devices at hand.
 
 Of each network a step with AdamW of full fine-tuning as it is, with every block computed anew in
-the backward pass (`remat`), and from four parts of the batch (`accumulate`); of LoRA of rank 16 on
-all layers; and of SubTuning of the last block that is no norm, from the features before it, which
+the backward pass (`remat`), and from four parts of the batch (`accumulate`); of LoRA on all layers
+but the head; and of SubTuning of the last block that is no norm, from the features before it, which
 are kept. "Temporary" is what the program holds beside its arguments at its peak: activations and
 gradients. Weights that the step does not read are no arguments. FLOPs are those of the compiled
-step over those of a forward pass: 3 where every gradient is computed, 2 where none of a weight is.
+step over those of a plain forward pass: about 3 where every gradient is computed, 2 where none of a
+weight is; products of a high rank beside narrow layers cost as much as these.
 The compiler for CPU finds what is computed twice and computes it once, so that `remat` takes no
 memory away there.
 """
@@ -32,8 +33,7 @@ from subtune_jax.models import flops
 from subtune_jax.training import step, trainable_split
 
 PREPROCESSING = preprocess.Preprocessing(mean=(127.0,), std=(128.0,))
-VARIANTS = ("as it is", "remat", "accumulate=4", "both", "lora", "subtuning")
-LORA = {"rank": 16, "alpha": 16.0}
+VARIANTS = ("as it is", "remat", "accumulate=4", "both", "lora", "lora, remat", "subtuning")
 
 
 class Case(NamedTuple):
@@ -56,12 +56,13 @@ class Counted(NamedTuple):
   seconds: float
 
 
-def case(variant: str, model: Any, variables: Any) -> Case:
-  """The step of a variant."""
+def case(variant: str, model: Any, variables: Any, rank: int) -> Case:
+  """The step of a variant; LoRA is of that rank."""
   shared = {"epochs": 1, "weight_decay": 0.1}
-  if variant == "lora":
+  if variant in ("lora", "lora, remat"):
     (stage,) = methods.adapter_tuning(1e-3, **shared, norm_mode="running")
-    return Case(*with_adapters(model, variables, "lora", LORA), stage)
+    own, its = with_adapters(model, variables, {"rank": rank, "alpha": float(rank)})
+    return Case(own, its, stage, variant == "lora, remat")
   if variant == "subtuning":
     last = [name for name in model.block_names if "norm" not in name][-1]
     (stage,) = methods.sub_tuning((last,), 1e-3, **shared)
@@ -71,9 +72,9 @@ def case(variant: str, model: Any, variables: Any) -> Case:
   return Case(model, variables, stage, variant in ("remat", "both"))
 
 
-def with_adapters(model: Any, variables: Any, name: str, options: Any) -> tuple[Any, Any]:
-  """The network with the adapters of a method, and the shapes of its variables."""
-  declared, changed = methods.DECLARED[name], []
+def with_adapters(model: Any, variables: Any, options: Any) -> tuple[Any, Any]:
+  """The network with LoRA as a comparison puts it there, and the shapes of its variables."""
+  declared, changed = methods.DECLARED["lora"], []
   options = methods.options_of(declared, None) | options
 
   def prepare(variables: Any) -> Any:
@@ -125,6 +126,7 @@ def main() -> None:
   parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
   parser.add_argument("--batch", type=int, default=32)
   parser.add_argument("--size", type=int, default=224)
+  parser.add_argument("--rank", type=int, default=16, help="of LoRA")
   parser.add_argument("--topology", help="of TPUs, such as v5e:2x2")
   given = parser.parse_args()
   device = jax.devices()[0]
@@ -141,7 +143,7 @@ def main() -> None:
     variables = {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), image)}
     forward = 2 * given.batch * sum(flops.count_macs(model).values())
     for variant in given.variants:
-      found = count(case(variant, model, variables), given.batch, given.size, device)
+      found = count(case(variant, model, variables, given.rank), given.batch, given.size, device)
       print(f"| {name} | {variant} | {found.trained:,} | {found.optimiser >> 20:,} | "
             f"{found.arguments >> 20:,} | {found.temporary >> 20:,} | "
             f"{found.flops / forward:.2f} | {found.seconds:.0f} |", flush=True)  # fmt: skip
