@@ -262,6 +262,7 @@ def test_a_study_ends_with_lora_of_the_chosen_ranks(tmp_path):
   page = (tmp_path / "report.html").read_text()
   assert "The chosen ranks" in page
   assert "LoRA at " in page
+  assert ": ranks of LoRA</h1>" in page
   # A unit is in the network once, at all its ranks.
   whole = search_record.by_units(record)[tuple(name for name in names if name.endswith("=4"))]
   assert search_record.total_macs(record) == whole["fork_macs"]

@@ -343,7 +343,8 @@ def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
   subtitle = (
     f"{record['name']}, {record['created']}. {data['num_examples']:,} images, {folds_text(data)}."
   )
-  return document_lib.Document(record["title"], subtitle, parts)
+  title = record["title"] + (": ranks of LoRA" if record.get("lora") else "")
+  return document_lib.Document(title, subtitle, parts)
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
