@@ -159,6 +159,7 @@ def test_after_a_method_that_always_diverges_the_workdir_takes_other_methods_rat
 ):
   monkeypatch.setattr(network, "load_network", tiny_network)
   monkeypatch.setattr(compare.publish, "publish", lambda *_: None)
+  monkeypatch.setattr(compare.forecast, "measure", lambda _: None)
 
   def run(rates, name="run", seeds=(0,), names=("lp", "ft"), **fields):
     made = config("sgd", "float32", rates, ("ft",))
