@@ -50,6 +50,7 @@ class Run:
   watch: Watch | None = None
   make: Make = recipes.make_method
   epoch_cost: EpochCost = lambda name, stage: 1.0
+  changeable: bool = False  # whether other methods, rates and seeds may follow in the workdir
 
   def network_of(self, name: str) -> tuple[loop.Engine, weights.Pretrained]:
     """The network that a method trains: the run's, or what the method makes of it."""
@@ -194,6 +195,11 @@ def describe(
     "stages": [ledger_lib.plain(stage) for stage in method],
     "seed": seed,
   }
+
+
+def fields_in_keys() -> tuple[str, ...]:
+  """Fields of a config that say which trainings there are: a key holds its part of each."""
+  return ("methods", "seeds", *(f"{name}.learning_rates" for name in recipes.offered()))
 
 
 def _train_method_on(
