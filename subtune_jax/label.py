@@ -16,8 +16,8 @@ import pathlib
 import numpy as np
 
 from subtune_jax import acquisition, console, files
-from subtune_jax.data import choices, labelling
-from subtune_jax.deploy import asking, folder, pictures
+from subtune_jax.data import choices
+from subtune_jax.deploy import asking, folder, labelling, pictures
 from subtune_jax.models import compile_cache
 from subtune_jax.report import charts, document, html, style, words
 from subtune_jax.studies.compare import figures as tiles_lib

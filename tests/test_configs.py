@@ -67,6 +67,10 @@ OVERRIDES = {
   "pruning": COMPARE | {
     **one_epoch("pruned"), "pruned.blocks": ("block3/unit1",),
   },
+  "head2toe": COMPARE | one_epoch("lora") | {
+    "head2toe.strengths": (0.3,), "head2toe.fractions": (0.1,), "head2toe.target_size": 64,
+    "head2toe.l2": (0.1,),
+  },
   "reinit": COMPARE | {**one_epoch("fresh_blocks"), "fresh_blocks.blocks": ("block3/unit1",)},
   "robustness": COMPARE | {"robustness.num_alphas": 2},
   "shift": NETWORK | SETS | SHORT | {"data.shift": ""},

@@ -230,6 +230,7 @@ def table() -> list[Row]:
   clean = "Fashion-MNIST, 800 clean images, noise and blur OOD, ResNet-14"
   emoji = "emoji, noto, 32 px, EfficientNet-Lite0"
   clothes = "800 clothes of Fashion-MNIST, 32 px, EfficientNet-Lite0"
+  small = "glyphs, handwriting, 32 px, EfficientNet-Lite0"
   contrast = "Fashion-MNIST, 800 of low contrast, clean and noise OOD, ResNet-14"
   return [
     *_lp_ft("lpft_glyphs", handwriting),
@@ -246,12 +247,12 @@ def table() -> list[Row]:
     *_subtuning("lpft_glyphs", handwriting, "the last four units"),
     *_subtuning("lpft_fashion_clean", clean, "the last two units"),
     *_subtuning("lpft_fashion_contrast", contrast, "two units in the middle"),
-    *_pruned("pruning_glyphs", "glyphs, handwriting, 32 px, EfficientNet-Lite0"),
+    *_pruned("pruning_glyphs", small),
     *[
       Row("In distribution, SubTuning (block13 on) from pretrained weights is above the same from "
           "fresh ones", SUBTUNING, archive, where, _id("subtuning", "fresh_blocks"))
       for archive, where in (
-        ("reinit_glyphs", "glyphs, handwriting, 32 px, EfficientNet-Lite0"),
+        ("reinit_glyphs", small),
         ("reinit_emoji", emoji),
         ("reinit_fashion", clothes),
       )
@@ -261,12 +262,15 @@ def table() -> list[Row]:
     *[
       Row("In distribution, SubTuning (block13 on) is above Head2Toe", SUBTUNING, archive, where,
           _id("subtuning", "head2toe"))
-      for archive, where in (("head2toe_emoji", emoji), ("head2toe_fashion", clothes))
+      for archive, where in (
+        ("head2toe_glyphs", small), ("head2toe_emoji", emoji), ("head2toe_fashion", clothes)
+      )
     ],
     *_sizes("sizes_glyphs", "glyph_domains/handwriting", (180, 360, 936), "glyphs, 32 px"),
     *_shifts("shifts_fashion"),
     *_calibration("calibration_glyphs", "glyph_domains/handwriting",
                   "glyphs, serif to handwriting, 18 of 36 classes seen, 32 px"),
+    *_head2toe("head2toe_glyphs", small, ood=True),
     *_head2toe("head2toe_emoji", emoji, ood=True),
     *_head2toe("head2toe_fashion", clothes, ood=False),
   ]  # fmt: skip

@@ -348,13 +348,8 @@ def _elastic_transform(image, parameters, rng):
   rows, columns = np.mgrid[:height, :width].astype(np.float64)
   old_columns, old_rows = (columns * back[0, k] + rows * back[1, k] + back[2, k] for k in (0, 1))
   x = _sampled(x, old_rows, old_columns, "mirror")
-  dx, dy = (
-    strength
-    * ndimage.gaussian_filter(
-      rng.uniform(-1, 1, size=(height, width)), sigma, mode="reflect", truncate=3
-    )
-    for _ in range(2)
-  )
+  smooth = functools.partial(ndimage.gaussian_filter, sigma=sigma, mode="reflect", truncate=3)
+  dx, dy = (strength * smooth(rng.uniform(-1, 1, size=(height, width))) for _ in range(2))
   return np.clip(_sampled(x, rows + dy, columns + dx, "reflect"), 0, 1) * 255
 
 
@@ -369,9 +364,8 @@ def _sampled(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, edges: str) -
 def _pixelate(image, share, rng):
   del rng
   height, width = image.shape[:2]
-  small = Image.fromarray(image).resize(
-    (int(width * share), int(height * share)), Image.Resampling.BOX
-  )
+  smaller = (int(width * share), int(height * share))
+  small = Image.fromarray(image).resize(smaller, Image.Resampling.BOX)
   return np.asarray(small.resize((width, height), Image.Resampling.BOX))
 
 

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from subtune_jax import acquisition, files
-from subtune_jax.data import labelling
 from subtune_jax.deploy import classifier as classifier_lib
-from subtune_jax.deploy import pictures
+from subtune_jax.deploy import labelling, pictures
 from subtune_jax.training import evaluate
 
 

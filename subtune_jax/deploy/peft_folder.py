@@ -10,6 +10,7 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 
@@ -68,6 +69,13 @@ def load(
   model, shapes = network.build(len(names), size)
   seen = preprocessing or sidecar.read(path / config_lib.WEIGHTS)
   pretrained = weights.load_pretrained(base, model, preprocessing=seen)
+  if pretrained.resized:
+    there, here = pretrained.resized
+    logging.warning(
+      "%s has position embeddings of %d x %d patches, resized to %d x %d for %d px; an adapter "
+      "that was trained on images of another size needs that one (image_size)",
+      base, there, there, here, here, size,
+    )  # fmt: skip
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   try:
     adapted, tree = peft_files.read(path, model, pretrained.variables, images)

@@ -50,6 +50,7 @@ class Run:
   watch: Watch | None = None
   make: Make = recipes.make_method
   epoch_cost: EpochCost = lambda name, stage: 1.0
+  changeable: bool = False  # whether other methods, rates and seeds may follow in the workdir
 
   def network_of(self, name: str) -> tuple[loop.Engine, weights.Pretrained]:
     """The network that a method trains: the run's, or what the method makes of it."""
@@ -171,13 +172,14 @@ def describe(
   described = {k: v for k, v in workdir_lib.as_json(config).items() if k in used}
   described["data"].pop("label_map", None)  # of test sets
   described["backbone"].pop("remat", None)  # no result depends on it
+  changed = network.method_options(name, config)
+  sections = {**described, name: changed}
   for field, default in workdir_lib.optional_fields().items():
     section, _, own = field.partition(".")
-    if section in described and described[section].get(own) == default:
-      del described[section][own]
+    if section in sections and own in sections[section] and sections[section][own] == default:
+      del sections[section][own]
   criterion = criteria.of(config)
   chosen = {} if criterion.name == criteria.ACCURACY else {"select_by": criterion.name}
-  changed = network.method_options(name, config)
   options = {"options": ledger_lib.plain(changed)} if changed else {}
   return {
     **chosen,
@@ -193,6 +195,11 @@ def describe(
     "stages": [ledger_lib.plain(stage) for stage in method],
     "seed": seed,
   }
+
+
+def fields_in_keys() -> tuple[str, ...]:
+  """Fields of a config that say which trainings there are: a key holds its part of each."""
+  return ("methods", "seeds", *(f"{name}.learning_rates" for name in recipes.offered()))
 
 
 def _train_method_on(

@@ -1,6 +1,6 @@
-"""The folder of a run: made once with its config, entered again only with the same config."""
+"""The folder of a run: made with its config, entered again with one that asks for the same."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import functools
 import json
 import os
@@ -31,6 +31,7 @@ def optional_fields() -> Mapping[str, Any]:
     "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
     "search.final_grid": False, "search.landmarks": 1000, "subtuning.beside_frozen": False,
     **{f"{name}.reinit": [] for name in methods.DECLARED},
+    **{f"{name}.probe_first": False for name in methods.DECLARED},
   }  # fmt: skip
 
 
@@ -68,8 +69,15 @@ def _new_sections(old: Mapping[str, Any]) -> tuple[str, ...]:
   return tuple(name for name in methods.DECLARED if name not in old)
 
 
-def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
+def enter(
+  path: str | os.PathLike, config: Any, free: Collection[str] = ()
+) -> tuple[pathlib.Path, bool]:
   """Makes the workdir, or enters one that a run with the same config made.
+
+  Args:
+    path: of the folder.
+    config: of this run.
+    free: fields that may differ from the earlier run's; the folder's config.json becomes this one.
 
   Returns:
     The folder, and whether an earlier run has been there.
@@ -79,7 +87,7 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
       see the folder.
   """
   path = pathlib.Path(path)
-  entered = processes.on_first(lambda: _enter(path, config))
+  entered = processes.on_first(lambda: _enter(path, config, free))
   (blind,) = processes.any_of(not (path / "config.json").is_file())
   if blind:
     raise ValueError(
@@ -89,7 +97,7 @@ def enter(path: str | os.PathLike, config: Any) -> tuple[pathlib.Path, bool]:
   return path, entered
 
 
-def _enter(path: pathlib.Path, config: Any) -> bool:
+def _enter(path: pathlib.Path, config: Any, free: Collection[str]) -> bool:
   if path.exists() and not path.is_dir():
     raise ValueError(f"workdir {path} is a file; choose another --workdir")
   path.mkdir(parents=True, exist_ok=True)
@@ -111,9 +119,12 @@ def _enter(path: pathlib.Path, config: Any) -> bool:
   except ValueError as e:
     raise ValueError(f"{file} is damaged; choose another --workdir") from e
   changed = differences(old, new)
-  if changed:
+  refused = [line for line in changed if line.partition(":")[0] not in free]
+  if refused:
     raise ValueError(
-      f"workdir {path} belongs to a run with another config:\n  " + "\n  ".join(changed)
+      f"workdir {path} belongs to a run with another config:\n  " + "\n  ".join(refused)
       + "\nchoose another --workdir, or go back to the old values"
     )  # fmt: skip
+  if changed:
+    write_json(file, new)
   return True

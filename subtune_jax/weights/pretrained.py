@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from subtune_jax.data import preprocess
-from subtune_jax.models import heads
+from subtune_jax.models import heads, vit
 from subtune_jax.weights import errors, files, hub, known, matching, sidecar, stated
+from subtune_jax.weights.naming import positions
 
 
 class Pretrained(NamedTuple):
@@ -31,6 +32,8 @@ class Pretrained(NamedTuple):
     not_checked: hyper-parameters that shapes do not tell and that no `config.json` beside the
       weights states, and its fields that are not known; one text for each reason.
     revision: commit of the repository on the hub that they are of; "" of any other weights.
+    resized: rows of patches of the position embeddings in the file and in the model, where these
+      are others.
   """
 
   variables: Mapping[str, Any]
@@ -40,6 +43,7 @@ class Pretrained(NamedTuple):
   not_loaded: tuple[str, ...]
   not_checked: tuple[str, ...] = ()
   revision: str = ""
+  resized: tuple[int, int] | None = None
 
 
 def load_pretrained(
@@ -82,7 +86,7 @@ def load_pretrained(
   with futures.ThreadPoolExecutor(1) as pool:  # hashing needs no interpreter
     hashing = pool.submit(_sha256, path, content)
     try:
-      match, loaded, not_loaded, not_checked = _load(path, content, model, entry)
+      match, loaded, not_loaded, not_checked, resized = _load(path, content, model, entry)
     except errors.WeightsError:
       if entry:
         known.check_digest(path, entry, hashing.result())
@@ -94,7 +98,9 @@ def load_pretrained(
   if not_loaded:
     loaded["params"]["head"] = _shapes(model)["params"]["head"]
     loaded = heads.init_head(model, loaded, seed, sha256)
-  return Pretrained(loaded, seen, str(name_or_path), sha256, not_loaded, not_checked, revision)
+  return Pretrained(
+    loaded, seen, str(name_or_path), sha256, not_loaded, not_checked, revision, resized
+  )
 
 
 def random_weights(
@@ -123,20 +129,35 @@ def _load(
   content: mmap.mmap | bytes | None,
   model: nn.Module,
   entry: known.Known | None,
-) -> tuple[matching.Match, dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-  """The scheme of a file, its variables, the paths that it lacks, and what was not checked."""
+) -> tuple[
+  matching.Match, dict[str, Any], tuple[str, ...], tuple[str, ...], tuple[int, int] | None
+]:  # fmt: skip
+  """The scheme of a file, its variables, what it lacks, what was not checked, `resized`."""
   where, shapes = str(path), _shapes(model)
   tensors = files.read_folder(path) if content is None else files.parse(content, where)
   if entry and entry.part:
     tensors = {name: value for name, value in tensors.items() if name.startswith(entry.part)}
   match = matching.recognise(tensors, model, matching.paths(shapes), where)
   loaded, not_loaded = matching.convert(tensors, shapes, match, where)
+  resized = _resized(model, match, tensors)
   if entry:  # the folder of known files is shared
-    return match, loaded, not_loaded, ()
+    return match, loaded, not_loaded, (), resized
   notes = stated.check(path, model, match, tensors, not not_loaded)
   if notes:
     logging.info("%s: not checked: %s", where, "; ".join(notes))
-  return match, loaded, not_loaded, notes
+  return match, loaded, not_loaded, notes, resized
+
+
+def _resized(
+  model: nn.Module, match: matching.Match, tensors: Mapping[str, Any]
+) -> tuple[int, int] | None:
+  """`Pretrained.resized`."""
+  source = match.sources.get("params/embedding/positions")
+  if source is None or not isinstance(model, vit.ViT):
+    return None
+  count = tensors[source.keys[0]].shape[-2]
+  found, own = positions.rows(count, model.class_token), model.image_size // model.patch_size
+  return None if found == own else (found, own)
 
 
 @functools.lru_cache(maxsize=8)

@@ -8,7 +8,8 @@ from PIL import Image
 import pytest
 
 from subtune_jax import acquisition, data, label
-from subtune_jax.data import folder, labelling
+from subtune_jax.data import folder
+from subtune_jax.deploy import labelling
 from tests import deploy_network
 
 

@@ -121,6 +121,21 @@ def test_pictures_are_predicted_from_an_adapter(timm_vit, tmp_path, capsys):
   np.testing.assert_allclose([float(v) for v in row[3:8]], theirs, atol=1e-4)
 
 
+def test_positions_of_another_size_are_told(timm_vit, tmp_path, capsys, caplog):
+  path = shutil.copytree(timm_vit[0], tmp_path / "copy")
+  (path / "adapter/classes.txt").write_text("\n".join(CLASSES))
+  told = {}
+  for size in (32, 48):
+    shutil.rmtree(path / "out", ignore_errors=True)
+    caplog.clear()
+    more = (f"--image_size={size}", "--preprocessing=half")
+    assert deploy_network.run(merge.main, capsys, *arguments(path), *more)[0] == 0
+    told[size] = [text for text in caplog.messages if "positions" in text or "position " in text]
+  assert told[32] == []
+  (text,) = told[48]
+  assert "has position embeddings of 4 x 4 patches, resized to 6 x 6 for 48 px; an adapter" in text
+
+
 @pytest.mark.parametrize(
   ("more", "told"),
   [

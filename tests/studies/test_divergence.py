@@ -147,6 +147,66 @@ def test_a_grid_of_small_trainings(tmp_path, monkeypatch):
       assert line in " ".join(text.split())
 
 
+def scores(record):
+  """What a record says of its trainings, without what took how long."""
+  return [
+    {k: t.get(k) for k in ("method", "seed", "learning_rate", "key", "chosen", "test")}
+    for t in record["trainings"]
+  ]  # fmt: skip
+
+
+def test_after_a_method_that_always_diverges_the_workdir_takes_other_methods_rates_and_seeds(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(network, "load_network", tiny_network)
+  monkeypatch.setattr(compare.publish, "publish", lambda *_: None)
+  monkeypatch.setattr(compare.forecast, "measure", lambda _: None)
+
+  def run(rates, name="run", seeds=(0,), names=("lp", "ft"), **fields):
+    made = config("sgd", "float32", rates, ("ft",))
+    made.methods, made.seeds, made.ft.epochs = names, seeds, 1
+    made.update(fields)
+    return compare.run(made, tmp_path / name, stream=io.StringIO())
+
+  kept = rf"Finished trainings are kept: .*--workdir={tmp_path}/run and other learning_rates, m"
+  with pytest.raises(ValueError, match=r"^ft: every .* of \(1000000.0,\) diverged; lower.*" + kept):
+    run((1e6,))
+  watched = Watched(monkeypatch)
+  with pytest.raises(ValueError, match=r"another config:\n  batch_size: 12 -> 6\nchoose"):
+    run((1e-3,), batch_size=6)
+  with monkeypatch.context() as patch:  # the test sets are read, and no record is written
+    patch.setattr(compare, "_publish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      run((1e-3, 1e-1), seeds=(0, 1))
+  assert watched.healthy == 3  # ft at two rates, and at one with the second seed
+  for rate in (1e-3, 1e-1):  # whichever was chosen, the other one's weights are there
+    assert json.loads((tmp_path / "run/config.json").read_text())["methods"] == ["lp", "ft"]
+    with monkeypatch.context() as patch:
+      patch.setattr(compare, "_publish", lambda *_: 1 / 0)
+      with pytest.raises(ZeroDivisionError):
+        run((rate,))
+  assert watched.healthy == 3
+  record = run((1e-1,), seeds=(1, 0), names=("ft",))
+  assert watched.healthy <= 4  # with seed 1, if that was not the choice
+  assert scores(record) == scores(run((1e-1,), "fresh", (1, 0), ("ft",)))
+  own = json.loads((tmp_path / "run/config.json").read_text())
+  assert (own["seeds"], own["ft"]["learning_rates"]) == ([1, 0], [1e-1])
+  with pytest.raises(ValueError, match=r"another config:\n  ft.learning_rates: .*\n  methods: "):
+    run((1e-3,), seeds=(1, 0))
+  with pytest.raises(ValueError, match=r"another config:\n  seeds: "):
+    run((1e-1,), names=("ft",))
+
+
+def test_the_workdir_of_a_part_of_a_study_is_of_one_config(tmp_path, monkeypatch):
+  monkeypatch.setattr(network, "load_network", tiny_network)
+  made = config("sgd", "float32", (1e6,), ("ft",))
+  made.methods = ("ft",)
+  for rate, error in ((1e6, r"diverged; lower them$"), (1e-3, "ft.learning_rates: ")):
+    made.ft.learning_rates = (rate,)
+    with pytest.raises(ValueError, match=error):
+      compare.run(made, tmp_path / "run", stream=io.StringIO(), changeable=False)
+
+
 @pytest.mark.slow
 def test_300_small_trainings(tmp_path, monkeypatch, capsys):
   """Methods by optimisers, learning rates up to 1e6 and precisions: 12 comparisons of 25."""

@@ -6,6 +6,7 @@ from typing import Any
 from subtune_jax import acquisition
 from subtune_jax.data import choices
 from subtune_jax.runner import executors
+from subtune_jax.studies.active_learning import saved
 from subtune_jax.studies.compare import config as compare_config
 
 
@@ -17,7 +18,9 @@ def default() -> Any:
   config.name = "active_learning"
   config.title = "Which images to label"
   config.methods = ("lp", "subtuning", "ft")  # the learners
-  config.rules = tuple(acquisition.RULES)  # with "random", which the others are compared with
+  config.rules = tuple(
+    acquisition.RULES
+  )  # with `saved.REFERENCE`, which the others are compared with
   config.totals = (100, 200, 400, 800)  # labels in each round, rising; the first are random
   config.data.train = "glyph_domains/handwriting"  # its training split is the pool
   config.data.ood = ()
@@ -29,8 +32,10 @@ def check(config: Any) -> None:
   """Raises ValueError for fields that make no sense."""
   for rule in config.rules:
     choices.check("rule", rule, acquisition.RULES)
-  if "random" not in config.rules or len(set(config.rules)) != len(config.rules):
-    raise ValueError(f"rules is {tuple(config.rules)}; give 'random' and others, each once")
+  if saved.REFERENCE not in config.rules or len(set(config.rules)) != len(config.rules):
+    raise ValueError(
+      f"rules is {tuple(config.rules)}; give {saved.REFERENCE!r} and others, each once"
+    )
   totals = tuple(config.totals)
   if len(totals) < 2 or list(totals) != sorted(set(totals)) or totals[0] < 1:
     raise ValueError(f"totals is {totals}; give at least two numbers of labels, rising, from 1")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from subtune_jax.report import chart_elements, charts, estimate, style
+from subtune_jax.studies.active_learning import saved as saved_lib
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -63,15 +64,15 @@ def curves(record: Row) -> "Figure":
 
 
 def saved(record: Row) -> "Figure | None":
-  """Labels that each rule saves against random ones at equal accuracy, a group per learner."""
-  rules = [rule for rule in record["rules"] if rule != "random"]
+  """Labels that each rule saves against the reference at equal accuracy, a group per learner."""
+  rules = [rule for rule in record["rules"] if rule != saved_lib.REFERENCE]
   if not rules:
     return None
   looks = look(list(record["rules"]))
   names = [method["title"] for method in record["methods"]]
   figure = charts.new_figure(7.5, 1.3 + 0.28 * len(names) * (len(rules) + 1))
   axes = figure.add_subplot()
-  axes.axvline(0, color=looks["random"][0], linewidth=1.6, zorder=1)
+  axes.axvline(0, color=looks[saved_lib.REFERENCE][0], linewidth=1.6, zorder=1)
   places = []
   for group, method in enumerate(record["methods"]):
     top = group * (len(rules) + 1)
@@ -90,7 +91,8 @@ def saved(record: Row) -> "Figure | None":
   axes.invert_yaxis()
   axes.set_xlabel("labels saved at equal accuracy, %", fontsize=charts.SIZE)
   charts.clean(axes, grid="x")
-  entries = [(chart_elements.level_entry(looks["random"][0], "-"), "Random: the zero")]
+  level = chart_elements.level_entry(looks[saved_lib.REFERENCE][0], "-")
+  entries = [(level, f"{record['rules'][saved_lib.REFERENCE]}: the zero")]
   entries += [
     (chart_elements.point_entry(*looks[rule], filled=True), record["rules"][rule]) for rule in rules
   ]

@@ -11,6 +11,7 @@ from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
 from subtune_jax.studies.active_learning import figures as own_figures
 from subtune_jax.studies.active_learning import record as own_record
+from subtune_jax.studies.active_learning import saved
 
 Row = Mapping[str, Any]
 _INTERVALS = (
@@ -20,7 +21,7 @@ _INTERVALS = (
 _SAVED = (
   "Both curves are read at the best accuracy that both reach; between two totals accuracy is taken "
   "to grow with the logarithm of the labels. Saved: 1 minus the labels that the rule needs over "
-  "those that random ones need. Below 0: the rule needs more. Undecided: the interval holds 0."
+  "those that {} needs. Below 0: the rule needs more. Undecided: the interval holds 0."
 )
 
 
@@ -32,8 +33,13 @@ def _share(value: float) -> str:
   return f"{100 * value:.0f}".replace("-", words.MINUS)
 
 
+def _reference(record: Row) -> str:
+  """The rule that the others are compared with, within a sentence."""
+  return f"the rule {record['rules'][saved.REFERENCE]!r}"
+
+
 def _best(method: Row) -> Row | None:
-  """The rule that saves most; None without another than random."""
+  """The rule that saves most; None without another than the reference."""
   rows = [row for row in method["rules"] if row["saved"] is not None]
   return max(rows, key=lambda row: row["saved"]["mean"], default=None)
 
@@ -59,6 +65,7 @@ def headline(record: Row) -> list[str]:
 
 def figures(record: Row) -> list[document_lib.Figure]:
   """The figures of a study, rendered."""
+  reference = _reference(record)
   drawn = [
     (
       "curves", "Accuracy by number of labels", own_figures.curves(record),
@@ -68,9 +75,9 @@ def figures(record: Row) -> list[document_lib.Figure]:
     ),
     (
       "saved", "Labels saved", own_figures.saved(record),
-      "Labels saved by each rule against random ones at equal accuracy, with intervals.",
-      "Against as many random labels, at the best accuracy that both reach. Hollow: the interval "
-      "holds 0.",
+      f"Labels saved by each rule against {reference} at equal accuracy, with intervals.",
+      f"Against as many labels by {reference}, at the best accuracy that both reach. Hollow: the "
+      "interval holds 0.",
     ),
   ]  # fmt: skip
   return document_lib.rendered(drawn)
@@ -86,7 +93,7 @@ def _saved_cell(entry: Row | None) -> Cell:
 
 
 def _saved_table(record: Row) -> Section:
-  rules = {rule: title for rule, title in record["rules"].items() if rule != "random"}
+  rules = {rule: title for rule, title in record["rules"].items() if rule != saved.REFERENCE}
   if not rules:
     return Section("Labels saved", [])
   rows = []
@@ -94,7 +101,7 @@ def _saved_table(record: Row) -> Section:
     found = {row["rule"]: row["saved"] for row in method["rules"]}
     rows.append([method["title"], *(_saved_cell(found.get(rule)) for rule in rules)])
   table = Table(["Labels saved, %", *rules.values()], rows)
-  return Section("Labels saved at equal accuracy", [table, Text(_SAVED)])
+  return Section("Labels saved at equal accuracy", [table, Text(_SAVED.format(_reference(record)))])
 
 
 def _accuracies(record: Row, method: Row) -> Section:

@@ -8,7 +8,7 @@ import numpy as np
 from subtune_jax.statistics import intervals
 
 Row = dict[str, Any]
-REFERENCE = "random"
+REFERENCE = "random"  # of acquisition.RULES
 
 
 def labels_needed(totals: Sequence[int], accuracies: np.ndarray, target: float) -> float:
@@ -54,7 +54,7 @@ def summarize(
     totals: labels.
 
   Returns:
-    Learner -> a row per rule: "points" by total, and "saved" against random (None for random).
+    Learner -> a row per rule: "points" by total, and "saved" against `REFERENCE`, None for it.
   """
   cells = {(*key, i): own[:, i] for key, own in right.items() for i in range(len(totals))}
   drawn = intervals.resamples({str(key): own for key, own in cells.items()}, groups)

@@ -49,8 +49,9 @@ SEVERAL_PROCESSES = True  # see `main`
 
 
 def run(
-  config: Any, workdir: str | os.PathLike, *, command: str = "", stream: TextIO | None = None
-) -> Row:
+  config: Any, workdir: str | os.PathLike, *, command: str = "", stream: TextIO | None = None,
+  changeable: bool = True,
+) -> Row:  # fmt: skip
   """Runs a comparison, or goes on with one that was killed.
 
   Args:
@@ -58,6 +59,7 @@ def run(
     workdir: where everything is written.
     command: how the run was started, for the report.
     stream: where progress and the final table go; standard output by default.
+    changeable: see `start`.
 
   Returns:
     The record, as written to WORKDIR/results.json.
@@ -65,7 +67,7 @@ def run(
   Raises:
     ValueError: a config that makes no sense, a workdir of another config, bad weights or data.
   """
-  state = start(config, workdir, stream or sys.stdout)
+  state = start(config, workdir, stream or sys.stdout, changeable=changeable)
   chosen = train_all(state)
   return finish(state, chosen, command)
 
@@ -93,10 +95,23 @@ def forecast_of(config: Any, workdir: str | os.PathLike) -> forecast.Forecast | 
   return forecast.measure(state)
 
 
-def start(config: Any, workdir: str | os.PathLike, stream: TextIO) -> trainings.Run:
-  """Checks everything and enters the workdir; nothing is trained yet. Errors: see `run`."""
+def start(
+  config: Any, workdir: str | os.PathLike, stream: TextIO, *, changeable: bool = False
+) -> trainings.Run:
+  """Checks everything and enters the workdir; nothing is trained yet. Errors: see `run`.
+
+  Args:
+    config: of the comparison.
+    workdir: where everything is written.
+    stream: where progress goes.
+    changeable: whether a workdir without results may be entered with other methods, learning rates
+      and seeds, which the keys of its ledger hold. Not where it is a part of another workdir.
+  """
   state, notes = look(config, pathlib.Path(workdir), stream)
-  state.workdir, entered = workdir_lib.enter(workdir, config)
+  finished = (state.workdir / compare_record.RESULTS).exists()
+  free = trainings.fields_in_keys() if changeable and not finished else ()
+  state.workdir, entered = workdir_lib.enter(workdir, config, free)
+  state.changeable = changeable
   state.writer = writers.MetricWriter(state.workdir, tensorboard=config.tensorboard)
   _say_what_is_there(state, notes)
   if entered:
@@ -191,6 +206,10 @@ def _publish(
 ) -> None:
   """Writes record, page, table and model folder; nothing of it is computed on all devices."""
   workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
+  keep = {training["key"] for training in record["trainings"] if training["chosen"]}
+  for folder in (run.workdir / "tasks").iterdir():
+    if folder.name not in keep:  # learning rates that were not chosen
+      shutil.rmtree(folder)
   written = compare_record.load(run.workdir)
   take = {test.name: test.images.__getitem__ for test in run.tests}
   errors.save(written, {**take, errors.LABELS: labelled})
@@ -300,17 +319,11 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   tests_read = run.tests
   tested = many.test_all(run, chosen, executors.of(config, 1))
   rows = []
-  keep = set()
   for name, result in chosen.items():
     tests = tested[name]
-    keep |= set(tests)
     own = criteria.fields(criteria.of(config))
     rows += [_training_row(row, own, tests[row["key"]]) for row in result["chosen"]]
     rows += [_training_row(row, own) for row in result["tried"] if row["key"] not in tests]
-  if processes.is_first():
-    for folder in (run.workdir / "tasks").iterdir():
-      if folder.name not in keep:  # learning rates that were not chosen
-        shutil.rmtree(folder)
   compare_record.save_images(
     run.workdir, {t.name: t.images for t in tests_read}, {t.name: t.ids for t in tests_read}
   )

@@ -57,7 +57,7 @@ def run(
     ValueError: see `compare.run` and `robustness_config.check`.
   """
   robustness_config.check(config)
-  state = compare.start(config, workdir, stream or sys.stdout)
+  state = compare.start(config, workdir, stream or sys.stdout, changeable=True)
   seen = _Seen(state)
   state.watch = epoch_files.watch(state.workdir, seen.look)
   chosen = compare.train_all(state)

@@ -395,5 +395,6 @@ def _run_final(config, workdir: pathlib.Path, problem, chosen, command, stream) 
   if not blocks:
     name = methods.DECLARED[search_config.searched(config)].title
     stream.write(f"no unit was chosen, so {name} is linear probing in the final comparison\n")
-  compare.run(final, workdir / search_config.FINAL, command=command, stream=stream)
+  folder = workdir / search_config.FINAL
+  compare.run(final, folder, command=command, stream=stream, changeable=False)
   return {"folder": search_config.FINAL}

@@ -138,7 +138,8 @@ def _run_task(
     studies.run_search(folder, vtab_config.search_of(config, task), command, stream)
     return _row(folder, task)
   try:
-    compare.run(vtab_config.task_config(config, task), folder, command=command, stream=stream)
+    own = vtab_config.task_config(config, task)
+    compare.run(own, folder, command=command, stream=stream, changeable=False)
   except ValueError as e:
     raise ValueError(f"{task}: {e}") from e
   jax.clear_caches()  # the next task has a head of another size

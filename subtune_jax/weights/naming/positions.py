@@ -33,6 +33,22 @@ def fit(tensor: np.ndarray, grid: int, class_token: bool, antialias: bool = Fals
   if tensor.ndim != 3 or tensor.shape[0] != 1:
     return tensor
   count, width = tensor.shape[1:]
+  side = rows(count, class_token)
+  first = count - side * side
+  patches = tensor[0, first:].reshape(side, side, width)
+  patches = resize(patches, grid, antialias).reshape(1, grid * grid, width)
+  if not class_token:
+    return patches
+  token = tensor[:, :1] if first else np.zeros((1, 1, width), patches.dtype)
+  return np.concatenate([token, patches], axis=1)
+
+
+def rows(count: int, class_token: bool) -> int:
+  """Rows of the square grid that has `count` positions, one more where it has the class token's.
+
+  Raises:
+    WeightsError: there is no such grid.
+  """
   first = int(class_token and math.isqrt(count) ** 2 != count)
   side = math.isqrt(count - first)
   if side < 1 or side * side != count - first:
@@ -40,12 +56,7 @@ def fit(tensor: np.ndarray, grid: int, class_token: bool, antialias: bool = Fals
       f"{count} positions{', the class token with it,' if class_token else ''} are not those of a "
       "square grid of patches; only weights of square images can be read"
     )
-  patches = tensor[0, first:].reshape(side, side, width)
-  patches = resize(patches, grid, antialias).reshape(1, grid * grid, width)
-  if not class_token:
-    return patches
-  token = tensor[:, :1] if first else np.zeros((1, 1, width), patches.dtype)
-  return np.concatenate([token, patches], axis=1)
+  return side
 
 
 def resize(values: np.ndarray, side: int, antialias: bool = False) -> np.ndarray:

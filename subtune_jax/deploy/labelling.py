@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import csv
 import hashlib
 import io
-import os
 import pathlib
 from typing import NamedTuple
 
+from subtune_jax import files
 from subtune_jax.data import choices, errors, folder, layout
 
 COLUMNS = ("file", "label", "prediction", "score")
@@ -115,12 +115,12 @@ def add(answers: Answers, name: str, *, new_classes: bool = False) -> dict[str, 
   return {label: answers.labels.count(label) for label in sorted(set(answers.labels))}
 
 
-def _check_new(root: pathlib.Path, held: Sequence[str], files: Sequence[pathlib.Path]) -> None:
+def _check_new(root: pathlib.Path, held: Sequence[str], pictures: Sequence[pathlib.Path]) -> None:
   """Raises ValueError for a picture that the folder holds already, itself or as a copy."""
   by_size: dict[int, list[pathlib.Path]] = {}
   for name in held:
     by_size.setdefault((root / name).stat().st_size, []).append(root / name)
-  for file in files:
+  for file in pictures:
     for own in by_size.get(file.stat().st_size, ()):
       if own.resolve() == file or own.read_bytes() == file.read_bytes():
         raise ValueError(
@@ -136,8 +136,7 @@ def _place(root: pathlib.Path, file: pathlib.Path) -> str:
   target = root / ADDED / file.name
   if target.exists() and target.read_bytes() != content:
     target = target.with_stem(f"{file.stem}-{hashlib.sha256(content).hexdigest()[:8]}")
-  target.parent.mkdir(exist_ok=True)
-  _write_whole(target, content)
+  files.write_atomically(target, content)
   return target.relative_to(root).as_posix()
 
 
@@ -147,14 +146,4 @@ def _write(path: pathlib.Path, rows: Sequence[Sequence[str]], groups: Sequence[s
   table.writerow(["file", "label", "split", *(["group"] if groups else [])])
   for place, row in enumerate(rows):
     table.writerow([*row, *([groups[place]] if groups else [])])
-  _write_whole(path, stream.getvalue().encode())
-
-
-def _write_whole(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file so that a reader sees the old one or the new one."""
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
-  try:
-    part.write_bytes(content)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+  files.write_atomically(path, stream.getvalue().encode())
