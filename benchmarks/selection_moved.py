@@ -7,7 +7,7 @@ import scipy.stats
 
 from subtune_jax.report import charts, style
 
-COLUMNS = 3
+COLUMNS, TICKS = 2, (5, 10, 20, 50, 100)
 
 
 def add(path, title, names, trainers, rates, predictor) -> None:
@@ -40,10 +40,10 @@ def correlation(points) -> str:
 
 
 def picture(kept) -> bytes:
-  """A panel for each problem, a colour for each rate of it."""
+  """A panel for each problem, a colour for each rate of it; all have one x axis."""
   lines = -(-len(kept) // COLUMNS)
-  made = charts.new_figure(8.4, 2.7 * lines)
-  every = made.subplots(lines, COLUMNS, squeeze=False).ravel()
+  made = charts.new_figure(8.4, 0.4 + 2.5 * lines)
+  every = made.subplots(lines, COLUMNS, squeeze=False, sharex=True).ravel()
   for axes in every[len(kept) :]:
     axes.set_visible(False)
   for axes, (title, points) in zip(every, kept.items(), strict=False):
@@ -51,12 +51,14 @@ def picture(kept) -> bytes:
     for rate, color in zip(rates, (style.RIGHT, style.WRONG), strict=True):
       own = [point for point in points if point["rate"] == rate]
       axes.plot([100 * p["moved"] for p in own], [100 * p["error"] for p in own], "o", color=color,
-                markersize=4.5, alpha=0.85, label=f"{rate:g}")  # fmt: skip
+                markersize=4.5, alpha=0.85, label=f"rate {rate:g}")  # fmt: skip
     axes.axhline(0, color=style.MUTED, linewidth=0.9, linestyle="--")
     axes.set_xscale("log")
+    axes.set_xticks(TICKS, [f"{tick}" for tick in TICKS])
+    axes.minorticks_off()
     axes.set_title(title.replace("_", " "), fontsize=charts.SMALL)
-    axes.legend(title="rate", fontsize=charts.SMALL, title_fontsize=charts.SMALL, frameon=False)
+    axes.legend(fontsize=charts.SMALL, frameon=False, handletextpad=0.1)
     charts.clean(axes, grid="both")
   made.supxlabel("distance moved, % of the block's length", fontsize=charts.SIZE)
-  made.supylabel("predicted minus trained\naccuracy, points", fontsize=charts.SIZE)
+  made.supylabel("predicted minus trained accuracy, points", fontsize=charts.SIZE)
   return charts.png(made)
