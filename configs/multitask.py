@@ -24,6 +24,6 @@ def get_config():
   """The study; its fields are declared in subtune_jax/studies/sequence/config.py."""
   config = sequence_config.default()
   config.data.image_size = 32
-  for name in ("subtuning", "ft", "l2_sp"):
+  for name in ("subtuning", "ft", "l2_sp", "lora"):
     config[name].epochs = 4
   return config

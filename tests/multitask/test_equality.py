@@ -49,7 +49,7 @@ def test_random_tasks_in_any_order_are_their_own_networks(bases, family, seed):
 def test_random_tasks_that_come_and_go_are_their_own_networks(bases, family, count):
   """From none to all blocks tuned; one by one in any order, some asked for, one removed."""
   base, images = bases[family], made.images(2)
-  for seed in range(3):
+  for seed in range(2):
     rng = np.random.default_rng(100 * count + seed)
     tasks = random_tasks(base, rng, count, most=len(base.model.block_names))
     wanted = {name: made.own_answers(own, images) for name, own in tasks.items()}
