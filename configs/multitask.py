@@ -3,8 +3,9 @@
   python -m subtune_jax.main --config=configs/multitask.py
 
 Linear probing and SubTuning train every task from the frozen backbone, and the tasks so far answer
-as one network (docs/multitask.md); full fine-tuning and L2-SP go on from the weights that the task
-before left.
+as one network (docs/multitask.md); full fine-tuning, L2-SP and LoRA go on from the weights that the
+task before left. Forward: points right after a task's training against the task alone, mean over
+all but the first.
 
 Result of 2026-11-28 on two CPU cores, one seed, with
 --config.tasks="('emoji_domains/noto','glyph_domains/serif','glyph_domains/sans')"; test accuracy in
