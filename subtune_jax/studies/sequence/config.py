@@ -21,7 +21,7 @@ def default() -> Any:
   config = ml_collections.ConfigDict()
   config.experiment = "sequence"
   config.name = "multitask"
-  config.title = "Five tasks, one after the other"
+  config.title = "Tasks, one after the other"
   config.methods = ("lp", "subtuning", "ft", "l2_sp", "lora")  # in the order of the table
   # Methods whose tasks share the frozen backbone; the others go on from the last task's weights.
   config.on_one_backbone = ("lp", "subtuning")

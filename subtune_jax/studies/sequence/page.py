@@ -20,7 +20,7 @@ _NOTE = (
 _FORWARD = (
   "Forward transfer: accuracy right after a task's own training minus that of the task trained "
   "alone from the pretrained weights, in points, mean over the tasks but the first. On one "
-  "backbone both are the same training. Elsewhere it is the accuracy on a task before its "
+  "backbone both are the same training. Others define it as the accuracy on a task before its "
   "training, which is that of a random head here."
 )
 
@@ -67,7 +67,7 @@ def _final(record: Row) -> Section:
       for own in method["final"]
     ]
     lost = f"{100 * mean_forgetting(method):.1f}"
-    more = [] if gained is None else [f"{100 * gained:+.1f}"]
+    more = [] if gained is None else [f"{100 * gained:+.1f}" if gained else "0.0"]
     rows.append([method["title"], lost, *more, *cells, words.num_bytes(method["num_bytes"])])
   notes = [Text(_NOTE), *[Text(_FORWARD)] * measured]
   return Section("Accuracy and forgetting", [Table([*header, "Weights"], rows), *notes])
