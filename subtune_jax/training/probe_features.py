@@ -12,19 +12,23 @@ _COLUMNS = 1 << 14  # standardised at a time, where there are more features than
 
 
 class Rotation(NamedTuple):
-  """scores = (features - center) / scale @ basis; basis has orthonormal columns."""
+  """scores = (features - center) / scale @ basis; basis has orthonormal columns.
+
+  With fewer images than features, basis is ((features - center) / scale)' axes and is not stored.
+  """
 
   scores: np.ndarray  # [n, r] float64
-  basis: np.ndarray  # [d, r] float32
+  axes: np.ndarray  # [d, r] float64, the basis; or [n, r]
   center: np.ndarray  # [d] float64
   scale: np.ndarray  # [d] float64
+  features: np.ndarray | None  # [n, d], where axes are of the images
 
 
 def rotate(features: np.ndarray, standardize: str) -> Rotation:
   """Standardises, centres and rotates the features to their principal axes, in float64.
 
   The axes come from the smaller of the two Gram matrices. Where there are more features than images
-  no float64 copy of all of them is made.
+  no second array of their size is made.
   """
   n, d = features.shape
   center = features.mean(axis=0, dtype=np.float64)
@@ -35,12 +39,10 @@ def rotate(features: np.ndarray, standardize: str) -> Rotation:
     scale = np.concatenate([features[:, part].std(axis=0, dtype=np.float64) for part in _parts(d)])
   scale[scale == 0] = 1.0
 
-  def centred(part: slice) -> np.ndarray:
-    return (features[:, part] - center[part]) / scale[part]
-
   wide = n < d
-  whole = None if wide else centred(slice(None))
-  gram = _gram(whole) if whole is not None else sum(x @ x.T for x in map(centred, _parts(d)))
+  whole = None if wide else (features - center) / scale
+  parts = (_centred(features, center, scale, part) for part in _parts(d))
+  gram = _gram(whole) if whole is not None else sum(x @ x.T for x in parts)
   variance, axes = np.linalg.eigh(gram)
   keep = variance > variance[-1] * _RANK_TOLERANCE
   if not variance[-1] > 0:
@@ -49,12 +51,16 @@ def rotate(features: np.ndarray, standardize: str) -> Rotation:
     )
   axes = axes[:, keep]
   if whole is not None:
-    return Rotation(whole @ axes, axes.astype(np.float32), center, scale)
+    return Rotation(whole @ axes, axes, center, scale, None)
   length = np.sqrt(variance[keep])[None]
-  basis = np.empty((d, axes.shape[1]), np.float32)
-  for part in _parts(d):
-    basis[part] = centred(part).T @ (axes / length)
-  return Rotation(axes * length, basis, center, scale)
+  return Rotation(axes * length, axes / length, center, scale, features)
+
+
+def _centred(
+  features: np.ndarray, center: np.ndarray, scale: np.ndarray, part: slice
+) -> np.ndarray:
+  """[n, part] float64, standardised."""
+  return (features[:, part] - center[part]) / scale[part]
 
 
 def _parts(d: int) -> Iterator[slice]:
@@ -73,10 +79,27 @@ def _gram(x: np.ndarray) -> np.ndarray:
   return sum(x[i : i + _CHUNK].T @ x[i : i + _CHUNK] for i in range(0, len(x), _CHUNK))
 
 
+def scores(rotation: Rotation, features: np.ndarray) -> np.ndarray:
+  """[m, r] float64 scores of other images' features [m, d]."""
+  _, axes, center, scale, own = rotation
+  if own is None:
+    return (features - center) / scale @ axes
+  gram = sum(
+    _centred(features, center, scale, part) @ _centred(own, center, scale, part).T
+    for part in _parts(len(center))
+  )
+  return gram @ axes
+
+
 def unrotate(rotation: Rotation, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the kernel [d, C] and bias [C] that act on raw features."""
-  kernel = np.empty((len(rotation.basis), len(weights)), np.float32)
-  for part in _parts(len(kernel)):
-    kernel[part] = rotation.basis[part] @ weights[:, :-1].T / rotation.scale[part, None]
+  """Of heads [k, C, r + 1] on scores: float32 kernels [k, d, C] and biases [k, C] on features."""
+  _, axes, center, scale, features = rotation
+  k, num_classes, _ = weights.shape
+  kernel = np.empty((k, len(center), num_classes), np.float32)
+  inner = axes @ weights[:, :, :-1].reshape(k * num_classes, -1).T
+  for part in _parts(len(center)):
+    own = inner[part] if features is None else _centred(features, center, scale, part).T @ inner
+    own = own / scale[part, None]
+    kernel[:, part] = own.reshape(-1, k, num_classes).swapaxes(0, 1)
   # From the rounded kernel, so that rounding it shifts no logit at the mean of the features.
-  return kernel, weights[:, -1] - rotation.center @ kernel
+  return kernel, (weights[:, :, -1] - center @ kernel).astype(np.float32)

@@ -1,11 +1,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from subtune_jax.data import preprocess
-from subtune_jax.search import criteria, kernels, plasticity, predicted, ridge
+from subtune_jax.models import heads
+from subtune_jax.search import brief_fit, criteria, kernels, plasticity, predicted, ridge
+from subtune_jax.training import loop
 from tests.search import small
 
 COUNT, CLASSES = 36, 3
@@ -99,6 +102,72 @@ def test_a_measured_criterion_reads_what_it_is_given(name, field):
   for values in (None, {"a": 1.0, "b": 2.0}):
     with pytest.raises(ValueError, match=rf"needs Problem\.{field} .* of a, b, c"):
       criteria.CRITERIA[name](dataclasses.replace(problem, **{field: values}), ())
+
+
+def test_a_criterion_after_a_fit_reads_the_gradients_of_the_chosen_set():
+  asked = []
+
+  def fitted(chosen):
+    asked.append(chosen)
+    return brief_fit.Gradients({"a": 1.0, "b": 5.0, "c": 0.0}, {"a": 4.0, "b": 5.0, "c": 6.0})
+
+  problem = dataclasses.replace(make(), fitted=fitted)
+  relative = criteria.CRITERIA["fitted_relative_gradient"](problem, ("b",))
+  signal = criteria.CRITERIA["fitted_signal_to_noise"](problem, ("a",))
+  np.testing.assert_array_equal(relative, [1, np.nan, 0])
+  np.testing.assert_array_equal(signal, [np.nan, 5, 6])
+  assert asked == [("b",), ("a",)]
+  with pytest.raises(ValueError, match=r"fitted_signal_to_noise' needs Problem\.fitted"):
+    criteria.CRITERIA["fitted_signal_to_noise"](make(), ())
+
+
+def test_gradients_after_a_fit_are_those_of_the_trained_network():
+  """The set trained by hand; gradients from the logits' own formula, with autograd of one loss."""
+  net = small.model()
+  problem, recipe = small.problem(net), small.recipe(epochs=1)
+  engine = small.engine(net)
+  found = brief_fit.BriefFit(problem, recipe, engine, seed=1)(("block2/unit1",))
+  images, labels = problem.train.images, np.asarray(problem.train.labels)
+  start = heads.init_head(net, problem.variables, 1, problem.weights)
+  method = recipe.method(("block2/unit1",))
+  trained = loop.fit(engine, start, method, problem.train, None, seed=1).variables
+  size = engine.batch_size
+  order = np.random.default_rng(1).permutation(len(labels))
+
+  @jax.jit
+  def gradient(params, x, y):
+    def loss(params):
+      logits = net.apply({**trained, "params": params}, x)
+      return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(y, 3), axis=1))
+
+    return jax.grad(loss)(params)["block1"]["unit1"]
+
+  own = [
+    np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient(
+      trained["params"], preprocess.normalize(images[rows], engine.preprocessing), labels[rows]))])
+    for rows in order[: len(order) // size * size].reshape(-1, size)
+  ]  # fmt: skip
+  mean, spread = np.mean(own, axis=0), np.mean(np.var(own, axis=0).sum())
+  theta = np.concatenate(
+    [np.ravel(x) for x in jax.tree.leaves(trained["params"]["block1"]["unit1"])]
+  )
+  wanted = np.linalg.norm(mean) / np.linalg.norm(theta)
+  assert found.relative["block1/unit1"] == pytest.approx(wanted, rel=1e-4)
+  assert found.signal["block1/unit1"] == pytest.approx(np.sum(mean**2) / spread, rel=1e-3)
+  assert tuple(found.relative) == problem.network.names
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda p, r, e: (p, dataclasses.replace(r, by_rate={1e-3: r.method}), e), "recipe of one"),
+    (lambda p, r, e: (p, r, dataclasses.replace(e, batch_size=32)), "40 images; two batches of 32"),
+  ],
+)
+def test_a_fit_that_cannot_be_measured_is_one_clear_error(change, message):
+  net = small.model()
+  with pytest.raises(ValueError, match=message):
+    brief_fit.BriefFit(*change(small.problem(net), small.recipe(), small.engine(net)))
 
 
 def test_plasticity_by_hand():

@@ -125,6 +125,7 @@ def sweep(tmp_path, monkeypatch, made):
   return record, stream.getvalue()
 
 
+@pytest.mark.slow
 def test_a_grid_of_small_trainings(tmp_path, monkeypatch):
   """12 of the trainings of the sweep below."""
   watched = Watched(monkeypatch)

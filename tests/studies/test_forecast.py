@@ -42,6 +42,7 @@ def trained(made, workdir) -> str:
   return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_the_counts_are_what_the_run_does(tmp_path):
   made = config()
   workdir, out = tmp_path / "run", io.StringIO()

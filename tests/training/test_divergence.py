@@ -1,5 +1,7 @@
 """The last update counts: weights, statistics, averages and logits that are not finite."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,10 +99,10 @@ def test_the_probes_solution_is_checked(monkeypatch):
 
 
 def _broken(path, places):
-  kernel = path.kernel.copy()
+  weights = path.weights.copy()
   for place in places:
-    kernel[place, 0, 0] = NAN
-  return path._replace(kernel=kernel)
+    weights[place, 0, 0] = NAN
+  return dataclasses.replace(path, weights=weights)
 
 
 def test_a_probe_that_diverged_is_no_strength_to_choose(monkeypatch):

@@ -11,7 +11,15 @@ from sklearn import datasets, linear_model
 
 from subtune_jax import data, methods
 from subtune_jax.models import heads
-from subtune_jax.training import ledger, loop, probe, probe_checks, probe_objective, probe_solver
+from subtune_jax.training import (
+  ledger,
+  loop,
+  probe,
+  probe_checks,
+  probe_features,
+  probe_objective,
+  probe_solver,
+)
 from tests import tiny
 
 
@@ -363,9 +371,10 @@ def test_lpft_grid():
 
 
 def _path_of(kernels, l2):
-  kernel = np.stack(kernels).astype(np.float32)
+  weights = np.pad(np.swapaxes(np.array(kernels, float), 1, 2), ((0, 0), (0, 0), (0, 1)))
+  rotation = probe_features.Rotation(np.zeros((2, 1)), np.eye(1), np.zeros(1), np.ones(1), None)
   k = np.zeros(len(l2))
-  return probe.ProbePath(kernel, np.zeros((len(l2), 2), np.float32), k, k, k, k == 0, np.array(l2))
+  return probe.ProbePath(rotation, weights, k, k, k, k == 0, np.array(l2))
 
 
 RIGHT, WRONG = [[-1, 1]], [[1, -1]]
@@ -428,6 +437,22 @@ def _with(value):
 def test_errors_name_the_value(x, y, options, message):
   with pytest.raises(ValueError, match=message):
     _fit(x, y, **({"l2": [1.0]} | options))
+
+
+@pytest.mark.parametrize("shape", [(40, 7), (20, 300)])
+@pytest.mark.parametrize("standardize", ["none", "scalar", "feature"])
+def test_scores_of_other_images_are_what_the_heads_say(shape, standardize):
+  """`choose` reads scores; a network reads the kernel on raw features."""
+  rng = np.random.default_rng(0)
+  x, other = rng.normal(2, 3, shape), rng.normal(2, 3, (9, shape[1]))
+  path = _fit(x, np.arange(len(x)) % 4, [1.0, 1e-2], standardize=standardize)
+  scores = probe_features.scores(path.rotation, other.astype(np.float32))
+  for i in range(2):
+    head = path.head(i)
+    wanted = other.astype(np.float32) @ head["kernel"].astype(float) + head["bias"]
+    found = scores @ path.weights[i, :, :-1].T + path.weights[i, :, -1]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_array_equal(head["kernel"], path.kernel[i])
 
 
 def test_choose_refuses_features_of_another_width():
