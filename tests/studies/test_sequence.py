@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from subtune_jax.studies.sequence import page, run
+from subtune_jax import methods
+from subtune_jax.studies.sequence import figures, page, run
 from subtune_jax.training import export
 from tests import config_files
 
@@ -137,3 +138,13 @@ def test_what_makes_no_sense_is_refused(change, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     run.run(small(**change), tmp_path / "run", stream=io.StringIO())
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("names", [("lp", "ft"), ("lp", "subtuning", "ft", "l2_sp", "lora")])
+def test_the_legend_fits_the_figure(names):
+  rows = [{"name": n, "title": methods.DECLARED[n].title, "matrix": [[0.5], [0.5, 0.6]]}
+          for n in names]  # fmt: skip
+  figure = figures.over_time({"tasks": [{"name": "a"}, {"name": "b"}], "methods": rows})
+  figure.draw_without_rendering()
+  (legend,) = figure.legends
+  assert legend.get_window_extent().x1 <= figure.bbox.x1
