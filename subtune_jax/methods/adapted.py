@@ -123,7 +123,7 @@ def _declare(
     trains=trains,
     call="adapter_tuning(1e-3, epochs=8)",
     build=lambda own, context: adapter_tuning,
-    options={"where": _WHERE, **options},
+    options={"where": _WHERE, "probe_first": declaration.PROBE_FIRST, **options},
     gradient=declaration.gradient(norm_mode="running"),
     prepare=_prepared(rule),
   )

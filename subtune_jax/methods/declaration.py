@@ -38,6 +38,9 @@ class Option:
   comment: str
 
 
+PROBE_FIRST = Option(False, "start from the linear probe rather than a random head")
+
+
 @dataclasses.dataclass(frozen=True)
 class Declaration:
   """A method.

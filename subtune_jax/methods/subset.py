@@ -124,7 +124,7 @@ DECLARATIONS = (
     build=_sub_tuning,
     options={
       "blocks": Option(_LAST_BLOCKS, "trained beside the head"),
-      "probe_first": Option(False, "start from the linear probe rather than a random head"),
+      "probe_first": declaration.PROBE_FIRST,
       "beside_frozen": Option(False, "the head reads the frozen network's features as well"),
     },
     gradient=declaration.gradient(),

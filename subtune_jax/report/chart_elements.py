@@ -221,7 +221,7 @@ def unit_ticks(
 ) -> None:
   """Names of units at x = 0, 1, ...: slanted where they would touch, upright where even that is
   too wide; `width` is the axis in inches."""
-  short = [words.shorten(name, _LONGEST) for name in names]
+  short = [_tick(name) for name in names]
   axes.set_xticks(range(len(names)), [charts.plain(name) for name in short], fontsize=charts.SMALL)
   labels, room = axes.get_xticklabels(), width / max(len(names), 1)
   if max(map(len, short)) * _CHAR + 0.06 > room:
@@ -231,6 +231,14 @@ def unit_ticks(
     for text in labels:
       text.set(**turn)
   _embolden(labels, names, bold)
+
+
+def _tick(name: str) -> str:
+  """A name that fits; the rank of a unit, behind its "=", stays."""
+  unit, equals, rank = name.rpartition("=")
+  if not unit or "=" in unit:
+    return words.shorten(name, _LONGEST)
+  return words.shorten(unit, _LONGEST - len(rank) - 1) + equals + rank
 
 
 def row_ticks(axes: "Axes", names: Sequence[str], *, bold: Sequence[str] = ()) -> None:

@@ -169,13 +169,14 @@ def describe(
   described = {k: v for k, v in workdir_lib.as_json(config).items() if k in used}
   described["data"].pop("label_map", None)  # of test sets
   described["backbone"].pop("remat", None)  # no result depends on it
+  changed = network.method_options(name, config)
+  sections = {**described, name: changed}
   for field, default in workdir_lib.optional_fields().items():
     section, _, own = field.partition(".")
-    if section in described and described[section].get(own) == default:
-      del described[section][own]
+    if section in sections and own in sections[section] and sections[section][own] == default:
+      del sections[section][own]
   criterion = criteria.of(config)
   chosen = {} if criterion.name == criteria.ACCURACY else {"select_by": criterion.name}
-  changed = network.method_options(name, config)
   options = {"options": ledger_lib.plain(changed)} if changed else {}
   return {
     **chosen,

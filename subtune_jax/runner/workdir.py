@@ -31,6 +31,7 @@ def optional_fields() -> Mapping[str, Any]:
     "augment.flip_vertical": False, "augment.rotate": 0.0, "augment.quarter_turns": False,
     "search.final_grid": False, "search.landmarks": 1000, "subtuning.beside_frozen": False,
     **{f"{name}.reinit": [] for name in methods.DECLARED},
+    **{f"{name}.probe_first": False for name in methods.DECLARED},
   }  # fmt: skip
 
 

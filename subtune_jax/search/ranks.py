@@ -125,10 +125,12 @@ class Adapters:
 
 
 def options(section: Mapping[str, Any], pattern: Mapping[str, int]) -> dict[str, Any]:
-  """The options of the method `lora` for ranks of blocks."""
+  """The options of the method `lora` for ranks of blocks; how its head starts is not among them."""
   where = tuple(f"/{block}" for block in pattern)
   text = ",".join(f"/{block}={rank}" for block, rank in pattern.items())
-  return {**methods.options_of(_LORA, section), "where": where, "rank_pattern": text}
+  own = {**methods.options_of(_LORA, section), "where": where, "rank_pattern": text}
+  del own["probe_first"]
+  return own
 
 
 def network(model: Any, spec: str, ranks: Sequence[int]) -> Ranks:

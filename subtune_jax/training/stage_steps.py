@@ -50,6 +50,7 @@ class Ready(NamedTuple):
   def nbytes(self) -> int | None:
     """What the program takes with its arguments and results, on one device.
 
+    Arguments that it does not read, such as frozen weights before kept features, are not counted.
     None where the compiler does not say, and where it is in pieces.
     """
     program = self.program

@@ -10,6 +10,8 @@ import pytest
 
 from subtune_jax import adapters, methods
 from subtune_jax.models import adapted
+from subtune_jax.report import chart_elements, charts
+from subtune_jax.runner import recipes
 from subtune_jax.search import evaluator, greedy, ranks, rules, scores, store
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.search import config as search_config
@@ -223,6 +225,25 @@ def test_the_final_comparison_needs_lora():
     search_config.check(made)
 
 
+@pytest.mark.parametrize(("head", "stages"), [("probe", 2), ("random", 1)])
+def test_the_final_comparison_starts_from_the_head_of_the_search(head, stages):
+  final = search_config.final_config(study(head=head), ("stem",), {"stem": 4})
+  assert final.lora.rank_pattern == "/stem=4"
+  assert len(recipes.make_method(final, "lora", 1e-3, ("stem",))) == stages
+
+
+def test_a_name_that_is_too_long_keeps_its_rank():
+  figure = charts.new_figure(4, 3)
+  axes = figure.subplots()
+  names = ["block1/unit2..block2/unit2=16", "early=4", "a name that is by far too long for it"]
+  chart_elements.unit_ticks(axes, names, 3.0)
+  first, second, third = (text.get_text() for text in axes.get_xticklabels())
+  assert first.endswith("\u2026=16")
+  assert len(first) < len(names[0])
+  assert second == "early=4"
+  assert third.endswith("\u2026")
+
+
 @pytest.mark.slow
 def test_a_study_ends_with_lora_of_the_chosen_ranks(tmp_path):
   record = small_search.run(tmp_path, study(max_params=2000))
@@ -238,5 +259,12 @@ def test_a_study_ends_with_lora_of_the_chosen_ranks(tmp_path):
   assert lora["trained_params"] == chosen["trained_params"]
   fields = final["config"]["lora"]
   assert fields["rank_pattern"] == record["lora"]["rank_pattern"]
-  assert "The chosen ranks" in (tmp_path / "report.html").read_text()
+  page = (tmp_path / "report.html").read_text()
+  assert "The chosen ranks" in page
+  assert "LoRA at " in page
+  assert ": ranks of LoRA</h1>" in page
+  # A unit is in the network once, at all its ranks.
+  whole = search_record.by_units(record)[tuple(name for name in names if name.endswith("=4"))]
+  assert search_record.total_macs(record) == whole["fork_macs"]
+  assert "100 % of the network" in page
   assert json.loads((tmp_path / "results.json").read_text())["kind"] == "search"

@@ -187,7 +187,7 @@ def test_a_run_of_before_a_method_was_there_goes_on(tmp_path):
   config = compare_config.default()
   path, _ = workdir.enter(tmp_path, config)
   old = workdir.as_json(config)
-  del old["fresh_blocks"]
+  del old["fresh_blocks"], old["lora"]["probe_first"]
   workdir.write_json(path / "config.json", old)
   assert workdir.enter(path, config) == (path, True)
   config.methods = (*config.methods, "fresh_blocks")

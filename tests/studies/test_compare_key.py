@@ -32,6 +32,21 @@ def shifted(variables, collection, head=False):
   return {**variables, collection: part}
 
 
+def test_a_field_that_older_runs_lack_is_in_no_key_at_its_default():
+  config = compare_config.default()
+  model, variables = tiny.make()
+  run = trainings.Run(
+    config, pathlib.Path(), None, None, None, (), None, tiny.engine(model),
+    weights.Pretrained(variables, tiny.PREPROCESSING, "name", "sha", ()), None, {}, None, None,
+  )  # fmt: skip
+  images, options = small.dataset(), []
+  for first in (False, True):
+    config.lora.probe_first = first
+    options.append(trainings.describe(run, "lora", (), 0, images, None)["options"])
+  assert "probe_first" not in options[0]
+  assert options[1] == {**options[0], "probe_first": True}
+
+
 @pytest.mark.parametrize(
   ("what", "keep_head", "same"),
   [

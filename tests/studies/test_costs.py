@@ -89,6 +89,9 @@ def test_a_training_says_what_its_steps_took(devices):
     engine, variables, methods.full_fine_tuning(1e-3, epochs=1), examples, None
   ).stages
   assert whole["step"]["bytes"] > images.nbytes
+  # Weights before what is kept are not counted: the step does not read them.
+  (top,) = loop.fit(engine, variables, methods.head_only(1e-3, epochs=1), examples, None).stages
+  assert top["step"]["bytes"] < sum(x.nbytes for x in jax.tree.leaves(variables["params"])) / 2
   probe = loop.fit(engine, variables, methods.linear_probing(l2=(0.1,)), examples, None)
   assert "step" not in probe.stages[0]
 

@@ -26,11 +26,12 @@ _COLUMNS = (
 _COSTS = (
   "Memory of a step: on one device, by the compiler's count: the training images or what is kept "
   "of them before the first trained block, weights, the optimizer's state, activations, gradients; "
-  "and what is kept of the validation images. Step: without compiling and without reading the "
-  "validation images. Both of the stage that trains the most; empty where a head is solved without "
-  "steps. One more task: what it adds to the inference of an image where the frozen network runs "
-  "anyway. PPT: accuracy in distribution, %, times exp(-log10(P / 10 M + 1)), P the parameters "
-  "trained beside the head's (V-PETL Bench)."
+  "and what is kept of the validation images. Frozen weights that a step does not read, those "
+  "before what is kept, are in memory too but not counted. Step: without compiling and without "
+  "reading the validation images. Both of the stage that trains the most; empty where a head is "
+  "solved without steps. One more task: what it adds to the inference of an image where the frozen "
+  "network runs anyway. PPT: accuracy in distribution, %, times exp(-log10(P / 10 M + 1)), P the "
+  "parameters trained beside the head's (V-PETL Bench)."
 )
 _MEASURES = (
   "Balanced accuracy: the mean over classes of the share of their images that is answered rightly. "

@@ -279,7 +279,8 @@ def final_config(
     del final.search
   own.update(final)
   own.experiment = "compare"
-  own.name, own.title = f"{config.name}-final", f"{config.title}: the chosen blocks"
+  what = "ranks" if config.search.ranks else "blocks"
+  own.name, own.title = f"{config.name}-final", f"{config.title}: the chosen {what}"
   name = searched(config)
   if not blocks:
     own.methods = tuple(other for other in own.methods if other != name)
@@ -290,8 +291,7 @@ def final_config(
     tuned.learning_rates = rates_of(config)
   for field in ("epochs", "head_factor", "norm_mode"):
     tuned[field] = search[field]
-  if "probe_first" in tuned:
-    tuned.probe_first = search.head == "probe" and not config.backbone.keep_head
+  tuned.probe_first = search.head == "probe" and not config.backbone.keep_head
   return own
 
 

@@ -74,10 +74,13 @@ def profile(record: Row) -> "Figure | None":
   alone = {name: sets[name,] for name in names if (name,) in sets}
   if not alone:
     return None
+  everything = names
+  if record.get("lora"):  # a greedy search tries few of the ranks alone
+    names = tuple(alone)
   chosen, width = record["chosen"], chart_elements.page_width(len(names))
   figure = charts.new_figure(width, 5.0 + chart_elements.label_room(names))
   axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1.15])
-  entries = _labelled_references(axes, sets, names)
+  entries = _labelled_references(axes, sets, everything)
   for i, name in enumerate(names):
     if name in chosen:
       axes.axvspan(i - 0.5, i + 0.5, color=COLOR, alpha=0.1, linewidth=0, zorder=0)
@@ -86,11 +89,12 @@ def profile(record: Row) -> "Figure | None":
       chart_elements.fold_dots(axes, i, search_record.folds(alone[name]))
       chart_elements.mean(axes, i, search_record.estimate(alone[name]), **look)
   entries += _profile_entries(record, alone)
-  shown = [*alone.values(), *(sets[units] for units in ((), names) if units in sets)]
+  shown = [*alone.values(), *(sets[units] for units in ((), everything) if units in sets)]
   chart_elements.accuracy_axis(axes, all_values(shown))
   charts.clean(axes)
   axes.tick_params(axis="x", length=0, labelbottom=False)
-  _draw_params(below, record, {unit["name"]: unit["params"] for unit in record["units"]}, chosen)
+  params = {unit["name"]: unit["params"] for unit in record["units"] if unit["name"] in names}
+  _draw_params(below, params, chosen)
   chart_elements.unit_ticks(below, names, width - 1.0, bold=chosen)
   axes.set_xlim(-0.6, len(names) - 0.4)
   chart_elements.legend(figure, entries)
@@ -114,7 +118,7 @@ def _profile_entries(record: Row, alone) -> list[tuple["Artist", str]]:
   return entries
 
 
-def _draw_params(axes, record: Row, counts: dict[str, int], chosen: Sequence[str]) -> None:
+def _draw_params(axes, counts: dict[str, int], chosen: Sequence[str]) -> None:
   """Bars from zero with their numbers."""
   heights = np.array(list(counts.values()), float)
   colors = [COLOR if name in chosen else chart_elements.QUIET for name in counts]

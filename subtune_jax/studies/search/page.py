@@ -256,7 +256,10 @@ def _run_facts(record: Row) -> Section:
     *sections.run_rows(record),
     *sections.backbone_rows(record["backbone"]),
     *data_rows(record["data"]),
-    ("Units", f"{len(record['units'])}: {', '.join(search_record.unit_names(record))}"),
+    (
+      "Units at ranks" if record.get("lora") else "Units",
+      f"{len(record['units'])}: {', '.join(search_record.unit_names(record))}",
+    ),
     ("Sets tried", f"{len(record['sets']):,}"),
     *fork_figure.facts(record),
     ("Outputs of frozen blocks kept", kept),
@@ -340,7 +343,8 @@ def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
   subtitle = (
     f"{record['name']}, {record['created']}. {data['num_examples']:,} images, {folds_text(data)}."
   )
-  return document_lib.Document(record["title"], subtitle, parts)
+  title = record["title"] + (": ranks of LoRA" if record.get("lora") else "")
+  return document_lib.Document(title, subtitle, parts)
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:

@@ -248,7 +248,8 @@ def total_macs(record: Row) -> float:
 
   The set of all units, where it was tried, forks at its first block and so knows better.
   """
-  known = record["head_macs"] + sum(unit["macs"] for unit in record["units"])
+  macs = {tuple(unit["blocks"]): unit["macs"] for unit in record["units"]}  # once at all its ranks
+  known = record["head_macs"] + sum(macs.values())
   return max([known, *(tried["fork_macs"] for tried in record["sets"])])
 
 

@@ -56,7 +56,8 @@ def _chosen(record: Row, verb: str) -> list[str]:
   sets, names = search_record.by_units(record), search_record.unit_names(record)
   what = "the head alone"
   if record["chosen"]:
-    what = f"{search_record.set_name(record['chosen'], names)} and the head"
+    how = "LoRA at " if record.get("lora") else ""
+    what = f"{how}{search_record.set_name(record['chosen'], names)} and the head"
   chosen = sets.get(tuple(record["chosen"]))
   lines = [f"{verb} {what}{_accuracy(record, chosen) if chosen else ''}."]
   by = f"Chosen by {record['chosen_by']}."
