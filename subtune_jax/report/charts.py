@@ -6,6 +6,7 @@ display and from several threads.
 
 from collections.abc import Mapping, Sequence
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 from subtune_jax.report import style, words
@@ -50,15 +51,18 @@ def clean(axes: "Axes", grid: str = "y") -> None:
 
 
 def method_legend(figure: "Figure", methods: Sequence[str], titles: Mapping[str, str]) -> None:
-  """One legend above the axes: the colour of each method."""
+  """One legend above the axes: the colour of each method; in rows as wide as the figure."""
   from matplotlib import patches
 
   colors = style.colors(methods)
+  labels = [plain(words.shorten(titles[m], 28)) for m in methods]
+  inches = sum(0.55 + 0.08 * len(label) for label in labels[:5])  # about, of a patch and its label
+  rows = math.ceil(inches / figure.get_figwidth())
   figure.legend(
     [patches.Patch(color=colors[m]) for m in methods],
-    [plain(words.shorten(titles[m], 28)) for m in methods],
+    labels,
     loc="outside upper left",
-    ncols=min(len(methods), 5),
+    ncols=math.ceil(min(len(methods), 5) / rows),
     frameon=False,
     fontsize=SIZE,
   )

@@ -86,15 +86,21 @@ def check_run(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"grid_seeds is {config.grid_seeds!r}; allowed: 'first', 'all'")
   if config.resume not in ("latest", "last_good"):
     raise ValueError(f"resume is {config.resume!r}; allowed: 'latest', 'last_good'")
-  if config.trace_steps < 0:
-    raise ValueError(f"trace_steps is {config.trace_steps}; give 0 (off) or more steps")
-  if config.trace_steps and config.workers != executors.HERE:
-    raise ValueError(
-      f"trace_steps is {config.trace_steps} and workers {config.workers!r}: the trainings run on "
-      f"other machines; trace one with workers={executors.HERE!r}"
-    )
+  check_trace(config)
   if config.backbone.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"backbone.dtype is {config.backbone.dtype!r}; allowed: float32, bfloat16")
+
+
+def check_trace(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for a number of steps to trace that makes no sense, or that run elsewhere."""
+  if config.trace_steps < 0:
+    raise ValueError(f"trace_steps is {config.trace_steps}; give 0 (off) or more steps")
+  workers = config.get("workers", executors.HERE)
+  if config.trace_steps and workers != executors.HERE:
+    raise ValueError(
+      f"trace_steps is {config.trace_steps} and workers {workers!r}: the trainings run on "
+      f"other machines; trace one with workers={executors.HERE!r}"
+    )
 
 
 def check_sampling(config: ml_collections.ConfigDict) -> None:

@@ -71,9 +71,7 @@ class Run:
   @functools.cached_property
   def trace(self) -> trace_lib.Trace | None:
     """Of the first training that this start runs, where the config asks for one."""
-    if not self.config.trace_steps or not processes.is_first():
-      return None
-    return trace_lib.Trace(self.workdir / "trace", self.config.trace_steps, self.progress.line)
+    return trace_lib.asked(self.config, self.workdir, self.progress.line)
 
   def resuming(self) -> str:
     """What an earlier start has left of this run."""

@@ -22,6 +22,7 @@ from subtune_jax.training import evaluate, export, loop
 from subtune_jax.training import ledger as ledger_lib
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
+from subtune_jax.training import trace as trace_lib
 from subtune_jax.workers import here, queue
 
 __all__ = ["Evaluator", "Job", "OnDone", "OnPlan", "Problem", "Recipe"]
@@ -48,6 +49,7 @@ class Evaluator:
     on_done: called after each training that was asked for.
     on_plan: called with the number of trainings that follow.
     executor: runs the trainings; by default a thread of this process for each device.
+    trace: of the first training, where trainings run in this process.
   """
 
   def __init__(
@@ -62,6 +64,7 @@ class Evaluator:
     on_done: OnDone | None = None,
     on_plan: OnPlan | None = None,
     executor: futures.Executor | None = None,
+    trace: trace_lib.Trace | None = None,
   ):
     self.problem, self.recipe, self.store = problem, recipe, store
     self.on_done, self.on_plan = on_done, on_plan
@@ -69,7 +72,7 @@ class Evaluator:
     self.engine = dataclasses.replace(engine, mesh=mesh_lib.make_mesh(devices[:1]))
     self.executor = executor or here.Here(len(devices))
     self._setting = trainer_lib.Setting(
-      problem, recipe, engine, devices, prefix_bytes, prefix_disk_bytes
+      problem, recipe, engine, devices, prefix_bytes, prefix_disk_bytes, trace
     )
     self._own = here.Shared(self._setting)
     self.used: dict[str, Row] = {}  # every training that was asked for, by key

@@ -17,6 +17,7 @@ from subtune_jax.search import units as units_lib
 from subtune_jax.training import loop, stage_runner
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import prefix as prefix_lib
+from subtune_jax.training import trace as trace_lib
 from subtune_jax.workers import here
 
 PyTree = Any
@@ -110,6 +111,7 @@ class Setting:
     devices: one for each place; None: the first of the process that trains.
     prefix_bytes: memory for shared activations on each device; 0 turns sharing off.
     prefix_disk_bytes: scratch files for those that do not fit.
+    trace: of a few steps of the first training of the first place; see `loop.fit`.
   """
 
   problem: Problem
@@ -118,15 +120,16 @@ class Setting:
   devices: Sequence[jax.Device] | None
   prefix_bytes: int
   prefix_disk_bytes: int
+  trace: trace_lib.Trace | None = None
 
   def portable(self) -> "Setting":
-    """The same for another machine: arrays of numpy, and no device."""
+    """The same for another machine: arrays of numpy, no device and no trace."""
     problem = dataclasses.replace(
       self.problem, variables=jax.device_get(self.problem.variables),
       train=self.problem.train.in_memory(),
     )  # fmt: skip
     engine = dataclasses.replace(self.engine, mesh=None)
-    return dataclasses.replace(self, problem=problem, engine=engine, devices=None)
+    return dataclasses.replace(self, problem=problem, engine=engine, devices=None, trace=None)
 
   def methods(self, units: scores.Units) -> list[methods.Method]:
     """What a training of a set chooses among, most often one; of () the probe."""
@@ -151,10 +154,11 @@ class Trainer:
   Args:
     setting: what is trained.
     device: where.
+    trace: of the first training there.
   """
 
-  def __init__(self, setting: Setting, device: jax.Device):
-    self.setting, self.problem = setting, setting.problem
+  def __init__(self, setting: Setting, device: jax.Device, trace: trace_lib.Trace | None = None):
+    self.setting, self.problem, self._trace = setting, setting.problem, trace
     self.engine = engine = dataclasses.replace(setting.engine, mesh=mesh_lib.make_mesh([device]))
     self.prefix = prefix_lib.Prefix(
       engine.model, self.problem.variables, self.problem.train.images,
@@ -219,7 +223,7 @@ class Trainer:
     engine, start = self.setting.prepared(self.engine, self._start(job, inner), job.units)
     return loop.fit(
       engine, start, method, rest, held, seed=job.seed,
-      on_epoch=on_epoch, validate="end",
+      on_epoch=on_epoch, validate="end", trace=self._trace,
     )  # fmt: skip
 
   def close(self) -> None:
@@ -259,7 +263,8 @@ def of_place(setting: Setting) -> Trainer:
   if devices is None:  # a process that no program has prepared
     compile_cache.enable()
     devices = jax.devices()[:1]
-  return Trainer(setting, devices[here.place() % len(devices)])
+  place = here.place()
+  return Trainer(setting, devices[place % len(devices)], None if place else setting.trace)
 
 
 def train(shared: here.Shared, job: Job) -> tuple[Row, dict[str, np.ndarray]]:

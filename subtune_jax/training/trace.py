@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from subtune_jax import processes
 from subtune_jax.report import words
 
 
@@ -70,3 +71,10 @@ class Trace:
       "open its perfetto_trace.json.gz at https://ui.perfetto.dev, or `pip install xprof` and "
       f"`xprof --logdir {self._folder}`"
     )
+
+
+def asked(config: Any, workdir: pathlib.Path, say: Callable[[str], None]) -> Trace | None:
+  """A trace into WORKDIR/trace of the first training, where `config.trace_steps` asks for one."""
+  if not config.trace_steps or not processes.is_first():
+    return None
+  return Trace(workdir / "trace", config.trace_steps, say)

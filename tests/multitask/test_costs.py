@@ -1,10 +1,13 @@
 """The tree in words and as a picture, its counts, and the measured forms."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from subtune_jax import multitask
-from subtune_jax.models import flops
+from subtune_jax.models import flops, host_memory
 from subtune_jax.multitask import costs, latency
 from subtune_jax.report import charts
 from tests import deploy_network
@@ -71,6 +74,46 @@ def test_forms_are_measured_and_the_quickest_is_taken(network, monkeypatch):
   assert "block2/unit2" in str(table)
   monkeypatch.setattr(costs, "medians", lambda programs, rounds: dict.fromkeys(programs, 1.0))
   assert set(costs.measure(network, 2).forms().values()) == {"separate"}
+
+
+def test_its_program_keeps_freed_memory(base, monkeypatch):
+  kept = []
+  monkeypatch.setattr(host_memory, "keep_freed", lambda: kept.append(True))
+  network = multitask.MultiTask({"a": made.task(base, (), 1), "b": made.task(base, (LAST,), 2)})
+  assert not kept
+  network.compiled()
+  assert kept
+
+
+_FAULTS = """
+import resource
+import jax, numpy as np
+from subtune_jax import models, multitask
+from subtune_jax.multitask import latency
+
+tasks = latency.pretended(models.create("efficientnet_lite0", 10, image_size=32), ("block8",), 3)
+run, weights = multitask.MultiTask(tasks).compiled()
+images = np.zeros((1, 32, 32, 3), np.uint8)
+
+def faults():
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  jax.block_until_ready(run(weights, images))
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(run.lower(weights, images).compile().memory_analysis().temp_size_in_bytes)
+print(min([faults() for _ in range(6)][1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux only")
+def test_many_tasks_fault_in_no_new_pages():
+  """glibc gives more than 32 MiB back at once; no task alone takes as much."""
+  command = [sys.executable, "-c", _FAULTS]
+  out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+  size, faults = map(int, out)
+  assert size > 2**25
+  assert faults < 100
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.7])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import multitask
+from subtune_jax.multitask import plan as plan_lib
 from tests.multitask import made
 
 FAMILIES = {"resnet": made.RESNET, "vit": made.VIT, "lite": made.LITE}
@@ -17,10 +18,10 @@ def bases():
   return {name: made.backbone(network) for name, network in FAMILIES.items()}
 
 
-def random_tasks(base, rng, count):
+def random_tasks(base, rng, count, most=3):
   """Tasks with random sets of tuned blocks, some of which they share."""
   blocks = base.model.block_names
-  sets = [rng.choice(blocks, rng.integers(0, 4), replace=False) for _ in range(count)]
+  sets = [rng.choice(blocks, rng.integers(0, most + 1), replace=False) for _ in range(count)]
   return {
     f"t{i}": made.task(base, own, seed=int(rng.integers(3)), num_classes=2 + i)
     for i, own in enumerate(sets)
@@ -40,6 +41,75 @@ def test_random_tasks_in_any_order_are_their_own_networks(bases, family, seed):
   assert list(found) == list(order)
   for name, answers in found.items():
     np.testing.assert_array_equal(answers.logits, wanted[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_tasks_that_come_and_go_are_their_own_networks(bases, family, count):
+  """From none to all blocks tuned; one by one in any order, some asked for, one removed."""
+  base, images = bases[family], made.images(2)
+  for seed in range(2):
+    rng = np.random.default_rng(100 * count + seed)
+    tasks = random_tasks(base, rng, count, most=len(base.model.block_names))
+    wanted = {name: made.own_answers(own, images) for name, own in tasks.items()}
+    first, *others = rng.permutation(list(tasks))
+    network = multitask.MultiTask({first: tasks[first]})
+    for name in others:
+      network = network.added(name, tasks[name])
+    some = list(rng.choice(list(tasks), rng.integers(1, count + 1), replace=False))
+    found = [network.apply(images), network.apply(images, some)]
+    assert set(found[1]) == set(some)
+    if others:
+      found.append(network.removed(first).apply(images))
+      assert set(found[2]) == set(others)
+    for answers in found:
+      for name, own in answers.items():
+        np.testing.assert_array_equal(own.logits, wanted[name])
+
+
+UNITS = ("a", "b", "c", "d", plan_lib.HEAD)
+
+
+def random_digests(rng, count):
+  """Task -> unit -> (digest, whether it is tuned); of few digests, so that tasks share some."""
+
+  def one(name, unit):
+    own = f"{unit}{rng.integers(3)}" if rng.random() < 0.4 else f"{unit}0"
+    return (f"head of {name}", True) if unit == plan_lib.HEAD else (own, own != f"{unit}0")
+
+  return {name: {unit: one(name, unit) for unit in UNITS} for name in map(str, range(count))}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_tasks_share_a_run_where_all_weights_so_far_are_equal(count):
+  rng = np.random.default_rng(count)
+  for _ in range(50):
+    tasks = random_digests(rng, count)
+    order = list(rng.permutation(list(tasks)))
+    plan = plan_lib.build(UNITS, {name: tasks[name] for name in order})
+    so_far = {
+      name: [tuple(own[u][0] for u in UNITS[: i + 1]) for i in range(len(UNITS))]
+      for name, own in tasks.items()
+    }
+    for name, own in so_far.items():
+      path = [plan.nodes[i] for i in plan.path(name)]
+      assert tuple(node.weights for node in path) == own[-1]
+      for i, node in enumerate(path):
+        assert set(node.tasks) == {other for other in tasks if so_far[other][i] == own[i]}
+    assert len(plan.nodes) == len({prefix for own in so_far.values() for prefix in own})
+    some = [name for name in order if rng.random() < 0.5] or order[:1]
+    fewer = plan_lib.build(UNITS, {name: tasks[name] for name in some})
+    assert sorted(shape(plan.only(some))) == sorted(shape(fewer))
+
+
+def shape(plan):
+  """What runs, without the places in the list: a unit, its weights, those before, its tasks."""
+
+  def before(at):
+    return () if at is None else (*before(plan.nodes[at].parent), plan.nodes[at].weights)
+
+  return [(node.unit, node.weights, before(node.parent), node.tasks) for node in plan.nodes]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from subtune_jax import methods
 from subtune_jax.models import heads
 from subtune_jax.search import evaluator, greedy, store
-from subtune_jax.training import loop
+from subtune_jax.training import loop, trace
 from subtune_jax.training import mesh as mesh_lib
 from tests import tiny
 from tests.search import small
@@ -68,6 +68,19 @@ def test_nothing_is_trained_twice(scored):
   more = again.evaluate([("stem",), ("block1/unit1",)])
   assert again.trained == small.FOLDS
   assert np.array_equal(more["stem",].by_fold, found["stem",].by_fold)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_pieces", [True, False])
+def test_the_first_training_is_traced(scored, tmp_path, in_pieces):
+  said, net = [], small.model()
+  kept = trace.Trace(tmp_path / "trace", 2, said.append)
+  made = make(tmp_path / "store", engine=small.engine(net, in_pieces=in_pieces), trace=kept)
+  found = made.evaluate([(), ("block2/unit1",), ("stem",)])
+  (line,) = said
+  assert line.startswith(f"trace of 2 steps of stage 'stem': {tmp_path / 'trace'}; open")
+  assert len(list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))) == 1
+  assert np.array_equal(found["stem",].by_fold, scored[2]["stem",].by_fold)
 
 
 @pytest.mark.parametrize(

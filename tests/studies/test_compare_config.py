@@ -215,8 +215,11 @@ def test_a_workdir_goes_on_with_other_fields_of_how_it_computes():
   ({"trace_steps": 2, "workers": "ray"}, "run on other machines"),
 ])  # fmt: skip
 def test_bad_fields_of_the_steps_are_one_error(fields, message, monkeypatch):
-  monkeypatch.setattr(executors, "check", lambda config: None)  # ray need not be installed
-  config = compare_config.default()
-  config.update(fields)
-  with pytest.raises(ValueError, match=message):
-    recipes.check_run(config)
+  monkeypatch.setattr(executors, "check", lambda config, **_: None)  # ray need not be installed
+  for default, check in (
+    (compare_config.default, recipes.check_run), (search_config.default, search_config.check),
+  ):  # fmt: skip
+    config = default()
+    config.update(fields)
+    with pytest.raises(ValueError, match=message):
+      check(config)

@@ -91,6 +91,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for values that make no sense."""
   executors.check(config, one_device=True)
   recipes.check_image_size(config)
+  recipes.check_trace(config)
   choices.check("sampling", config.sampling, methods.SAMPLING)
   if criteria.of(config).name != criteria.ACCURACY:
     raise ValueError(

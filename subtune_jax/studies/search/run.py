@@ -32,6 +32,7 @@ from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.search import forecast, fork_time, predicting, rows
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.training import loop
+from subtune_jax.training import trace as trace_lib
 
 Row = dict[str, Any]
 
@@ -79,7 +80,7 @@ def run(
   problem, engine, pretrained, tables = _look(config)
   workdir, entered = workdir_lib.enter(workdir, config)
   store = store_lib.Store(config.search.store or workdir / "search")
-  search = _make_search(config, problem, engine, store, stream)
+  search = _make_search(config, problem, engine, store, stream, workdir)
   search.progress.line(_first_line(config, problem, engine, workdir))
   search.progress.line(tables)
   if entered or len(store):
@@ -176,14 +177,14 @@ def make_problem(
   )
 
 
-def _make_search(config, problem, engine, store, stream) -> _Search:
+def _make_search(config, problem, engine, store, stream, workdir=None) -> _Search:
   progress = progress_lib.SearchProgress(len(problem.folds) * len(problem.seeds), stream)
   trainer = evaluator.Evaluator(
     problem, search_config.make_recipe(config, problem.train.class_names, problem.network), engine,
     store,
     prefix_bytes=config.search.prefix_bytes, prefix_disk_bytes=config.search.prefix_disk_bytes,
-    on_done=progress.done, on_plan=progress.plan,
-    executor=executors.of(config, engine.mesh.size),
+    on_done=progress.done, on_plan=progress.plan, executor=executors.of(config, engine.mesh.size),
+    trace=trace_lib.asked(config, workdir, progress.line) if workdir else None,
   )  # fmt: skip
   fork_ms, macs = {}, None
   if config.search.fork_batch:

@@ -17,12 +17,24 @@ _NOTE = (
   "of them; another seed or order is not in the intervals. Forgetting: accuracy after a task's own "
   "training minus that at the end, in points, mean over the tasks but the last."
 )
+_FORWARD = (
+  "Forward transfer: accuracy right after a task's own training minus that of the task trained "
+  "alone from the pretrained weights, in points, mean over the tasks but the first. On one "
+  "backbone both are the same training. Others define it as the accuracy on a task before its "
+  "training, which is that of a random head here."
+)
 
 
 def mean_forgetting(method: Row) -> float:
   """Accuracy lost since a task's own training, mean over all tasks but the last."""
   lost = method["forgetting"][:-1]
   return sum(lost) / len(lost)
+
+
+def mean_transfer(method: Row) -> float | None:
+  """Accuracy that the tasks before added, mean over all tasks but the first; None: not measured."""
+  gained = method.get("forward_transfer", ())[1:]
+  return sum(gained) / len(gained) if gained else None
 
 
 def short_names(record: Row) -> list[str]:
@@ -45,16 +57,20 @@ def headline(record: Row) -> list[str]:
 
 
 def _final(record: Row) -> Section:
-  header = ["At the end", "Forgetting", *short_names(record), "Weights"]
+  transfer = [mean_transfer(method) for method in record["methods"]]
+  measured = None not in transfer
+  header = ["At the end", "Forgetting", *["Forward transfer"] * measured, *short_names(record)]
   rows = []
-  for method in record["methods"]:
+  for method, gained in zip(record["methods"], transfer, strict=True):
     cells = [
       document_lib.interval(estimate.Estimate(own["accuracy"], own["low"], own["high"]))
       for own in method["final"]
     ]
     lost = f"{100 * mean_forgetting(method):.1f}"
-    rows.append([method["title"], lost, *cells, words.num_bytes(method["num_bytes"])])
-  return Section("Accuracy and forgetting", [Table(header, rows), Text(_NOTE)])
+    more = [] if gained is None else [f"{100 * gained:+.1f}" if gained else "0.0"]
+    rows.append([method["title"], lost, *more, *cells, words.num_bytes(method["num_bytes"])])
+  notes = [Text(_NOTE), *[Text(_FORWARD)] * measured]
+  return Section("Accuracy and forgetting", [Table([*header, "Weights"], rows), *notes])
 
 
 def _matrix(record: Row, method: Row) -> Section:

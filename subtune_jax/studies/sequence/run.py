@@ -2,8 +2,14 @@
 
 Methods of `on_one_backbone` train every task from the pretrained weights, and the tasks so far
 answer as one multi-task network. The other methods go on from the weights that the last task left;
-an earlier task keeps its head. WORKDIR/tasks/METHOD/N holds the leaves of each training; one that
-is there is not repeated.
+an earlier task keeps its head. WORKDIR/tasks/METHOD/TASK holds the leaves of each training, and
+WORKDIR/alone/METHOD/TASK those of a task trained from the pretrained weights; one that is there is
+not repeated.
+
+Forward transfer is what the tasks before added to a task's accuracy right after its own training,
+against that of the task alone. The FWT of Lopez-Paz and Ranzato (2017, arXiv:1706.08840) is the
+accuracy on a task before its training against that of random weights; here every task has a head of
+its own, which is random until then, so that FWT compares two guesses.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +33,10 @@ from subtune_jax.studies.sequence import config as sequence_config
 from subtune_jax.studies.sequence import page
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import evaluate, export, loop
+from subtune_jax.training import trace as trace_lib
 
 Row = dict[str, Any]
-RESULTS, TASKS = "results.json", "tasks"
+RESULTS, TASKS, ALONE = "results.json", "tasks", "alone"
 
 
 class _Data(NamedTuple):
@@ -49,6 +56,7 @@ class _Run(NamedTuple):
   pretrained: Any
   sets: dict[str, _Data]
   stream: TextIO
+  trace: trace_lib.Trace | None
 
   def engine_of(self, task: str) -> engine_lib.Engine:
     """The engine with a head for the task's classes."""
@@ -81,7 +89,8 @@ def run(
   sets = {name: _read(config, name) for name in config.tasks}
   first = len(sets[config.tasks[0]].train.class_names)
   engine, pretrained = network_lib.load_network(config, first)
-  state = _Run(config, workdir, engine, pretrained, sets, stream)
+  trace = trace_lib.asked(config, workdir, lambda line: stream.write(f"{line}\n"))
+  state = _Run(config, workdir, engine, pretrained, sets, stream, trace)
   rows = [_method(state, name) for name in config.methods]
   record = _record(state, rows, command)
   workdir_lib.write_json(workdir / RESULTS, record)
@@ -100,14 +109,18 @@ def _read(config: Any, name: str) -> _Data:
 
 def _method(run: _Run, name: str) -> Row:
   """The accuracies of a method: a row for each time, a column for each task so far."""
+  engine, pretrained = network_lib.prepared(name, run.config, run.engine, run.pretrained)
+  run = run._replace(engine=engine, pretrained=pretrained)
   learn = _shared if name in run.config.on_one_backbone else _in_sequence
   matrix, last, num_bytes, moved = learn(run, name)
   final = [_figure(logits, run.sets[task].test) for task, logits in last.items()]
   best = [matrix[i][i] for i in range(len(matrix))]
+  alone = _alone(run, name, best) if run.config.forward_transfer else []
   return {
     "name": name, "title": methods.DECLARED[name].title,
     "on_one_backbone": name in run.config.on_one_backbone, "matrix": matrix, "final": final,
     "forgetting": [a - row["accuracy"] for a, row in zip(best, final, strict=True)],
+    "alone": alone, "forward_transfer": [a - b for a, b in zip(best, alone, strict=bool(alone))],
     "logits_moved": moved, "num_bytes": num_bytes,
   }  # fmt: skip
 
@@ -161,6 +174,21 @@ def _in_sequence(run: _Run, name: str) -> Learnt:
   return matrix, last, body + sum(leaf.nbytes for leaf in jax.tree.leaves(others)), moved
 
 
+def _alone(run: _Run, name: str, best: Sequence[float]) -> list[float]:
+  """Test accuracy of each task trained alone; `best`: that after its training in the sequence."""
+  if name in run.config.on_one_backbone:
+    return list(best)  # the same trainings
+  found = [best[0]]
+  for task in run.config.tasks[1:]:
+    folder = _trained(run, name, task, run.pretrained.variables, ALONE)
+    variables, _ = export.load_task(folder, run.pretrained.variables)
+    test = run.sets[task].test
+    logits = run.engine_of(task).predict(variables, test.images)
+    found.append(evaluate.accuracy(logits, test.labels))
+  run.stream.write(f"{name}, each alone: {', '.join(f'{100 * a:.1f}' for a in found)}\n")
+  return found
+
+
 def _over_time(
   run: _Run, name: str, learn: Callable[[str], Callable[[str], np.ndarray]]
 ) -> tuple[list[list[float]], dict[str, np.ndarray], float]:
@@ -182,9 +210,11 @@ def _over_time(
   return matrix, last, moved
 
 
-def _trained(run: _Run, name: str, task: str, start: Mapping[str, Any]) -> pathlib.Path:
+def _trained(
+  run: _Run, name: str, task: str, start: Mapping[str, Any], where: str = TASKS
+) -> pathlib.Path:
   """The folder of a task's training; it is trained unless it is there."""
-  folder = run.workdir / TASKS / name / task.replace("/", "-")
+  folder = run.workdir / where / name / task.replace("/", "-")
   if folder.is_dir():
     return folder
   config, sets, engine = run.config, run.sets[task], run.engine_of(task)
@@ -192,8 +222,9 @@ def _trained(run: _Run, name: str, task: str, start: Mapping[str, Any]) -> pathl
   method = recipes.make_method(config, name, rate, engine.model.block_names)
   variables = heads.init_head(engine.model, start, config.seed, run.pretrained.sha256)
   result = loop.fit(
-    engine, variables, method, sets.train, sets.validation, seed=config.seed, validate="end"
-  )
+    engine, variables, method, sets.train, sets.validation, seed=config.seed, validate="end",
+    trace=run.trace,
+  )  # fmt: skip
   note = {"backbone": config.backbone.weights, "class_names": list(sets.train.class_names)}
   touched = result.touched
   if name not in config.on_one_backbone:  # what earlier trainings changed counts too
