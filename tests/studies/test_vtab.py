@@ -127,7 +127,8 @@ def replayed(whole, monkeypatch):
   """Tasks end as they did in `whole`, at once. Returns the names of those that ran."""
   ran = []
 
-  def run(config, workdir, *, command, stream):
+  def run(config, workdir, *, command, stream, changeable):
+    assert not changeable  # a task is a part of the suite
     ran.append(config.data.train)
     if len(ran) == replayed_until[0]:
       (workdir / "logits").mkdir(parents=True)  # as left by a kill in the midst of it

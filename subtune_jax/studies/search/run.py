@@ -391,11 +391,10 @@ def _record(
 
 def _run_final(config, workdir: pathlib.Path, problem, chosen, command, stream) -> Row | None:
   """The chosen set retrained on all training images, beside the other methods; reads the test."""
-  blocks = problem.network.blocks(tuple(chosen))
   final = search_config.final_of(config, problem.network, tuple(chosen))
-  if not blocks:
+  if not problem.network.blocks(tuple(chosen)):
     name = methods.DECLARED[search_config.searched(config)].title
     stream.write(f"no unit was chosen, so {name} is linear probing in the final comparison\n")
-  folder = workdir / search_config.FINAL
-  compare.run(final, folder, command=command, stream=stream, changeable=False)
+  workdir /= search_config.FINAL
+  compare.run(final, workdir, command=command, stream=stream, changeable=False)
   return {"folder": search_config.FINAL}
