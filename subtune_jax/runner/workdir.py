@@ -9,10 +9,10 @@ from typing import Any
 
 from subtune_jax import files, processes, strict_json
 
-# Fields that change how a run goes on, not what it computes.
+# Fields that change how a run goes on or what heads its page, not what it computes.
 _FREE_FIELDS = (
   "resume", "tensorboard", "checkpoint_seconds", "save_model", "workers", "trace_steps",
-  "backbone.remat",
+  "backbone.remat", "title",
 )  # fmt: skip
 _FREE_SECTIONS = ("ray",)
 # Names of studies in configs of older runs.

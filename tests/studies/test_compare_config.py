@@ -173,6 +173,7 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   path, entered = workdir.enter(tmp_path / "run", config)
   assert not entered
   config.resume = "last_good"  # changes how a run goes on, not what it computes
+  config.title = "Another head of the page"
   assert workdir.enter(path, config) == (path, True)
   config.ft.epochs += 1
   with pytest.raises(ValueError, match=r"ft\.epochs: 8 -> 9"):

@@ -17,7 +17,7 @@ def default() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.experiment = "compare"  # which folder of subtune_jax.studies runs
   config.name = "compare"  # names the default workdir, runs/<name>
-  config.title = "Linear probing, full fine-tuning, LP-FT and SubTuning"  # heads the report
+  config.title = "Which method?"  # heads the report
   config.methods = ("lp", "ft", "lp_ft", "subtuning")  # which, in the order of the table
   config.seeds = (0, 1, 2)  # heads, orders and views
   # What learning rates, strengths of probes and epochs are chosen by on the validation split:
