@@ -9,14 +9,14 @@ distribution; `fonts` is how many of the 26 training fonts of a glyph domain are
 subset lies in every larger one. 64 px, one learning rate per method, the ones that validation chose
 over decades: on handwriting for glyphs, on noto (configs/compare.py) for emoji.
 
-Result of 2026-11-28 on two CPU cores: 6 minutes with the installation, at most 3.2 GiB (jax
+Result of 2026-11-29 on two CPU cores: 4 minutes with the installation, at most 3.2 GiB (jax
 0.10.2). Trained on handwriting; test accuracy in %, ± half the 95 % interval over test fonts and
 seeds (1,152 images of 32 fonts in each domain):
 
                    handwriting (ID)     display        sans       serif    mean OOD
   Linear probing         62.4 ± 5.9  44.2 ± 9.6  74.7 ± 7.0  61.5 ± 3.6  60.1 ± 4.6
   Full fine-tuning       77.7 ± 6.5  63.3 ± 9.4  85.7 ± 7.0  78.9 ± 4.9  76.0 ± 5.8
-  LP-FT                  64.8 ± 5.4  46.8 ± 9.3  76.7 ± 7.0  64.0 ± 3.6  62.5 ± 4.6
+  LP-FT                  64.5 ± 5.3  47.0 ± 9.1  76.5 ± 6.9  63.9 ± 3.5  62.5 ± 4.6
   SubTuning              73.5 ± 5.6  63.4 ± 8.1  83.2 ± 7.2  78.1 ± 3.6  74.9 ± 4.6
 
 Full fine-tuning and SubTuning are above the probe everywhere by more than the noise, LP-FT in
