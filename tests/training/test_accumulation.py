@@ -212,7 +212,8 @@ def _setting(name):
     model, middle = small.model(), ("block2/unit1",)
   else:
     model, middle = vit.ViT(num_classes=3, **_VIT), ("encoderblock_1", "encoderblock_2")
-  config.subtuning.blocks = middle
+  for own in ("subtuning", "fresh_blocks", "pruned"):
+    config[own].blocks = middle
   config.gradual_unfreezing.groups = middle[-1:]
   config.frozen_embedding.blocks = model.block_names[:1]
   if methods.DECLARED[name].gradient is not None:

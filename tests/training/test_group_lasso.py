@@ -105,8 +105,8 @@ def test_a_strength_lies_between_0_and_1(strengths):
     group_lasso.fit_path(stored(x), labels, strengths=strengths)
 
 
-_LARGE = """
-import resource, sys
+_LARGE = r"""
+import re, sys
 import numpy as np
 from subtune_jax.training import feature_store, group_lasso
 rows, columns = 1000, 1_000_000
@@ -120,7 +120,7 @@ for begin in range(0, rows, 20):
 (fit,) = group_lasso.fit_path(store, labels, strengths=(0.7,))
 assert fit.converged and set(range(0, 10_000, 1000)) <= set(fit.index.tolist()), fit.index
 store.close()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
 """
 
 
