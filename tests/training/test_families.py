@@ -49,7 +49,8 @@ def test_one_block_is_tuned_and_the_rest_stays(name, tmp_path):
   model, block = FAMILIES[name]
   images = jnp.zeros((1, *_examples(model, 1).images.shape[1:]))
   variables = jax.jit(model.init)(jax.random.key(0), images)
-  method = methods.sub_tuning((block,), 1e-2, epochs=1)
+  # Plain SGD: Adam makes a whole step of a gradient that is zero but for rounding.
+  method = methods.sub_tuning((block,), 1e-2, epochs=1, optimizer="sgd")
   cached = _fit(model, variables, method)
   whole = _fit(model, variables, method, prefix_cache=False)
   jax.tree.map(
