@@ -54,6 +54,9 @@ class BriefFit:
     self._setting = trainer.Setting(problem, recipe, engine, None, 0, 0)
     self._trainer = trainer.of_place(self._setting)
     self._seed = seed
+    network = problem.network
+    units = {name: network.units[name].blocks for name in network.names}
+    self._labels = jax.tree.leaves(kernels.unit_labels(problem.variables["params"], units))
     self._gradient = _gradient(engine)
     self._found: dict[scores.Units, Gradients] = {}
 
@@ -72,28 +75,26 @@ class BriefFit:
     batches = order[: len(order) // size * size].reshape(-1, size)
     total, squares = None, 0.0
     labels = np.asarray(problem.train.labels)
-    for rows in batches:
-      own = self._gradient(variables, problem.train.images[np.sort(rows)], labels[np.sort(rows)])
+    for rows in np.sort(batches):
+      own = self._gradient(variables, problem.train.images[rows], labels[rows])
       total = own if total is None else jax.tree.map(jnp.add, total, own)
-      squares = squares + np.array(list(self._squares(own).values()))
+      squares = squares + self._squares(own)
     names, number = problem.network.names, len(batches)
-    mean = np.array(list(self._squares(total).values())) / number**2
-    weights = np.array(list(self._squares(variables["params"]).values()))
+    mean = self._squares(total) / number**2
+    weights = self._squares(variables["params"])
     spread = np.maximum(squares / number - mean, np.finfo(np.float64).tiny)
     return Gradients(
       dict(zip(names, np.sqrt(mean / weights).tolist(), strict=True)),
       dict(zip(names, (mean / spread).tolist(), strict=True)),
     )
 
-  def _squares(self, tree: PyTree) -> dict[str, float]:
-    """Squared length of the entries of each unit, in the network's order."""
-    network = self._setting.problem.network
-    labels = kernels.unit_labels(tree, {n: network.units[n].blocks for n in network.names})
-    found = dict.fromkeys(network.names, 0.0)
-    for name, leaf in zip(jax.tree.leaves(labels), jax.tree.leaves(tree), strict=True):
+  def _squares(self, tree: PyTree) -> np.ndarray:
+    """[units] squared length of the entries of each unit, in the network's order."""
+    found = dict.fromkeys(self._setting.problem.network.names, 0.0)
+    for name, leaf in zip(self._labels, jax.tree.leaves(tree), strict=True):
       if name in found:
         found[name] += float(jnp.sum(jnp.square(leaf.astype(jnp.float32))))
-    return found
+    return np.array(list(found.values()))
 
 
 def _gradient(engine: loop.Engine):

@@ -63,7 +63,7 @@ def _predicted(problem: Problem, chosen: scores.Units) -> np.ndarray:
     for name in problem.names if name not in chosen
   }  # fmt: skip
   found = problem.predictor.evaluate(list(sets.values()))
-  return np.array([found[sets[n]].mean if n in sets else np.nan for n in problem.names])
+  return _of_names(lambda name: found[sets[name]].mean, problem, chosen)
 
 
 def _pursuit(problem: Problem, chosen: scores.Units) -> np.ndarray:
@@ -148,7 +148,7 @@ def _after_fit(name: str, field: str, problem: Problem, chosen: scores.Units) ->
   if problem.fitted is None:
     raise ValueError(f"the criterion {name!r} needs Problem.fitted; see search.brief_fit.BriefFit")
   values = getattr(problem.fitted(chosen), field)
-  return np.array([np.nan if n in chosen else values[n] for n in problem.names])
+  return _of_names(values.__getitem__, problem, chosen)
 
 
 def _given(name: str, field: str, source: str, problem: Problem, chosen: scores.Units):
@@ -158,21 +158,22 @@ def _given(name: str, field: str, source: str, problem: Problem, chosen: scores.
       f"the criterion {name!r} needs Problem.{field} with a number for each of "
       f"{', '.join(problem.names)}; see {source}"
     )
-  return _each(lambda *args: values[args[3]], problem, chosen)
+  return _of_names(values.__getitem__, problem, chosen)
 
 
 def _few_parameters(problem: Problem, chosen: scores.Units) -> np.ndarray:
-  return _each(lambda *args: -problem.predictor.kernels.num_params[args[3]], problem, chosen)
+  counts = problem.predictor.kernels.num_params
+  return _of_names(lambda name: -counts[name], problem, chosen)
 
 
 def _last(problem: Problem, chosen: scores.Units) -> np.ndarray:
   """The last units first."""
-  return _each(lambda *args: problem.names.index(args[3]), problem, chosen)
+  return _of_names(problem.names.index, problem, chosen)
 
 
 def _random(problem: Problem, chosen: scores.Units) -> np.ndarray:
   draws = np.random.default_rng(problem.seed).random(len(problem.names))
-  return _each(lambda *args: draws[problem.names.index(args[3])], problem, chosen)
+  return _of_names(lambda name: draws[problem.names.index(name)], problem, chosen)
 
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -207,13 +208,16 @@ def greedy_sets(criterion: Criterion, problem: Problem, size: int) -> list[score
 
 
 def _each(one: _Single, problem: Problem, chosen: scores.Units) -> np.ndarray:
+  """A number for every unit that is not chosen, from its kernel and the residual."""
+  left, groups = _residual(problem, chosen), problem.predictor.kernels.groups
+  return _of_names(
+    lambda name: one(ridge.centre(groups[name]), left, problem, name), problem, chosen
+  )
+
+
+def _of_names(one: Callable[[str], float], problem: Problem, chosen: scores.Units) -> np.ndarray:
   """A number for every unit that is not chosen."""
-  left = _residual(problem, chosen)
-  return np.array([
-    np.nan if name in chosen
-    else one(ridge.centre(problem.predictor.kernels.groups[name]), left, problem, name)
-    for name in problem.names
-  ])  # fmt: skip
+  return np.array([np.nan if name in chosen else one(name) for name in problem.names])
 
 
 def _fit(problem: Problem, chosen: scores.Units) -> ridge.Fit:
