@@ -12,15 +12,12 @@ import argparse
 import functools
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
+import memory
 import numpy as np
 
-from subtune_jax import methods, models
-from subtune_jax.data import preprocess
 from subtune_jax.training import step, trainable_split
 
-PREPROCESSING = preprocess.Preprocessing(mean=(127.0,), std=(128.0,))
 SIZE, BATCH, STEPS = 224, 32, 8
 
 
@@ -30,24 +27,19 @@ def main() -> None:
   parser.add_argument("model")
   parser.add_argument("--topology", help="of TPUs, such as v5e:2x2")
   given = parser.parse_args()
-  device = jax.devices()[0]
-  if given.topology:
-    device = topologies.get_topology_desc(given.topology, platform="tpu").devices[0]
-  shape = jax.ShapeDtypeStruct
-  model = models.create(given.model, num_classes=1000, image_size=SIZE)
-  image = shape((1, SIZE, SIZE, 3), jnp.float32)
-  variables = {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), image)}
-  block = [name for name in model.block_names if "norm" not in name][-1]
-  (stage,) = methods.sub_tuning((block,), 1e-3, epochs=1)
+  device, shape = memory.device_of(given.topology), jax.ShapeDtypeStruct
+  model, variables = memory.shapes_of(given.model, SIZE)
+  _, _, stage, _ = memory.case("subtuning", model, variables, 0)
   plan = trainable_split.make_plan(model, variables, stage)
-  spec = step.StepSpec(model, plan, stage, STEPS, PREPROCESSING)
+  spec = step.StepSpec(model, plan, stage, STEPS, memory.PREPROCESSING)
   moving, fixed = trainable_split.split_variables(variables, plan)
   state = jax.eval_shape(functools.partial(step.create_train_state, spec), moving)
   n = BATCH * STEPS
   data = {"x": shape((n, SIZE, SIZE, 3), np.uint8), "labels": shape((n,), np.int32)}
   view = {"seed": shape((), np.int32), "epoch": shape((), np.int32)}
   place = jax.sharding.SingleDeviceSharding(device)
-  print(f"{given.model}, {block} trained, {device.device_kind}, batch {BATCH} at {SIZE} px")
+  trained = ", ".join(plan.blocks)
+  print(f"{given.model}, {trained} trained, {device.device_kind}, batch {BATCH} at {SIZE} px")
   for dtype in (jnp.float32, jnp.bfloat16):
     stored = jax.tree.map(lambda x, dtype=dtype: shape(x.shape, dtype), fixed["params"])
     own = {**fixed, "params": stored}

@@ -133,6 +133,20 @@ def needed(function: Any) -> Any:
   return run
 
 
+def device_of(topology: str | None) -> Any:
+  """The first device at hand, or of a topology of TPUs."""
+  if topology is None:
+    return jax.devices()[0]
+  return topologies.get_topology_desc(topology, platform="tpu").devices[0]
+
+
+def shapes_of(name: str, size: int) -> tuple[Any, Any]:
+  """A network of 1,000 classes, and the shapes of its variables."""
+  model = models.create(name, num_classes=1000, image_size=size)
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  return model, {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), image)}
+
+
 def main() -> None:
   """A row per network and variant."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -143,18 +157,14 @@ def main() -> None:
   parser.add_argument("--rank", type=int, default=16, help="of LoRA")
   parser.add_argument("--topology", help="of TPUs, such as v5e:2x2")
   given = parser.parse_args()
-  device = jax.devices()[0]
-  if given.topology:
-    device = topologies.get_topology_desc(given.topology, platform="tpu").devices[0]
+  device = device_of(given.topology)
   print(f"{datetime.date.today()}, jax {jax.__version__}, compiled for {device.device_kind}, "
         f"batch {given.batch} at {given.size} px, float32\n")  # fmt: skip
   print("| network | step | trained | optimiser, MiB | arguments, MiB | temporary, MiB "
         "| multiply-adds | FLOPs | compiling, s |")  # fmt: skip
   print("|---|---|---|---|---|---|---|---|---|")
   for name in given.models:
-    model = models.create(name, num_classes=1000, image_size=given.size)
-    image = jax.ShapeDtypeStruct((1, given.size, given.size, 3), jnp.float32)
-    variables = {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), image)}
+    model, variables = shapes_of(name, given.size)
     forward = given.batch * sum(flops.count_macs(model).values())
     for variant in given.variants:
       found = count(case(variant, model, variables, given.rank), given.batch, given.size, device)

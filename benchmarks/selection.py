@@ -67,12 +67,9 @@ def main() -> None:
   parser.add_argument("--pairs", type=int, default=0, help="of blocks, drawn at random, to train")
   parser.add_argument("--windows", type=int, nargs="*", default=[], help="widths, to train")
   parser.add_argument(
-    "--moved",
-    type=pathlib.Path,
-    metavar="FILE.json",
-    help="add how far each"
-    " block went and how wrong its prediction is; draws FILE.png of all problems",
-  )
+    "--moved", type=pathlib.Path, metavar="FILE.json",
+    help="add how far each block went and how wrong its prediction is; draws FILE.png of all",
+  )  # fmt: skip
   args = parser.parse_args()
   compile_cache.enable()
   config = make_config(args.dataset, args.image_size)
