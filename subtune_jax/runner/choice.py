@@ -27,7 +27,7 @@ def train_method(run: trainings.Run, name: str, rates: tuple[float, ...]) -> Pla
   grid = [grid_row(rows, criterion) for rows in trained.values()]
   ranked = best_first(grid, criterion)
   if not ranked:
-    raise ValueError(f"{name}: every learning rate of {rates} diverged; lower them{kept(run)}")
+    raise ValueError(f"{name}: every learning rate of {rates} diverged; lower them{_kept(run)}")
   rate = ranked[0]
   rows = trained[rate]
   if run.trainval:
@@ -44,14 +44,14 @@ def train_method(run: trainings.Run, name: str, rates: tuple[float, ...]) -> Pla
     bad = [row["seed"] for row in chosen if row["validation_accuracy"] is None]
     if bad:
       raise ValueError(
-        f"{name}: learning rate {rate} diverged with seed {bad[0]}; lower the rates{kept(run)}"
+        f"{name}: learning rate {rate} diverged with seed {bad[0]}; lower the rates{_kept(run)}"
       )
   return {
     "name": name, "grid": grid, "chosen": chosen, "tried": tried_rows, "learning_rate": rate,
   }  # fmt: skip
 
 
-def kept(run: trainings.Run) -> str:
+def _kept(run: trainings.Run) -> str:
   """The end of an error after which other methods, rates or seeds may follow in the workdir."""
   if not run.changeable:
     return ""

@@ -274,9 +274,7 @@ def _logits(weights: jax.Array, scores: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _score(
-  weights: jax.Array, scores: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+def _score(weights: jax.Array, scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the number of right answers and the mean cross-entropy of each head."""
 
   def of_one(head):

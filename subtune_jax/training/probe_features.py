@@ -40,7 +40,7 @@ def rotate(features: np.ndarray, standardize: str) -> Rotation:
   scale[scale == 0] = 1.0
 
   wide = n < d
-  whole = None if wide else (features - center) / scale
+  whole = None if wide else _centred(features, center, scale, slice(None))
   parts = (_centred(features, center, scale, part) for part in _parts(d))
   gram = _gram(whole) if whole is not None else sum(x @ x.T for x in parts)
   variance, axes = np.linalg.eigh(gram)
@@ -83,7 +83,7 @@ def scores(rotation: Rotation, features: np.ndarray) -> np.ndarray:
   """[m, r] float64 scores of other images' features [m, d]."""
   _, axes, center, scale, own = rotation
   if own is None:
-    return (features - center) / scale @ axes
+    return _centred(features, center, scale, slice(None)) @ axes
   gram = sum(
     _centred(features, center, scale, part) @ _centred(own, center, scale, part).T
     for part in _parts(len(center))

@@ -18,9 +18,8 @@ def default() -> Any:
   config.name = "active_learning"
   config.title = "Which images to label"
   config.methods = ("lp", "subtuning", "ft")  # the learners
-  config.rules = tuple(
-    acquisition.RULES
-  )  # with `saved.REFERENCE`, which the others are compared with
+  # With `saved.REFERENCE`, which the others are compared with.
+  config.rules = tuple(acquisition.RULES)
   config.totals = (100, 200, 400, 800)  # labels in each round, rising; the first are random
   config.data.train = "glyph_domains/handwriting"  # its training split is the pool
   config.data.ood = ()
