@@ -233,12 +233,13 @@ def _update(solver_key: _SolverKey, labels: _Frozen, total_steps: int) -> Callab
 def why_not(spec: step_lib.StepSpec, num_devices: int) -> str | None:
   """Why a step cannot be put together from pieces; None if it can."""
   stage, augmentation, labels = spec.stage, spec.augmentation, spec.plan.labels
+  solver = stage.gradient
   reasons = {
     "a penalty": stage.penalty is not None,
     "an average": stage.average is not None,
-    "clip_norm, which couples all blocks": stage.solver.clip_norm > 0,
-    "learning rates per tensor": stage.solver.rates is not None,
-    "accumulate, which scans over the parts of a batch": stage.solver.accumulate > 1,
+    "clip_norm, which couples all blocks": solver.clip_norm > 0,
+    "learning rates per tensor": solver.rates is not None,
+    "accumulate, which scans over the parts of a batch": solver.accumulate > 1,
     "remat": bool(spec.remat),
     "mixup": augmentation is not None and augmentation.mixup > 0,
     "blocks that draw (drop_path)": spec.is_random,
@@ -272,7 +273,7 @@ class Step:
 
   def create_state(self, moving: PyTree) -> step_lib.TrainState:
     """As `step.create_train_state`; the optimiser's state is that of each tuned unit by name."""
-    solver, total = self.spec.stage.solver, self.spec.total_steps
+    solver, total = self.spec.stage.gradient, self.spec.total_steps
     opt_state = {
       name: _transformation(solver, labels.tree(), total).init(part(moving["params"], name))
       for name, labels in self.labels.items()
@@ -317,4 +318,4 @@ class Step:
     return state, metrics
 
   def _update(self, name: str) -> Callable:
-    return _update(_solver_key(self.spec.stage.solver), self.labels[name], self.spec.total_steps)
+    return _update(_solver_key(self.spec.stage.gradient), self.labels[name], self.spec.total_steps)
