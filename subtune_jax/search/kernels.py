@@ -116,7 +116,7 @@ def gradient_kernels(
   pieces = _pieces(count, columns)
   features = np.empty((count, feature_size), np.float32)
   groups = {name: np.zeros((count, len(columns)), np.float32) for name in names}
-  compile_seconds = None
+  compile_seconds = 0.0
   for number, vector in enumerate(vectors):
     hashes = _hashes(chosen, buckets, np.random.default_rng((seed, number)))
     for rows in pieces:
