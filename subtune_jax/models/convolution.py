@@ -195,7 +195,7 @@ def _accumulated_dw(x: jax.Array, gradient: jax.Array, axes: tuple[_Axis, _Axis]
   extent = (n, h.span - (step_h - 1) * h.stride, w.span - (step_w - 1) * w.stride, channels)
 
   def one(tap):
-    total = 0
+    total: Any = 0
     for a in range(step_h):
       for b in range(step_w):
         corner = (0, tap[0] + a * h.stride, tap[1] + b * w.stride, 0)

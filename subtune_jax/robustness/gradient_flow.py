@@ -202,7 +202,7 @@ def _flow(head, features, moment, target, grid, *, rtol: float, atol: float):
 
   def one(head, features, moment, target):
     def field(state, _, moment, target):
-      return velocity(*state, moment, target)
+      return velocity(state[0], state[1], moment, target)
 
     start = (head, features)
     return ode.odeint(field, start, grid, moment, target, rtol=rtol, atol=atol, mxstep=_MAX_STEPS)

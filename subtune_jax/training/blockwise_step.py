@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from subtune_jax import masks, methods
+from subtune_jax.data import preprocess
 from subtune_jax.models import backbone
 from subtune_jax.training import optimizer as optimizer_lib
 from subtune_jax.training import step as step_lib
@@ -163,7 +164,10 @@ def _root_of_sum(squares: list[jax.Array]) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _batch(preprocessing: Any, augmentation: Any, from_images: bool) -> Callable:
+def _batch(
+  preprocessing: preprocess.Preprocessing, augmentation: step_lib.Augmentation | None,
+  from_images: bool,
+) -> Callable:  # fmt: skip
   """(data, indices, view) -> (x, labels, weights of the examples or None)."""
 
   def take(data, indices, view):

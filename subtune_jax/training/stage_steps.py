@@ -21,6 +21,7 @@ from subtune_jax.training import (
   trainable_split,
   under_way,
 )
+from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import step as step_lib
 
@@ -164,7 +165,7 @@ def _columns(
   return columns if weights is None else {**columns, step_lib.WEIGHTS: weights[np.asarray(labels)]}
 
 
-def _assembled(engine: Any, spec: step_lib.StepSpec) -> blockwise_step.Step | None:
+def _assembled(engine: engine_lib.Engine, spec: step_lib.StepSpec) -> blockwise_step.Step | None:
   """The step in pieces, where the engine asks for it and the stage allows it."""
   if not engine.in_pieces:
     return None
