@@ -156,8 +156,8 @@ def minimize(
   Returns:
     The point and the gradient there.
   """
-  pairs: list[tuple[np.ndarray, np.ndarray]] = []
-  x, (value, gradient) = start, loss(start)
+  x, pairs = start, list[tuple[np.ndarray, np.ndarray]]()
+  value, gradient = loss(x)
   for _ in range(max_steps):
     if abs(gradient).max() <= tolerance:
       break

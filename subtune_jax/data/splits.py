@@ -258,8 +258,7 @@ def _take(
     raise ValueError(
       f"class_split: {what}={number} is not a sum of whole super-classes; nearest: {near}."
     )
-  taken: list[int] = []
-  rest: list[int] = []
+  taken, rest = list[int](), list[int]()
   for position, group in enumerate(order):
     after, size = sums[len(order) - 1 - position], len(members[group])
     fits = size <= number and after >> (number - size) & 1

@@ -169,9 +169,7 @@ def _merge(rows: dict[int, list[jax.Array]], more: Mapping[int, list[jax.Array]]
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], recorder: _Recorder):
   """Evaluates a jaxpr with calls inlined. Returns (outputs, size -> fingerprints)."""
-  env: dict[Any, Any] = {}
-  rows: dict[int, list[jax.Array]] = {}
-  seen: list[Any] = []
+  env, rows, seen = dict[Any, Any](), dict[int, list[jax.Array]](), list[Any]()
 
   def read(atom):
     return atom.val if isinstance(atom, jex.core.Literal) else env[atom]

@@ -71,8 +71,7 @@ def _slots(
   is_trained = np.repeat([not frozen for frozen in known.frozen], sizes)
   everything = zip(tree_lib.paths(state), jax.tree.leaves(state), strict=True)
   arrays = [path for path, leaf in everything if _is_float_array(leaf)]
-  found: list[tuple[int, str]] = []
-  explained: set[str] = set()
+  found, explained = list[tuple[int, str]](), set[str]()
   for prefix in _containers(active):
     members = [path for path in arrays if f"{path}/".startswith(f"{prefix}/")]
     if not set(members) <= set(active) or set(members) <= explained:

@@ -285,7 +285,9 @@ def _polar(matrix: np.ndarray) -> np.ndarray:
   return left @ right
 
 
-def _nearest_rotation(features: Any, others: Any) -> jax.Array:
+def _nearest_rotation(
+  features: np.ndarray | jax.Array, others: np.ndarray | jax.Array
+) -> jax.Array:
   """The orthogonal U [..., k, k] that minimises |B - U B'|."""
   left, _, right = jnp.linalg.svd(features @ others.mT)
   return left @ right

@@ -214,8 +214,8 @@ def _train_method_on(
     checkpoints, key, every_seconds=run.config.checkpoint_seconds,
     last_good=run.config.resume == "last_good",
   )  # fmt: skip
-  row: Row = {"key": key, "method": name, "learning_rate": rate, "seed": seed}
-  row |= {"inputs": run.inputs}
+  row: Row = {"key": key, "method": name, "learning_rate": rate, "seed": seed,
+              "inputs": run.inputs}  # fmt: skip
   with processes.postponing():
     row |= _fit(run, name, method, seed, saver, what, key, *sets)
     row = processes.agreed(row)

@@ -128,9 +128,8 @@ class Setting:
       self.problem, variables=jax.device_get(self.problem.variables),
       train=self.problem.train.in_memory(),
     )  # fmt: skip
-    return dataclasses.replace(
-      self, problem=problem, engine=self.engine.portable(), devices=None, trace=None
-    )
+    engine = self.engine.portable()
+    return dataclasses.replace(self, problem=problem, engine=engine, devices=None, trace=None)
 
   def methods(self, units: scores.Units) -> list[methods.Method]:
     """What a training of a set chooses among, most often one; of () the probe."""

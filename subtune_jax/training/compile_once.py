@@ -28,8 +28,7 @@ def compiled_by(function: Callable, *arguments: Any) -> tuple[Any, list[tuple[st
   """(result, (name, seconds) of each program that the call compiled in this thread)."""
   _listen()
   before = getattr(_here, "programs", None)
-  found: list[tuple[str, float]] = []
-  _here.programs = found
+  _here.programs = found = list[tuple[str, float]]()
   try:
     return function(*arguments), found
   finally:

@@ -23,7 +23,8 @@ _PATIENCE = 10
 _REST = 0.05
 _SETTLED = 0.75
 _NEWTON_TRIALS = 100
-_NO: Any = np.bool_(False)  # where a program has an array
+_NO: Any = np.bool_(False)  # these stand where a program has arrays
+_ZERO: Any = np.int32(0)
 
 
 class _Memory(NamedTuple):
@@ -155,10 +156,9 @@ def solve(
   def unsettled(search):
     return ~settled(search) & goes_on(search)
 
-  zero: Any = np.int32(0)
   infinite: Any = np.float32(np.inf)
   search = _Search(
-    point, curvature, memory, extrapolation, _NO, infinite, point.objective, zero, zero
+    point, curvature, memory, extrapolation, _NO, infinite, point.objective, _ZERO, _ZERO
   )
   search = jax.lax.while_loop(unsettled, until_small, search)
   converged = settled(search)

@@ -77,8 +77,7 @@ class Training:
     self.original = self.variables
     blocks = {block for stage in method for block in stage.reinit}
     self.variables, self.touched = fresh_blocks.draw(engine.model, self.variables, blocks, seed)
-    self.history: list[dict[str, Any]] = []
-    self.stages: list[dict[str, Any]] = []
+    self.history, self.stages = list[dict[str, Any]](), list[dict[str, Any]]()
     self.seconds = self.compile_seconds = 0.0
     self.batch_size = min(engine.batch_size, len(train.labels))
     for block in engine.remat:
