@@ -93,7 +93,7 @@ def read_npz(
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """Fields of a nested config by dotted name: {"data.image_size": 64}."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for name, value in tree.items():
     if isinstance(value, Mapping) and value:
       flat |= flatten(value, f"{prefix}{name}.")

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from typing import Any
 
 from absl import logging
 
@@ -45,7 +46,7 @@ def read(root: pathlib.Path) -> Listing:
   """Returns what the folder holds, in whichever layout it is."""
   if (root / CSV_NAME).is_file():
     return _list_csv(root / CSV_NAME)
-  broken = {}
+  broken: dict[str, str] = {}
   folders = _subfolders(root, "", broken)
   named = [folder for folder in folders if folder in _SPLIT_NAMES]
   if not named:
@@ -127,7 +128,7 @@ def _subfolders(root: pathlib.Path, folder: str, broken: dict[str, str]) -> list
       try:
         is_folder = entry.is_dir()
       except OSError as error:
-        broken[f"{folder}/{entry.name}".lstrip("/")] = error.strerror
+        broken[f"{folder}/{entry.name}".lstrip("/")] = str(error.strerror)
         continue
       if is_folder:
         found.append(entry.name)
@@ -162,7 +163,7 @@ def _find(
             elif _suffix(name) in decode.SUFFIXES:
               files.append(name)
     except OSError as error:
-      broken[folder] = error.strerror
+      broken[folder] = str(error.strerror)
   return sorted(files, key=natural)
 
 
@@ -191,7 +192,7 @@ def _list_csv(path: pathlib.Path) -> Listing:
   return listing
 
 
-def _add_row(listing: Listing, row: dict[str, str | None], where: str) -> None:
+def _add_row(listing: Listing, row: dict[str, Any], where: str) -> None:
   """Adds one row of the CSV after checking it."""
   if None in row or None in row.values():
     raise ValueError(f"{where}: it has more or fewer values than there are columns.")
