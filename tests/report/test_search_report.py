@@ -307,6 +307,21 @@ def test_a_decided_certificate_says_so(search):
   assert "No certificate" in text_of(record)
 
 
+@pytest.mark.parametrize(
+  ("base", "chosen", "said"),
+  [
+    (["a"], ["a", "b"], ["+ b"]),
+    (["a", "b"], ["b"], ["\N{MINUS SIGN} a"]),
+    (["a=1"], ["a=4"], ["a 1 \N{RIGHTWARDS ARROW} 4"]),
+    (["a=1", "b=1"], ["a=1", "b=16"], ["b 1 \N{RIGHTWARDS ARROW} 16"]),
+    (["a=1"], [], ["\N{MINUS SIGN} a=1"]),
+    ([], ["a=1"], ["+ a=1"]),
+  ],
+)
+def test_a_step_says_what_came_and_went_and_which_rank_changed(base, chosen, said):
+  assert sentences.moves({"base": base, "chosen": chosen}) == said
+
+
 def test_ranking_holds_the_best_the_chosen_and_both_ends(search):
   ranked = search_page.ranking(search, most=4)
   means = [r.tried["mean"] for r in ranked]
