@@ -7,9 +7,9 @@ from typing import Any, TextIO
 
 import jax
 
-from subtune_jax import strict_json
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import intervals
+from subtune_jax.studies import fields
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.search import config as search_config
@@ -18,28 +18,15 @@ from subtune_jax.studies.search import run as search
 Row = dict[str, Any]
 
 
-def read(path: pathlib.Path) -> Row:
-  """The content of a results.json.
-
-  Raises:
-    ValueError: it is damaged.
-  """
-  try:
-    return strict_json.loads(path.read_text())
-  except ValueError as e:
-    raise ValueError(f"{path} is damaged: {e}. Remove it and start again") from e
-
-
 def finished(folder: pathlib.Path, config: Any) -> Row | None:
   """The record of a search that an earlier start has finished in `folder`, or None.
 
   Raises:
     ValueError: it was run with other settings, or its record is damaged.
   """
-  path = folder / compare_record.RESULTS
-  if not path.is_file():
+  if not (folder / fields.RESULTS).is_file():
     return None
-  record = read(path)
+  record = fields.read(folder)
   changed = workdir_lib.differences(record["config"], workdir_lib.as_json(config))
   if changed:
     raise ValueError(
@@ -66,11 +53,11 @@ def run_search(folder: pathlib.Path, config: Any, command: str, stream: TextIO) 
   return record
 
 
-def own_config(config: Any, fields: tuple[str, ...], name: str, title: str) -> Any:
+def own_config(config: Any, own_fields: tuple[str, ...], name: str, title: str) -> Any:
   """The search of one part of a study: its config without the study's own fields."""
   own = config.copy_and_resolve_references()
   with own.unlocked():
-    for field in fields:
+    for field in own_fields:
       del own[field]
   made = search_config.default()
   made.update(own)

@@ -31,10 +31,9 @@ from subtune_jax.runner import (
 )
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
-from subtune_jax.studies import publish
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies.active_learning import config as own_config
 from subtune_jax.studies.active_learning import page, saved
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.training import evaluate, export
 
@@ -70,7 +69,7 @@ def run(
   state.writer.close()
   state.progress.close()
   record = _record(state, rounds, command)
-  workdir_lib.write_json(state.workdir / compare_record.RESULTS, record)
+  workdir_lib.write_json(state.workdir / fields.RESULTS, record)
   publish.publish(page.report(record), state.workdir, state.progress.stream)
   return record
 
@@ -192,7 +191,7 @@ def _record(state: trainings.Run, rounds: Mapping[Any, list], command: str) -> R
     for rule in config.rules
   }  # [seeds, totals, images]
   return {
-    "kind": "active_learning", "name": config.name, "title": config.title, "command": command,
+    **fields.header(config, command),
     **provenance.run_facts(state.engine.mesh), "config": workdir_lib.as_json(config),
     "backbone": network.backbone_row(config, state.engine.model, state.pretrained),
     "data": {

@@ -34,7 +34,7 @@ from subtune_jax.runner import (
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import criteria
-from subtune_jax.studies import data_table, publish
+from subtune_jax.studies import data_table, fields, publish
 from subtune_jax.studies.compare import best, errors, label_check
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
@@ -108,7 +108,7 @@ def start(
       and seeds, which the keys of its ledger hold. Not where it is a part of another workdir.
   """
   state, notes = look(config, pathlib.Path(workdir), stream)
-  finished = (state.workdir / compare_record.RESULTS).exists()
+  finished = (state.workdir / fields.RESULTS).exists()
   free = trainings.fields_in_keys() if changeable and not finished else ()
   state.workdir, entered = workdir_lib.enter(workdir, config, free)
   state.changeable = changeable
@@ -205,7 +205,7 @@ def _publish(
   run: trainings.Run, record: Row, row: Row | None, labelled: errors.Take, report: Report
 ) -> None:
   """Writes record, page, table and model folder; nothing of it is computed on all devices."""
-  workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
+  workdir_lib.write_json(run.workdir / fields.RESULTS, record)
   keep = {training["key"] for training in record["trainings"] if training["chosen"]}
   for folder in (run.workdir / "tasks").iterdir():
     if folder.name not in keep:  # learning rates that were not chosen
@@ -328,9 +328,7 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
     run.workdir, {t.name: t.images for t in tests_read}, {t.name: t.ids for t in tests_read}
   )
   return {
-    "name": config.name,
-    "title": config.title,
-    "command": command,
+    **fields.header(config, command),
     **provenance.run_facts(run.engine.mesh),
     "config": workdir_lib.as_json(config),
     "backbone": network.backbone_row(config, run.engine.model, run.pretrained),

@@ -1,10 +1,10 @@
 """The record of a study of corruptions: read, checked, and asked for what its page needs."""
 
-from collections.abc import Sequence
 import math
 import os
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 import numpy as np
 
 from subtune_jax.report import estimate
@@ -13,57 +13,61 @@ from subtune_jax.studies.search import checks
 from subtune_jax.studies.search import record as search_record
 
 Row = checks.Row
-_ROW = {
-  "corruption": str,
-  "severity": int,
-  "title": str,
-  "name": str,
-  "folder": str,
-  "order": list,
-  "chosen": list,
-  "profile": list,
-}
 
 
-def load(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The record of a finished study; see `search.checks.load`."""
-  return checks.load(workdir, check)
+class Added(TypedDict):
+  """A unit that the forward search added, or would not."""
+
+  unit: str
+  score: fields.Fraction
+  taken: bool
+
+
+class Shift(TypedDict):
+  """What was found under a corruption."""
+
+  corruption: str
+  severity: int  # 0: none
+  title: str
+  name: str  # of the data set
+  folder: str  # of the search
+  order: list[Added]
+  chosen: list[str]
+  profile: list[checks.OfUnit]
+  head: checks.Mean | None  # of the head alone
+  all: checks.Mean | None  # of all units
+  certificate: checks.Certificate | None
+  test: dict[str, checks.Tested] | None  # by method
+
+
+class Record(fields.Record):
+  data: checks.FoldedData
+  units: list[checks.Unit]
+  rows: Annotated[list[Shift], msgspec.Meta(min_length=1)]
+
+
+def load(workdir: str | os.PathLike) -> Record:
+  """The record of a finished study; see `fields.load`."""
+  return fields.load(workdir, check)
 
 
 def check(record: Any, where: str = "record") -> None:
   """Raises ValueError unless `record` is a whole one of this study."""
-  checks.check_header(record, checks.CORRUPTION, where)
-  units, num_folds = checks.check_candidates(record, where), checks.check_folded_data(record, where)
-  fields.check_fields(record, {"rows": list}, where)
-
-  def check_row(row: Any, place: str) -> None:
-    fields.check_fields(row, _ROW, place)
+  fields.check_record(record, Record, where, "corruption")
+  units = checks.check_candidates(record, where)
+  for number, row in enumerate(record["rows"]):
+    place = f"{where}: rows[{number}]"
     checks.check_folder(row["folder"], place)
     checks.check_units(row["chosen"], units, f"{place}: chosen")
-    for key in ("head", "all", "certificate", "test"):
-      fields.check_fields(row, {key: (dict, type(None))}, place)
-    for key in ("head", "all"):
-      if row[key] is not None:
-        checks.check_estimate(row[key], f"{place}: {key}")
     checks.check_certificate(row["certificate"], units, f"{place}: certificate")
-    _check_order(row["order"], units, f"{place}: order")
+    for name in ("order", "profile"):
+      for i, entry in enumerate(row[name]):
+        fields.check_one_of(entry["unit"], units, f"{place}: {name}[{i}].unit")
     for i, point in enumerate(row["profile"]):
-      fields.check_fields(point, {"unit": str, "by_fold": list}, f"{place}: profile[{i}]")
-      fields.check_one_of(point["unit"], units, f"{place}: profile[{i}].unit")
-      checks.check_estimate(point, f"{place}: profile[{i}]")
-      checks.check_folds(point, num_folds, f"{place}: profile[{i}]")
-    for name, entry in (row["test"] or {}).items():
-      checks.check_estimate(entry, f"{place}: test.{name}", key="accuracy")
-      fields.check_fields(entry, {"title": str}, f"{place}: test.{name}")
-
-  checks.check_list(record["rows"], f"{where}: rows", check_row, least=1)
-
-
-def _check_order(order: Sequence[Any], units: checks.Units, where: str) -> None:
-  for i, step in enumerate(order):
-    fields.check_fields(step, {"unit": str, "taken": bool}, f"{where}[{i}]")
-    fields.check_one_of(step["unit"], units, f"{where}[{i}].unit")
-    checks.check_accuracy(step, "score", f"{where}[{i}]")
+      checks.check_folds(point, record["data"]["num_folds"], f"{place}: profile[{i}]")
+    for name, entry in {"head": row["head"], "all": row["all"], **(row["test"] or {})}.items():
+      if entry is not None:
+        checks.check_interval(entry, f"{place}: {name}")
 
 
 def labels(record: Row) -> list[str]:

@@ -12,9 +12,8 @@ from typing import Any, TextIO
 from subtune_jax import data
 from subtune_jax.runner import provenance
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import publish
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.corruption import config as corruption_config
 from subtune_jax.studies.corruption import page as corruption_page
 from subtune_jax.studies.search import config as search_config
@@ -56,7 +55,7 @@ def run(
     record = studies.run_search(folder, own, command, stream)
     rows.append(_row(folder, shift, record))
   study = _record(config, rows, record, command)
-  workdir_lib.write_json(workdir / compare_record.RESULTS, study)
+  workdir_lib.write_json(workdir / fields.RESULTS, study)
   publish.publish(corruption_page.report(study, workdir), workdir, stream)
   return study
 
@@ -95,8 +94,8 @@ def _order(record: Row) -> list[Row]:
 
 def _record(config, rows: list[Row], last: Row, command: str) -> Row:
   return {
-    "kind": "corruption", "name": config.name, "title": config.title, "command": command,
-    **provenance.header_of(last), "config": workdir_lib.as_json(config),
+    **fields.header(config, command), **provenance.header_of(last),
+    "config": workdir_lib.as_json(config),
     "backbone": last["backbone"],
     "data": {
       **{k: last["data"][k] for k in ("class_names", "num_examples", "num_folds", "attribution")},

@@ -12,9 +12,8 @@ from typing import Any, TextIO
 from subtune_jax.report import estimate as estimate_lib
 from subtune_jax.runner import provenance
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import publish
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.dataset_size import page as size_page
 from subtune_jax.studies.search import config as search_config
 
@@ -55,7 +54,7 @@ def run(
     rows.append(_size_row(folder, size, record))
     found.append(record)
   record = _record(config, rows, found, workdir, command)
-  workdir_lib.write_json(workdir / compare_record.RESULTS, record)
+  workdir_lib.write_json(workdir / fields.RESULTS, record)
   publish.publish(size_page.report(record, workdir), workdir, stream)
   return record
 
@@ -84,8 +83,8 @@ def _record(config, rows: list[Row], found: list[Row], workdir: pathlib.Path, co
   test = summary.columns[0].key
   names = [unit["name"] for unit in last["units"]]
   return {
-    "kind": "dataset_size", "name": config.name, "title": config.title, "command": command,
-    **provenance.header_of(last), "config": workdir_lib.as_json(config),
+    **fields.header(config, command), **provenance.header_of(last),
+    "config": workdir_lib.as_json(config),
     "backbone": last["backbone"],
     "data": {
       "train": last["data"]["train"], "class_names": last["data"]["class_names"],

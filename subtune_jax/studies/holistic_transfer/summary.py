@@ -12,8 +12,7 @@ from subtune_jax.robustness import interpolation
 from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import provenance
 from subtune_jax.runner import workdir as workdir_lib
-from subtune_jax.studies import epoch_files, publish
-from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies import epoch_files, fields, publish
 from subtune_jax.studies.holistic_transfer import best
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import intervals as holistic_intervals
@@ -33,7 +32,7 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   config, target = study.config, study.target
   names = (config.data.train, study.source.facts["data"])
   record = {
-    "name": config.name, "title": config.title, "command": command,
+    **fields.header(config, command),
     **provenance.run_facts(study.source.engine.mesh), "config": workdir_lib.as_json(config),
     "backbone": network_lib.backbone_row(
       config, study.source.engine.model, study.source.pretrained
@@ -46,9 +45,9 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
     },
     "holistic": body,
   }  # fmt: skip
-  workdir_lib.write_json(study.workdir / compare_record.RESULTS, record)
+  workdir_lib.write_json(study.workdir / fields.RESULTS, record)
   _clean(study, body)
-  report = holistic_page.report(holistic_records.of(record, study.workdir))
+  report = holistic_page.report(holistic_records.load(study.workdir))
   study.run.progress.close()
   publish.publish(report, study.workdir, study.run.progress.stream)
   if config.save_model:

@@ -25,8 +25,7 @@ from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.search import certificate, evaluator, greedy, racing, rules, scores
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
-from subtune_jax.studies import data_table, publish
-from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies import data_table, fields, publish
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.search import forecast, fork_time, predicting, rows
@@ -103,7 +102,7 @@ def run(
   search.progress.close()
   if config.search.final:
     record["final"] = _run_final(config, workdir, problem, record["chosen"], command, stream)
-  workdir_lib.write_json(workdir / compare_record.RESULTS, record)
+  workdir_lib.write_json(workdir / fields.RESULTS, record)
   publish.publish(search_page.report(record, workdir), workdir, stream)
   return record
 
@@ -360,7 +359,7 @@ def _record(
   train = problem.train
   engine = search.evaluator.engine
   return {
-    "kind": "search", "name": config.name, "title": config.title, "command": command,
+    **fields.header(config, command),
     **provenance.run_facts(engine.mesh),
     "config": workdir_lib.as_json(config),
     "backbone": network_lib.backbone_row(config, engine.model, pretrained),

@@ -1,15 +1,16 @@
 """The report of tasks in sequence, from its record."""
 
+import os
 import pathlib
 from typing import Any
 
-from subtune_jax import files
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.sequence import figures as sequence_figures
+from subtune_jax.studies.sequence import record as sequence_record
 
 Row = dict[str, Any]
 _NOTE = (
@@ -117,6 +118,6 @@ def report(record: Row) -> document_lib.Document:
   return document_lib.Document(record["title"], subtitle, parts)
 
 
-def write_report(workdir: str) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Reads the record in `workdir` and writes the page again."""
-  return html.write(workdir, report(files.read_record(pathlib.Path(workdir) / "results.json")))
+  return html.write(workdir, report(sequence_record.load(workdir)))

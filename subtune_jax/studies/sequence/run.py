@@ -28,7 +28,7 @@ from subtune_jax.runner import examples, provenance, recipes
 from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import intervals
-from subtune_jax.studies import publish
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies.sequence import config as sequence_config
 from subtune_jax.studies.sequence import page
 from subtune_jax.training import engine as engine_lib
@@ -36,7 +36,7 @@ from subtune_jax.training import evaluate, export, loop
 from subtune_jax.training import trace as trace_lib
 
 Row = dict[str, Any]
-RESULTS, TASKS, ALONE = "results.json", "tasks", "alone"
+TASKS, ALONE = "tasks", "alone"
 
 
 class _Data(NamedTuple):
@@ -93,7 +93,7 @@ def run(
   state = _Run(config, workdir, engine, pretrained, sets, stream, trace)
   rows = [_method(state, name) for name in config.methods]
   record = _record(state, rows, command)
-  workdir_lib.write_json(workdir / RESULTS, record)
+  workdir_lib.write_json(workdir / fields.RESULTS, record)
   publish.publish(page.report(record), workdir, stream)
   return record
 
@@ -242,7 +242,7 @@ def _figure(logits: np.ndarray, test: data.Dataset) -> Row:
 def _record(run: _Run, rows: Sequence[Row], command: str) -> Row:
   config = run.config
   return {
-    "kind": "sequence", "name": config.name, "title": config.title, "command": command,
+    **fields.header(config, command),
     **provenance.run_facts(run.engine.mesh), "config": workdir_lib.as_json(config),
     "backbone": network_lib.backbone_row(config, run.engine.model, run.pretrained),
     "tasks": [

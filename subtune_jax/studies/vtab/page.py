@@ -9,12 +9,11 @@ import os
 import pathlib
 from typing import Any
 
-from subtune_jax import files
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
-from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.vtab import record as vtab_record
 
 Row = Mapping[str, Any]
 NO_GROUP = "none"  # of tasks that are in no score
@@ -128,6 +127,4 @@ def report(record: Row) -> document_lib.Document:
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Reads WORKDIR/results.json and writes the page again; returns its path."""
-  return html.write(
-    workdir, report(files.read_record(pathlib.Path(workdir) / compare_record.RESULTS))
-  )
+  return html.write(workdir, report(vtab_record.load(workdir)))

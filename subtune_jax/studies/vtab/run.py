@@ -19,8 +19,8 @@ from subtune_jax.data import errors, tfds_source, vtab
 from subtune_jax.report import html
 from subtune_jax.runner import executors, progress, recipes
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.compare import summary as summary_lib
@@ -28,6 +28,7 @@ from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
 from subtune_jax.studies.vtab import protocols
+from subtune_jax.studies.vtab import record as vtab_record
 from subtune_jax.workers import queue
 
 Row = dict[str, Any]
@@ -166,15 +167,14 @@ def _finished(
 
 def _old_rows(workdir: pathlib.Path) -> dict[str, Row]:
   """Rows of an earlier start, whose intervals need not be computed again."""
-  path = workdir / compare_record.RESULTS
-  if not path.is_file():
+  if not (workdir / fields.RESULTS).is_file():
     return {}
-  return {row["task"]: row for row in studies.read(path).get("tasks", [])}
+  return {row["task"]: row for row in vtab_record.load(workdir)["tasks"]}
 
 
 def _row(folder: pathlib.Path, task: str) -> Row:
   """What the suite says of a task, from the records of its run."""
-  own = studies.read(folder / compare_record.RESULTS)
+  own = fields.read(folder)
   run_ = compare_record.load(folder / search_config.FINAL if own.get("final") else folder)
   record, summary = run_.record, summary_lib.summarize(run_)
   data, (column,) = record["data"], summary.columns
@@ -203,17 +203,15 @@ def _write(config: Any, workdir: pathlib.Path, rows: Mapping[str, Row], command:
   """Writes the record and the page as far as there are results."""
   ordered = [rows[task] for task in _KNOWN if task in rows]
   record = {
-    "name": config.name,
-    "title": config.title,
+    **fields.header(config, command),
     "protocol": protocols.described(config),
-    "command": command,
     "config": workdir_lib.as_json(config),
     "num_tasks": len(vtab.TASKS),
     "missing": [task for task in vtab.TASKS if task not in rows],
     "tasks": ordered,
     "scores": scores(ordered),
   }
-  workdir_lib.write_json(workdir / compare_record.RESULTS, record)
+  workdir_lib.write_json(workdir / fields.RESULTS, record)
   html.write(workdir, suite.report(record))
   return record
 
