@@ -267,7 +267,8 @@ def _read_logits(workdir: pathlib.Path, entry: Test, num_classes: int, where: st
 def _test_set(workdir: pathlib.Path, record: Record, name: str, seeds: tuple[int, ...]) -> TestSet:
   """Reads what every method and seed predicted on the test set `name`."""
   num_classes = len(record["data"]["class_names"])
-  first, first_where, predicted, measured = None, "", {}, {}
+  first: dict[str, np.ndarray] = {}
+  first_where, predicted, measured = "", {}, {}
   for method in (m["name"] for m in record["methods"]):
     rows, scores = [], []
     for training in _chosen(record, method):
@@ -276,7 +277,7 @@ def _test_set(workdir: pathlib.Path, record: Record, name: str, seeds: tuple[int
       if entry is None:
         raise ValueError(f"{workdir / fields.RESULTS}: no test of {where}, a chosen training.")
       arrays = _read_logits(workdir, entry, num_classes, where)
-      if first is None:
+      if not first:
         first, first_where = arrays, where
       for key in ("labels", "groups", "ids"):
         if not np.array_equal(first[key], arrays[key]):

@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 import numpy as np
@@ -70,7 +70,7 @@ def check(record: Any, where: str = "record") -> None:
         checks.check_interval(entry, f"{place}: {name}")
 
 
-def labels(record: Row) -> list[str]:
+def labels(record: Record) -> list[str]:
   """Titles of the corruptions; with their severity where there are several, 0 being none."""
   severities = {row["severity"] for row in record["rows"]} - {0}
   several = len(severities) > 1
@@ -80,7 +80,7 @@ def labels(record: Row) -> list[str]:
   ]
 
 
-def titled(record: Row, key: str) -> list[tuple[str, Row]]:
+def titled(record: Record, key: Literal["order", "profile", "test"]) -> list[tuple[str, Shift]]:
   """The rows that hold something under `key`, with their labels."""
   return [(t, row) for t, row in zip(labels(record), record["rows"], strict=True) if row[key]]
 
@@ -106,13 +106,13 @@ def gains(record: Row) -> tuple[np.ndarray, np.ndarray]:
   return values, near
 
 
-def method_titles(record: Row) -> dict[str, str]:
+def method_titles(record: Record) -> dict[str, str]:
   """Titles of the methods that were tested, in the order in which they come."""
   tests = [row["test"] or {} for row in record["rows"]]
   return {name: entry["title"] for test in tests for name, entry in test.items()}
 
 
-def mean_test(record: Row) -> dict[str, estimate.Estimate]:
+def mean_test(record: Record) -> dict[str, estimate.Estimate]:
   """Mean test accuracy over the corruptions; methods that were not tested under all are absent.
 
   There is no interval: corruptions of one set of images err together.

@@ -25,7 +25,7 @@ class Method(checks.Tested):
   name: str
   by_seed: list[fields.Fraction]
   setting: str
-  value: NotRequired[float]  # of the setting
+  value: NotRequired[float | None]  # of the setting
 
 
 class Difference(TypedDict):
@@ -94,27 +94,28 @@ def check(record: Any, where: str = "record") -> None:
         checks.check_folds(row, len(row["by_fold"]), place)
 
 
-def methods(record: Row) -> dict[str, str]:
+def methods(record: Record) -> dict[str, str]:
   """Titles of the methods by name, in the order in which they come."""
   return {method["name"]: method["title"] for size in record["sizes"] for method in size["methods"]}
 
 
-def method(size: Row, name: str) -> Row | None:
+def method(size: Size, name: str) -> Method | None:
   """The entry of a method, None if it was not run at that size."""
   return next((method for method in size["methods"] if method["name"] == name), None)
 
 
-def profiles(record: Row) -> list[tuple[Row, list[Row]]]:
+def profiles(record: Record) -> list[tuple[Head, list[OfUnit]]]:
   """Per size of the map: the entry of the head alone, and those of the single units."""
-  if record["map"] is None:
+  own = record["map"]
+  if own is None:
     return []
   return [
-    (head, [row for row in record["map"]["rows"] if row["size"] == head["size"]])
-    for head in sorted(record["map"]["head"], key=lambda head: head["size"])
+    (head, [row for row in own["rows"] if row["size"] == head["size"]])
+    for head in sorted(own["head"], key=lambda head: head["size"])
   ]
 
 
-def gains(record: Row) -> tuple[np.ndarray, np.ndarray, list[Row]]:
+def gains(record: Record) -> tuple[np.ndarray, np.ndarray, list[Head]]:
   """The map of the record as arrays.
 
   Returns:
@@ -122,6 +123,7 @@ def gains(record: Row) -> tuple[np.ndarray, np.ndarray, list[Row]]:
     whether a unit is not told apart from the best of its size; the entries of the head alone.
   """
   found = profiles(record)
-  rows = [search_record.gains(rows, head, record["map"]["units"]) for head, rows in found]
+  units = record["map"]["units"] if record["map"] else []
+  rows = [search_record.gains(rows, head, units) for head, rows in found]
   values, near = (np.array(part) for part in zip(*rows, strict=True))
   return values, near, [head for head, _ in found]

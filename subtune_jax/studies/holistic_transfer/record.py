@@ -176,7 +176,10 @@ class Estimate:
 def estimate(number: Number) -> Estimate:
   """A number of the record's table."""
   seeds = tuple(fields.number(value) for value in number["by_seed"])
-  interval = tuple(map(float, number["95"])) if "95" in number else None
+  interval = None
+  if "95" in number:
+    low, high = map(fields.number, number["95"])
+    interval = (low, high)
   return Estimate(fields.number(number["mean"]), seeds, interval)
 
 

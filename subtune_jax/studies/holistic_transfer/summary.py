@@ -1,4 +1,4 @@
-"""The record of a study of holistic transfer; `holistic` says what is in it."""
+"""The record of a study of holistic transfer is put together; `record` declares it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import shutil

@@ -6,7 +6,7 @@ Declared, checked, and asked for what tables and figures need. Nothing here need
 from collections.abc import Mapping
 import dataclasses
 import math
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 
 Row = Mapping[str, Any]
-ENTRY = "robustness"
+ENTRY: Final = "robustness"
 PROBE = "lp"
 ORACLE = "oracle"
 RULES = {"last": "Last epoch", "early_stopping": "Early stopping", ORACLE: "Oracle"}
@@ -165,7 +165,7 @@ class Study:
     """Key of the accuracy out of distribution: the mean where there are several sets."""
     return list(self.columns)[-1] if self.ood else None
 
-  def title_of(self, column: str | None) -> str:
+  def title_of(self, column: str) -> str:
     """How figures call `id` and `ood_column`."""
     if column == self.id:
       return self.columns[self.id]
@@ -235,9 +235,9 @@ def stage_starts(training: Training) -> list[int]:
   return [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
 
 
-def estimate(score: Score, level: str = "95") -> estimate_lib.Estimate:
+def estimate(score: Score, level: Literal["90", "95"] = "95") -> estimate_lib.Estimate:
   """An accuracy of a selection with its interval."""
-  return estimate_lib.Estimate(score["mean"], *score[level])
+  return estimate_lib.Estimate(score["mean"], *map(fields.number, score[level]))
 
 
 def of(record: Any, where: str = "record") -> Study:

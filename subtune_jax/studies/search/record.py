@@ -259,6 +259,8 @@ def best_of(entries: Iterable[Row]) -> tuple[Row | None, list[Row]]:
   """The entry of the highest mean, and those that are not told apart from it."""
   entries = list(entries)
   best = max(entries, key=lambda entry: entry["mean"], default=None)
+  if best is None:
+    return None, []
   return best, [entry for entry in entries if entry is not best and undecided(entry, best)]
 
 
@@ -297,13 +299,14 @@ def blocks(record: Row, units: Sequence[str]) -> frozenset[str]:
   )
 
 
-def in_doubt(certificate: Row | None) -> list[Row]:
+def in_doubt(certificate: checks.Certificate | None) -> list[checks.Probable]:
   """The sets beside the certified one that may be the best, the most probable first.
 
   None: it is decided.
   """
-  others = certificate["undecided"] if certificate else []
-  others = [other for other in others if other["units"] != certificate["chosen"]]
+  if certificate is None:
+    return []
+  others = [own for own in certificate["undecided"] if own["units"] != certificate["chosen"]]
   return sorted(others, key=lambda other: -other["probability"])
 
 
