@@ -60,6 +60,19 @@ class Record(Header):
   backbone: Backbone
 
 
+class Data(TypedDict):
+  class_names: list[str]
+  attribution: NotRequired[str | list[str] | dict[str, str]]  # whose images; by data set
+
+
+class Accuracy(TypedDict):
+  """On test images; null where there is no interval."""
+
+  accuracy: float
+  low: float | None
+  high: float | None
+
+
 def header(config: Any, command: str) -> dict[str, Any]:
   """The `Header` of a run's record, but for its config."""
   return {

@@ -9,13 +9,11 @@ from subtune_jax.studies import fields
 from subtune_jax.studies.search import checks
 
 
-class Data(TypedDict):
+class Data(fields.Data):
   pool: str  # the data set, whose labels are asked for
   num_pool: int
   num_test: int
   num_validation: NotRequired[int]
-  class_names: list[str]
-  attribution: NotRequired[str | list[str]]
 
 
 class Point(checks.Mean):

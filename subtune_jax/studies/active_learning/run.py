@@ -34,6 +34,7 @@ from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.studies import fields, publish
 from subtune_jax.studies.active_learning import config as own_config
 from subtune_jax.studies.active_learning import page, saved
+from subtune_jax.studies.active_learning import record as own_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.training import evaluate, export
 
@@ -70,7 +71,7 @@ def run(
   state.progress.close()
   record = _record(state, rounds, command)
   workdir_lib.write_json(state.workdir / fields.RESULTS, record)
-  publish.publish(page.report(record), state.workdir, state.progress.stream)
+  publish.publish(page.report(own_record.load(state.workdir)), state.workdir, state.progress.stream)
   return record
 
 
@@ -183,7 +184,7 @@ def _forget(state: trainings.Run) -> None:
     shutil.rmtree(state.workdir / folder, ignore_errors=True)
 
 
-def _record(state: trainings.Run, rounds: Mapping[Any, list], command: str) -> Row:
+def _record(state: trainings.Run, rounds: Mapping[Any, list], command: str) -> own_record.Record:
   config, test = state.config, state.tests[0]
   curves = {
     (name, rule): np.array([[own["right"] for own in rounds[name, rule, s]] for s in config.seeds])

@@ -22,17 +22,15 @@ IMAGES = "images.npz"
 KINDS = ("compare", "robustness")  # what has a comparison in it
 
 
-class Data(TypedDict):
+class Data(fields.Data):
   train: str
   id: str  # the test set in distribution
   ood: list[str]
-  class_names: list[str]
   num_train: int
   num_validation: int
   num_test: dict[str, int]
   train_counts: NotRequired[list[int]]  # by class
   train_indices: NotRequired[list[int] | None]  # of the training split; null: all
-  attribution: NotRequired[str | list[str]]
 
 
 class Stage(TypedDict):

@@ -313,7 +313,7 @@ def _first_line(config, grids, engine, workdir) -> str:
   )
 
 
-def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
+def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> compare_record.Record:
   """The record of the run, with the scores on the test sets."""
   config = run.config
   tests_read = run.tests
@@ -350,7 +350,9 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   }  # fmt: skip
 
 
-def _training_row(row: Row, scores: Sequence[str], test: Row | None = None) -> Row:
+def _training_row(
+  row: Row, scores: Sequence[str], test: Row | None = None
+) -> compare_record.Training:
   """A training in the record; one that was chosen has been tested."""
   names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "moved", "history",
            "key", *(name for name in scores if name != "validation_loss"))  # fmt: skip
@@ -359,7 +361,7 @@ def _training_row(row: Row, scores: Sequence[str], test: Row | None = None) -> R
   return out | ({} if test is None else {"test": test})
 
 
-def _step_row(stages: Sequence[Row]) -> Row | None:
+def _step_row(stages: Sequence[Row]) -> compare_record.Step | None:
   """Time and memory of a step of the stage that trains the most by steps; None without one."""
   took = [stage for stage in stages if stage.get("step", {}).get("number")]
   if not took:
@@ -369,7 +371,7 @@ def _step_row(stages: Sequence[Row]) -> Row | None:
   return {"milliseconds": round(each, 3), "bytes": step["bytes"]}
 
 
-def _method_row(run: trainings.Run, name: str, result: Row) -> Row:
+def _method_row(run: trainings.Run, name: str, result: Row) -> compare_record.Method:
   best, grid = result["chosen"][0], result["grid"]
   block_names = run.engine.model.block_names
   engine, pretrained = run.network_of(name)

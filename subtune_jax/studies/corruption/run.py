@@ -16,7 +16,9 @@ from subtune_jax.studies import fields, publish
 from subtune_jax.studies import nested_search as studies
 from subtune_jax.studies.corruption import config as corruption_config
 from subtune_jax.studies.corruption import page as corruption_page
+from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.search import config as search_config
+from subtune_jax.studies.search import record as search_record
 
 Row = dict[str, Any]
 FOLDER = "corruptions"
@@ -56,7 +58,7 @@ def run(
     rows.append(_row(folder, shift, record))
   study = _record(config, rows, record, command)
   workdir_lib.write_json(workdir / fields.RESULTS, study)
-  publish.publish(corruption_page.report(study, workdir), workdir, stream)
+  publish.publish(corruption_page.report(corruption_record.load(workdir), workdir), workdir, stream)
   return study
 
 
@@ -69,7 +71,7 @@ def _search_config(config: Any, shift: str) -> Any:
   return own
 
 
-def _row(folder: pathlib.Path, shift: str, record: Row) -> Row:
+def _row(folder: pathlib.Path, shift: str, record: search_record.Record) -> corruption_record.Shift:
   name, _, severity = shift.partition("/")
   units = tuple(unit["name"] for unit in record["units"])
   return {
@@ -82,7 +84,7 @@ def _row(folder: pathlib.Path, shift: str, record: Row) -> Row:
   }  # fmt: skip
 
 
-def _order(record: Row) -> list[Row]:
+def _order(record: search_record.Record) -> list[corruption_record.Added]:
   """The units in the order in which the forward search added them."""
   paths = [s for s in record["searches"] if s["kind"] == "greedy" and s["start"] == "none"]
   order = []
@@ -92,7 +94,9 @@ def _order(record: Row) -> list[Row]:
   return order
 
 
-def _record(config, rows: list[Row], last: Row, command: str) -> Row:
+def _record(
+  config: Any, rows: list[corruption_record.Shift], last: search_record.Record, command: str
+) -> corruption_record.Record:
   return {
     **fields.header(config, command), **provenance.header_of(last),
     "config": workdir_lib.as_json(config),

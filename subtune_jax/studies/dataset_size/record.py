@@ -13,12 +13,10 @@ from subtune_jax.studies.search import record as search_record
 Row = checks.Row
 
 
-class Data(TypedDict):
+class Data(fields.Data):
   train: str
   test: str
-  class_names: list[str]
   num_test: int
-  attribution: NotRequired[str | list[str]]
 
 
 class Method(checks.Tested):

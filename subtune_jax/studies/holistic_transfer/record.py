@@ -33,14 +33,12 @@ Averages = dict[str, dict[str, float | None]]
 ByName = dict[str, float | None]
 
 
-class Data(TypedDict):
+class Data(fields.Data):
   train: str  # the target
   source: NotRequired[str]  # "": a network that was loaded
-  class_names: list[str]
   num_train: int
   num_validation: int
   num_test: int
-  attribution: NotRequired[str | list[str]]
 
 
 class Partition(TypedDict):

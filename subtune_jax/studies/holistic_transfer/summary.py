@@ -31,7 +31,7 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   body = _body(study, trained)
   config, target = study.config, study.target
   names = (config.data.train, study.source.facts["data"])
-  record = {
+  record: holistic_records.Record = {
     **fields.header(config, command),
     **provenance.run_facts(study.source.engine.mesh), "config": workdir_lib.as_json(config),
     "backbone": network_lib.backbone_row(
@@ -58,7 +58,7 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   return record
 
 
-def _body(study: holistic_study.Study, trained: holistic_study.Trained) -> Row:
+def _body(study: holistic_study.Study, trained: holistic_study.Trained) -> holistic_records.Body:
   gammas = {
     key: holistic_numbers.pcv_gamma(
       [epoch_files.read(study.epoch_path(row)) for _, row in splits], [p for p, _ in splits]
@@ -110,7 +110,7 @@ def _relative(study: holistic_study.Study, path: Any) -> str:
 
 def _networks(
   study: holistic_study.Study, trained: holistic_study.Trained, gammas: Mapping[Any, float]
-) -> Iterator[Row]:
+) -> Iterator[holistic_records.Network]:
   """Every network that the record has numbers of."""
   own = study.config.holistic
   before = holistic_study.source_arrays(study)
@@ -227,7 +227,9 @@ def _wise(
   }  # fmt: skip
 
 
-def table(networks: Sequence[Row], uses: Sequence[str]) -> list[Row]:
+def table(
+  networks: Sequence[holistic_records.Network], uses: Sequence[str]
+) -> list[holistic_records.TableRow]:
   """A row per network over its seeds and calibration."""
   groups: dict[tuple[str, str], list[Row]] = {}
   for network in networks:
@@ -250,7 +252,7 @@ def table(networks: Sequence[Row], uses: Sequence[str]) -> list[Row]:
   return rows
 
 
-def _clean(study: holistic_study.Study, body: Row) -> None:
+def _clean(study: holistic_study.Study, body: holistic_records.Body) -> None:
   """Removes the weights and arrays of trainings that the record does not name."""
   named = {n["key"] for n in body["networks"]} | {
     s["key"] for p in body["pcv"] for s in p["splits"]

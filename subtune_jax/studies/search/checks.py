@@ -47,16 +47,14 @@ class Unit(TypedDict):
   macs: float  # multiply-adds of an image
 
 
-class FoldedData(TypedDict):
+class FoldedData(fields.Data):
   train: str
   split: NotRequired[str]
-  class_names: list[str]
   num_examples: int
   num_folds: Annotated[int, msgspec.Meta(ge=1)]
   fold_sizes: NotRequired[list[int]]
   fold_seed: NotRequired[int]
   seeds: NotRequired[list[int]]
-  attribution: NotRequired[str | list[str]]
 
 
 class Probable(TypedDict):

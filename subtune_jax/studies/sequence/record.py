@@ -14,20 +14,12 @@ class Task(TypedDict):
   attribution: str
 
 
-class Final(TypedDict):
-  """Test accuracy of a task at the end, with an interval over groups of images."""
-
-  accuracy: float
-  low: float
-  high: float
-
-
 class Method(TypedDict):
   name: str
   title: str
   on_one_backbone: bool
   matrix: list[list[float]]  # after each task the test accuracies of the tasks so far
-  final: list[Final]
+  final: list[fields.Accuracy]  # of each task at the end
   forgetting: list[float]  # accuracy after a task's own training minus that at the end
   alone: NotRequired[list[float]]  # accuracy of each task trained alone; empty: not measured
   forward_transfer: NotRequired[list[float]]  # accuracy after own training minus that alone

@@ -31,6 +31,7 @@ from subtune_jax.statistics import intervals
 from subtune_jax.studies import fields, publish
 from subtune_jax.studies.sequence import config as sequence_config
 from subtune_jax.studies.sequence import page
+from subtune_jax.studies.sequence import record as sequence_record
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import evaluate, export, loop
 from subtune_jax.training import trace as trace_lib
@@ -94,7 +95,7 @@ def run(
   rows = [_method(state, name) for name in config.methods]
   record = _record(state, rows, command)
   workdir_lib.write_json(workdir / fields.RESULTS, record)
-  publish.publish(page.report(record), workdir, stream)
+  publish.publish(page.report(sequence_record.load(workdir)), workdir, stream)
   return record
 
 
@@ -107,7 +108,7 @@ def _read(config: Any, name: str) -> _Data:
   return _Data(train if indices is None else train.subset(indices), validation, test)
 
 
-def _method(run: _Run, name: str) -> Row:
+def _method(run: _Run, name: str) -> sequence_record.Method:
   """The accuracies of a method: a row for each time, a column for each task so far."""
   engine, pretrained = network_lib.prepared(name, run.config, run.engine, run.pretrained)
   run = run._replace(engine=engine, pretrained=pretrained)
@@ -233,13 +234,15 @@ def _trained(
   return folder
 
 
-def _figure(logits: np.ndarray, test: data.Dataset) -> Row:
+def _figure(logits: np.ndarray, test: data.Dataset) -> fields.Accuracy:
   right = evaluate.predictions(logits) == test.labels
   low, high = intervals.of_accuracy(right, test.groups)
   return {"accuracy": float(right.mean()), "low": low, "high": high}
 
 
-def _record(run: _Run, rows: Sequence[Row], command: str) -> Row:
+def _record(
+  run: _Run, rows: Sequence[sequence_record.Method], command: str
+) -> sequence_record.Record:
   config = run.config
   return {
     **fields.header(config, command),

@@ -10,7 +10,7 @@ import pathlib
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
-from subtune_jax.studies import sections
+from subtune_jax.studies import fields, sections
 from subtune_jax.studies.search import record as search_record
 from subtune_jax.studies.vtab import record as vtab_record
 
@@ -44,7 +44,7 @@ def standing(record: Record) -> str:
   )
 
 
-def _estimate(method: vtab_record.Interval) -> estimate.Estimate:
+def _estimate(method: fields.Accuracy) -> estimate.Estimate:
   return search_record.estimate(method, "accuracy")
 
 

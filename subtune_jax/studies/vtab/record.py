@@ -6,13 +6,7 @@ from typing import Any, NotRequired, TypedDict
 from subtune_jax.studies import fields
 
 
-class Interval(TypedDict):
-  accuracy: float  # on test images, mean over seeds
-  low: float | None
-  high: float | None
-
-
-class Method(Interval):
+class Method(fields.Accuracy):
   name: str
   title: str
   by_seed: list[float]
@@ -46,7 +40,7 @@ class Score(TypedDict):
 
   key: str
   title: str
-  methods: dict[str, Interval]
+  methods: dict[str, fields.Accuracy]
 
 
 class Record(fields.Header):

@@ -74,7 +74,7 @@ def run(
     rows[task] = row
     record = _write(config, workdir, rows, command)
     stream.write(f"{suite.task_line(row)}\n\n")
-  publish.publish(suite.report(record), workdir, stream)
+  publish.publish(suite.report(vtab_record.load(workdir)), workdir, stream)
   return record
 
 
@@ -165,14 +165,14 @@ def _finished(
   return row if row and row["created"] == record["created"] else _row(folder, task)
 
 
-def _old_rows(workdir: pathlib.Path) -> dict[str, Row]:
+def _old_rows(workdir: pathlib.Path) -> dict[str, vtab_record.Task]:
   """Rows of an earlier start, whose intervals need not be computed again."""
   if not (workdir / fields.RESULTS).is_file():
     return {}
   return {row["task"]: row for row in vtab_record.load(workdir)["tasks"]}
 
 
-def _row(folder: pathlib.Path, task: str) -> Row:
+def _row(folder: pathlib.Path, task: str) -> vtab_record.Task:
   """What the suite says of a task, from the records of its run."""
   own = fields.read(folder)
   run_ = compare_record.load(folder / search_config.FINAL if own.get("final") else folder)
@@ -199,7 +199,9 @@ def _row(folder: pathlib.Path, task: str) -> Row:
   return row
 
 
-def _write(config: Any, workdir: pathlib.Path, rows: Mapping[str, Row], command: str) -> Row:
+def _write(
+  config: Any, workdir: pathlib.Path, rows: Mapping[str, vtab_record.Task], command: str
+) -> vtab_record.Record:
   """Writes the record and the page as far as there are results."""
   ordered = [rows[task] for task in _KNOWN if task in rows]
   record = {
@@ -216,7 +218,7 @@ def _write(config: Any, workdir: pathlib.Path, rows: Mapping[str, Row], command:
   return record
 
 
-def scores(rows: Sequence[Row]) -> list[Row] | None:
+def scores(rows: Sequence[vtab_record.Task]) -> list[vtab_record.Score] | None:
   """The scores of each method; None unless all 19 tasks are there. Other tasks never count.
 
   Each score is a weighted mean of accuracies. Test sets and trainings of two tasks have nothing in
@@ -239,7 +241,9 @@ def scores(rows: Sequence[Row]) -> list[Row] | None:
   return found
 
 
-def _score(cells: Mapping[str, Row], function: Callable[[Mapping[str, float]], float]) -> Row:
+def _score(
+  cells: Mapping[str, vtab_record.Method], function: Callable[[Mapping[str, float]], float]
+) -> fields.Accuracy:
   value = function({task: cell["accuracy"] for task, cell in cells.items()})
   below = above = 0.0
   for task, cell in cells.items():
