@@ -146,8 +146,10 @@ def check(value: Any, shape: Any, where: str, path: str = "") -> None:
       check(part, its_type, where, path + step)
     if typing.get_origin(inner) is Literal:
       check_one_of(value, typing.get_args(inner), place)
-    wanted = str(error).removeprefix("Expected ").partition(", got")[0]
-    raise ValueError(f"{place} is {value!r:.80}, it has to be {wanted}.") from error
+    text = str(error)
+    if " - at " not in text:  # else of an element of a union
+      text = f"it has to be {text.removeprefix('Expected ').partition(', got')[0]}"
+    raise ValueError(f"{place} is {value!r:.80}, {text}.") from error
 
 
 def _plain(shape: Any) -> Any:

@@ -23,6 +23,7 @@ class Whole(TypedDict):
   parts: dict[str, list[Part]]
   ends: NotRequired[fields.Ends]
   count: int
+  text: NotRequired[str | list[str]]
 
 
 def whole(**changes):
@@ -57,11 +58,13 @@ def test_what_is_declared_passes(value):
     ([1], "FILE is [1], it has to be `object`."),
     ({"count": 1}, "FILE lacks parts; it has count. Is it the record of a subtune_jax run of this"),
     (whole(count=True), "FILE: count is True, it has to be `int`."),
+    (whole(count="1"), "FILE: count is '1', it has to be `int`."),
     (whole(count=1.5), "FILE: count is 1.5, it has to be `int`."),
     (whole(ends=[1]), "FILE: ends is [1], it has to be `array` of length >= 2."),
     (part(names=["x", 3]), "FILE: parts.a/b[0].names[1] is 3, it has to be `str`."),
     (part(share=1.5), "FILE: parts.a/b[0].share is 1.5, it has to be `float` <= 1.0."),
     (part(share=float("nan")), "FILE: parts.a/b[0].share is nan, it has to be `float` >= 0.0."),
+    (whole(text=["x", 1]), "FILE: text is ['x', 1], Expected `str`, got `int` - at `$[1]`."),
     (whole(parts={"a": [{}]}), "FILE: parts.a[0] lacks names, share; it has nothing."),
   ],
 )
@@ -85,6 +88,15 @@ def test_a_page_refuses_a_newer_record(study, tmp_path):
   (tmp_path / FILE).write_text(json.dumps(record))
   with pytest.raises(ValueError, match=rf"{FILE}: record_version is {fields.VERSION + 1}, .*up to"):
     page_of(study).write_report(tmp_path)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_run_says_its_study_and_the_version(study):
+  config = importlib.import_module(f"subtune_jax.studies.{study}.config").default()
+  assert fields.header(config, "the command") == {
+    "kind": study, "record_version": fields.VERSION, "name": config.name, "title": config.title,
+    "command": "the command",
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize("version", [True, "1", None])

@@ -56,6 +56,7 @@ def result(record):
 def test_the_record_is_what_reports_read(finished):
   folder, record, _ = finished
   search_records.check(record)
+  assert (record["kind"], record["record_version"]) == ("search", 1)
   assert search_records.load(folder) == json.loads((folder / "results.json").read_text())
   assert (folder / "report.html").stat().st_size > 10_000
   assert [s["kind"] for s in record["searches"]] == [

@@ -175,7 +175,8 @@ def _old_rows(workdir: pathlib.Path) -> dict[str, vtab_record.Task]:
 def _row(folder: pathlib.Path, task: str) -> vtab_record.Task:
   """What the suite says of a task, from the records of its run."""
   own = fields.read(folder)
-  run_ = compare_record.load(folder / search_config.FINAL if own.get("final") else folder)
+  searched = fields.kind_of(own) == "search"
+  run_ = compare_record.load(folder / search_config.FINAL if searched else folder)
   record, summary = run_.record, summary_lib.summarize(run_)
   data, (column,) = record["data"], summary.columns
   row = {
