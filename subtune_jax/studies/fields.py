@@ -28,9 +28,7 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Ends = Annotated[list[float | None], msgspec.Meta(min_length=2, max_length=2)]  # of an interval
 
 
-class Header(TypedDict):
-  """How every record begins."""
-
+class Header(TypedDict):  # how every record begins
   kind: NotRequired[str]  # the study's folder
   record_version: NotRequired[int]
   name: str
@@ -51,9 +49,7 @@ class Backbone(TypedDict):
   num_params: int  # the head's too
 
 
-class Record(Header):
-  """What records of trainings have; that of vtab leaves it to its tasks."""
-
+class Record(Header):  # what records of trainings have; that of vtab leaves it to its tasks
   created: str  # ISO 8601, UTC
   versions: dict[str, str]
   devices: str
@@ -65,9 +61,7 @@ class Data(TypedDict):
   attribution: NotRequired[str | list[str] | dict[str, str]]  # whose images; by data set
 
 
-class Accuracy(TypedDict):
-  """On test images; null where there is no interval."""
-
+class Accuracy(TypedDict):  # on test images; null where there is no interval
   accuracy: float
   low: float | None
   high: float | None

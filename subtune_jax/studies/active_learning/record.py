@@ -16,9 +16,7 @@ class Data(fields.Data):
   num_validation: NotRequired[int]
 
 
-class Point(checks.Mean):
-  """Test accuracy over seeds."""
-
+class Point(checks.Mean):  # test accuracy over seeds
   total: int  # labels
   by_seed: NotRequired[list[fields.Fraction]]
 

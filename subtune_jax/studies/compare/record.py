@@ -54,9 +54,7 @@ class GridPoint(Scores):
   validation_loss: float | None
 
 
-class Selection(TypedDict):
-  """Which features a head on all units reads."""
-
+class Selection(TypedDict):  # which features a head on all units reads
   units: list[dict[str, Any]]  # of each: unit, features, how many are kept
   kept: int
   fraction: float

@@ -15,17 +15,13 @@ from subtune_jax.studies.search import record as search_record
 Row = checks.Row
 
 
-class Added(TypedDict):
-  """A unit that the forward search added, or would not."""
-
+class Added(TypedDict):  # a unit that the forward search added, or would not
   unit: str
   score: fields.Fraction
   taken: bool
 
 
-class Shift(TypedDict):
-  """What was found under a corruption."""
-
+class Shift(TypedDict):  # what was found under a corruption
   corruption: str
   severity: int  # 0: none
   title: str

@@ -26,9 +26,7 @@ class Method(checks.Tested):
   value: NotRequired[float | None]  # of the setting
 
 
-class Difference(TypedDict):
-  """Of accuracies."""
-
+class Difference(TypedDict):  # of accuracies
   mean: Annotated[float, msgspec.Meta(ge=-1, le=1)]
   low: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None
   high: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None
@@ -51,9 +49,7 @@ class OfUnit(checks.OfUnit):
   size: int
 
 
-class Map(TypedDict):
-  """Which unit helps at which size."""
-
+class Map(TypedDict):  # which unit helps at which size
   units: list[str]
   rows: list[OfUnit]
   head: list[Head]  # of the head alone

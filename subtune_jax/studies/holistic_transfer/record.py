@@ -59,9 +59,7 @@ class Method(TypedDict):
   grid_edge: bool
 
 
-class Epoch(TypedDict):
-  """Numbers of a network on the test images; logits in nats."""
-
+class Epoch(TypedDict):  # numbers of a network on the test images; logits in nats
   stage: int | None  # null: no training
   epoch: int | None
   file: str
@@ -107,9 +105,7 @@ class PseudoValidation(TypedDict):
   splits: list[dict[str, Any]]  # "key", "file", "pseudo_absent" (classes) of trainings
 
 
-class OverSeeds(TypedDict):
-  """The numbers of last epochs, of one calibration."""
-
+class OverSeeds(TypedDict):  # the numbers of last epochs, of one calibration
   gamma: Number
   accuracy: dict[str, dict[str, Number]]
   ausuc: Number

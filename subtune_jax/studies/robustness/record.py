@@ -48,9 +48,7 @@ class Training(TypedDict):
   epochs: Annotated[list[Epoch], msgspec.Meta(min_length=1)]  # without those that diverged
 
 
-class Selection(TypedDict):
-  """What a rule chose for a method."""
-
+class Selection(TypedDict):  # what a rule chose for a method
   rule: Literal["last", "early_stopping", "oracle"]
   oracle: bool  # it read test labels
   method: str
@@ -61,26 +59,20 @@ class Selection(TypedDict):
   accuracy: dict[str, Score]  # by set, and the mean out of distribution
 
 
-class OnLine(TypedDict):
-  """The network between the probe (alpha 0) and a training (1)."""
-
+class OnLine(TypedDict):  # the network between the probe (alpha 0) and a training (1)
   seed: int
   alpha: float
   accuracy: dict[str, float]
 
 
-class ProbeSteps(TypedDict):
-  """LP-FT from a probe that was stopped early."""
-
+class ProbeSteps(TypedDict):  # LP-FT from a probe that was stopped early
   steps: int
   seed: int
   probe: dict[str, Score]
   tuned: dict[str, Score]
 
 
-class Recommendation(TypedDict):
-  """See `robustness.recommend`."""
-
+class Recommendation(TypedDict):  # see `robustness.recommend`
   method: str
   among: list[str]
   strength: str

@@ -15,9 +15,7 @@ Row = Mapping[str, Any]
 Units = tuple[str, ...]
 
 
-class Interval(TypedDict):
-  """Of an accuracy; null on both sides where there is none."""
-
+class Interval(TypedDict):  # of an accuracy; null on both sides where there is none
   low: fields.Fraction | None
   high: fields.Fraction | None
 
@@ -26,16 +24,12 @@ class Mean(Interval):
   mean: fields.Fraction
 
 
-class OfUnit(Mean):
-  """A unit trained alone."""
-
+class OfUnit(Mean):  # a unit trained alone
   unit: str
   by_fold: list[fields.Fraction | None]  # null: not trained
 
 
-class Tested(Interval):
-  """A method on test images."""
-
+class Tested(Interval):  # a method on test images
   title: str
   accuracy: fields.Fraction
 

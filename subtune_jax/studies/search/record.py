@@ -42,9 +42,7 @@ class TriedInStep(TypedDict):
   mean: fields.Fraction
 
 
-class Step(TypedDict):
-  """A step of a greedy search: sets that differ from `base` by a unit."""
-
+class Step(TypedDict):  # a step of a greedy search: sets that differ from `base` by a unit
   base: list[str]
   tried: list[TriedInStep]
   chosen: list[str]
@@ -53,9 +51,7 @@ class Step(TypedDict):
   reason: str
 
 
-class Rule(TypedDict):
-  """When a unit earns its place; fields of `search.rules`."""
-
+class Rule(TypedDict):  # when a unit earns its place; fields of `search.rules`
   kind: Literal["gain", "significance", "tolerant", "size"]
 
 
@@ -94,9 +90,7 @@ class Cost(TypedDict):
   notes: list[str]
 
 
-class Predicted(TypedDict):
-  """What was predicted from gradients, nothing trained."""
-
+class Predicted(TypedDict):  # what was predicted from gradients, nothing trained
   sets: list[TriedSet]
   chosen: list[str]
   stopped: NotRequired[str]

@@ -35,9 +35,7 @@ class Task(TypedDict):
   methods: list[Method]
 
 
-class Score(TypedDict):
-  """A mean over tasks."""
-
+class Score(TypedDict):  # a mean over tasks
   key: str
   title: str
   methods: dict[str, fields.Accuracy]
