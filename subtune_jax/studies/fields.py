@@ -132,18 +132,19 @@ def check(value: Any, shape: Any, where: str, path: str = "") -> None:
   """
   try:
     msgspec.convert(value, shape)
+    return
   except msgspec.ValidationError as error:
-    place, inner = f"{where}: {path.lstrip('.')}" if path else where, _plain(shape)
-    if typing.is_typeddict(inner) and isinstance(value, dict):
-      check_has(value, sorted(inner.__required_keys__), place)
-    for step, part, its_type in _parts(value, inner):
-      check(part, its_type, where, path + step)
-    if typing.get_origin(inner) is Literal:
-      check_one_of(value, typing.get_args(inner), place)
     text = str(error)
-    if " - at " not in text:  # else of an element of a union
-      text = f"it has to be {text.removeprefix('Expected ').partition(', got')[0]}"
-    raise ValueError(f"{place} is {value!r:.80}, {text}.") from error
+  place, inner = f"{where}: {path.lstrip('.')}" if path else where, _plain(shape)
+  if typing.is_typeddict(inner) and isinstance(value, dict):
+    check_has(value, sorted(inner.__required_keys__), place)
+  for step, part, its_type in _parts(value, inner):
+    check(part, its_type, where, path + step)
+  if typing.get_origin(inner) is Literal:
+    check_one_of(value, typing.get_args(inner), place)
+  if " - at " not in text:  # else of an element of a union
+    text = f"it has to be {text.removeprefix('Expected ').partition(', got')[0]}"
+  raise ValueError(f"{place} is {value!r:.80}, {text}.")
 
 
 def _plain(shape: Any) -> Any:

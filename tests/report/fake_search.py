@@ -69,7 +69,7 @@ class World:
       by_fold = [v if i < folds else None for i, v in enumerate(by_fold)]
     there = [v for v in by_fold if v is not None]
     mean = float(np.mean(there))
-    half = 1.96 * np.sqrt(mean * (1 - mean) / (per_fold * len(there)))
+    half = float(1.96 * np.sqrt(mean * (1 - mean) / (per_fold * len(there))))
     blocks = list(self.params)
     first = blocks.index(units[0]) if units else len(blocks)
     macs = macs_of(self.params)

@@ -412,7 +412,7 @@ def test_best_alpha_is_chosen_by_validation(tmp_path):
   rows = record["robustness"]["interpolation"]["ft"]
   for row in rows:
     alpha = round(10 * row["alpha"])
-    row["accuracy"] = dict.fromkeys(row["accuracy"], alpha / 10) | {"validation": alpha == 3}
+    row["accuracy"] = dict.fromkeys(row["accuracy"], alpha / 10) | {"validation": float(alpha == 3)}
   assert robustness_curves.best_alpha(study_lib.of(record), "ft") == 3
 
 
