@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import io
-import json
 import os
 import pathlib
 from typing import Any
@@ -12,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from subtune_jax import processes, strict_json
+from subtune_jax import processes
 
 
 @contextlib.contextmanager
@@ -49,19 +48,6 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]  # numpy's stub has no names
   write_atomically(path, buffer.getvalue())
-
-
-def read_record(path: pathlib.Path) -> Any:
-  """The content of a results.json, unchecked; see `strict_json.loads` for one that holds NaN."""
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"No {path.name} in {path.parent}: it is written when a run ends. Give the workdir of a "
-      "finished run, or start the run again with this workdir and it goes on where it stopped."
-    )
-  try:
-    return strict_json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is damaged, not JSON: {error}. Run again to write it.") from error
 
 
 def read_npz(

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import pathlib
 import re
-from typing import Any
 
 from absl import logging
 

@@ -136,7 +136,7 @@ def _load(
     tensors = {name: value for name, value in tensors.items() if name.startswith(entry.part)}
   match = matching.recognise(tensors, model, matching.paths(shapes), where)
   loaded, not_loaded = matching.convert(tensors, shapes, match, where)
-  notes = ()
+  notes: tuple[str, ...] = ()
   if not entry:  # the folder of known files is shared
     notes = stated.check(path, model, match, tensors, not not_loaded)
   if notes:
