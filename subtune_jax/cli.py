@@ -22,6 +22,7 @@ COMMANDS = {
   "export": ("export", "turn a model folder into a file for another program"),
   "serve": ("serve", "answer over HTTP for one or several tasks"),
   "latency": ("multitask.latency", "time many tasks on one backbone against separate networks"),
+  "report": ("report_again", "make the page of a finished run again"),
   "calibrate": ("calibrate", "calibrate stored logits"),
   "models": ("model_listing", "list the backbones, and the blocks of one"),
   "data": ("data_listing", "list the data sets, or look at one before a run does"),

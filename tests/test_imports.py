@@ -22,7 +22,7 @@ RANK = {
   "search": 4, "robustness": 4, "deploy": 4, "multitask": 5, "runner": 5, "studies": 6,
   "command_line": 7,
   "main": 8, "data_listing": 8, "predict": 8, "label": 8, "export": 8, "save_model": 8, "merge": 8,
-  "serving": 6,
+  "serving": 6, "report_again": 8,
   "serve": 8, "cli": 9,
 }  # fmt: skip
 LONELY = ("statistics", "nearest", "masks", "adapters", "data", "calibration")

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from subtune_jax import save_model
+from subtune_jax import cli, save_model
+from subtune_jax.report import charts
 from tests import command
 
 ROOT = command.ROOT
@@ -82,6 +84,37 @@ def whole(tmp_path_factory):
   code, out, error = run(*SMALL, f"--workdir={workdir}")
   assert code == 0, error
   return workdir, out
+
+
+def test_the_page_is_made_again_from_the_files(whole, tmp_path, capsys, monkeypatch):
+  workdir, out = whole
+  monkeypatch.setattr(charts, "DPI", 160)  # as in the process of the run
+  left_out = shutil.ignore_patterns("report.html", "figures", "tasks")
+  copy = shutil.copytree(workdir, tmp_path / "copy", ignore=left_out)
+  cli.main(["report", str(copy)])
+  assert (copy / "report.html").read_bytes() == (workdir / "report.html").read_bytes()
+  shown, _, place = capsys.readouterr().out.rpartition("report: ")
+  assert shown in out
+  assert place.strip() == str(copy / "report.html")
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (None, "error: No results.json in"),
+    ("{", "is damaged, not JSON"),
+    ('{"kind": "os.path"}', "kind is 'os.path'; the record knows 'active_learning', 'compare'"),
+    ('{"text": 1}', "kind is None; the record knows"),
+    ('{"kind": "compare"}', "lacks backbone"),
+  ],
+)
+def test_no_page_of_what_is_no_run(content, message, tmp_path, capsys):
+  if content is not None:
+    (tmp_path / "results.json").write_text(content)
+  with pytest.raises(SystemExit, match="2"):
+    cli.main(["report", str(tmp_path)])
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / "report.html").exists()
 
 
 def test_a_run_leaves_everything_behind(whole):

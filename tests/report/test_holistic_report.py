@@ -97,7 +97,7 @@ def test_bare_page_leaves_out_what_is_not_there(bare):
 
 def test_a_page_can_be_written_again_from_its_record(bare):
   before = written(bare)
-  assert holistic_page.write_report(bare.workdir).read_text(encoding="utf-8") == before
+  assert html.render(holistic_page.document(bare.workdir)) == before
 
 
 def test_order_of_the_table(whole):

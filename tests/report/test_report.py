@@ -36,7 +36,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
   record["methods"][2]["stages"][0]["title"] = HOSTILE
   record["data"]["attribution"] = {"noto": HOSTILE}
   (path / "results.json").write_text(json.dumps(record), encoding="utf-8")
-  compare_page.write_report(path)
+  html.write(path, compare_page.document(path))
   return path
 
 
@@ -237,7 +237,7 @@ def test_an_accuracy_that_is_not_that_of_its_logits_raises(small):
 
 def test_missing_results(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"No results\.json in .*when a run ends"):
-    compare_page.write_report(tmp_path)
+    compare_page.document(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ FIGURES = {
 def written(workdir: pathlib.Path, record: dict) -> tuple[dict, str]:
   """The record as it is read, and its page."""
   fake_search.write(workdir, record)
-  path = PAGES[record["kind"]].write_report(workdir)
+  path = html.write(workdir, PAGES[record["kind"]].document(workdir))
   assert path == workdir / html.PAGE
   return READERS[record["kind"]].load(workdir), path.read_text(encoding="utf-8")
 
@@ -415,7 +415,7 @@ def test_final_comparison_is_part_of_the_page(search, tmp_path, monkeypatch):
   record = copy.deepcopy(search)
   fake_search.write_final(tmp_path, record)
   (tmp_path / "final" / html.PAGE).touch()
-  search_page.write_report(tmp_path)
+  html.write(tmp_path, search_page.document(tmp_path))
   page = (tmp_path / html.PAGE).read_text(encoding="utf-8")
   run = compare_record.load(tmp_path / "final")
   assert set(run.methods) == set(fake_run.TITLES)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import files
+from subtune_jax.report import html
 from subtune_jax.studies.active_learning import page, record, run, saved
 from tests import config_files
 
@@ -68,7 +69,7 @@ def test_the_record_has_the_curves_and_the_page_what_they_say(finished):
         assert point["by_seed"][0] == pytest.approx(right.mean())
   assert "Labels saved, %" in out
   assert "Nothing was chosen on other labels" in out
-  assert page.write_report(workdir).read_text().count("<img") == 2
+  assert html.render(page.document(workdir)).count("<img") == 2
 
 
 def test_a_finished_round_is_not_repeated_and_a_lost_one_is(finished, monkeypatch):

@@ -79,7 +79,7 @@ def test_a_page_refuses_the_record_of_another_study(study, tmp_path):
   other = "vtab" if study != "vtab" else "search"
   record_of(other, tmp_path)
   with pytest.raises(ValueError, match=rf"{FILE}: kind is '{other}', wanted .*'{study}'"):
-    page_of(study).write_report(tmp_path)
+    page_of(study).document(tmp_path)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -87,7 +87,7 @@ def test_a_page_refuses_a_newer_record(study, tmp_path):
   record = record_of(study, tmp_path) | {"record_version": fields.VERSION + 1}
   (tmp_path / FILE).write_text(json.dumps(record))
   with pytest.raises(ValueError, match=rf"{FILE}: record_version is {fields.VERSION + 1}, .*up to"):
-    page_of(study).write_report(tmp_path)
+    page_of(study).document(tmp_path)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -126,7 +126,7 @@ def test_older_records_are_told_by_a_field(record, kind):
 def test_an_older_comparison_is_no_other_study(study, tmp_path):
   assert "kind" not in fake_run.write(tmp_path, num_test=20, num_images=1)
   with pytest.raises(ValueError, match=f"{FILE}: kind is 'compare', wanted '{study}'"):
-    page_of(study).write_report(tmp_path)
+    page_of(study).document(tmp_path)
 
 
 @pytest.mark.parametrize("version", [{}, {"record_version": 0}, {"record_version": fields.VERSION}])

@@ -1,10 +1,9 @@
 """The report of a study of active learning, from its record."""
 
 import os
-import pathlib
 
 from subtune_jax.report import document as document_lib
-from subtune_jax.report import estimate, html, words
+from subtune_jax.report import estimate, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
 from subtune_jax.studies.active_learning import figures as own_figures
@@ -149,6 +148,6 @@ def report(record: Record) -> document_lib.Document:
   return document_lib.Document(record["title"], subtitle, parts)
 
 
-def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Reads the record in `workdir` and writes the page again."""
-  return html.write(workdir, report(own_record.load(workdir)))
+def document(workdir: str | os.PathLike) -> document_lib.Document:
+  """The report of a finished run, from what it left in `workdir`; see `record.load`."""
+  return report(own_record.load(workdir))

@@ -1,10 +1,9 @@
 """The report of a comparison of methods."""
 
 import os
-import pathlib
 
 from subtune_jax.report import document as document_lib
-from subtune_jax.report import html, style, words
+from subtune_jax.report import style, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import sections
@@ -298,14 +297,7 @@ def report(run: record_lib.Run, summary: Summary) -> document_lib.Document:
   return document_lib.Document(record["title"], subtitle(run, summary), parts)
 
 
-def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Reads the records in `workdir` and writes report.html and figures/*.png beside them.
-
-  Returns:
-    The path of the page.
-
-  Raises:
-    FileNotFoundError, ValueError: see `record.load`.
-  """
+def document(workdir: str | os.PathLike) -> document_lib.Document:
+  """The report of a finished run, from what it left in `workdir`; see `record.load`."""
   run = record_lib.load(workdir)
-  return html.write(workdir, report(run, summary_lib.summarize(run)))
+  return report(run, summary_lib.summarize(run))

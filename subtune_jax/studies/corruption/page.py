@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from subtune_jax.report import document as document_lib
-from subtune_jax.report import html, words
+from subtune_jax.report import words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
 from subtune_jax.studies.corruption import figures as corruption_figures
@@ -185,6 +185,6 @@ def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
   return document_lib.Document(record["title"], subtitle, parts)
 
 
-def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Reads the record in `workdir` and writes the page again; see `fields.load`."""
-  return html.write(workdir, report(corruption_record.load(workdir), workdir))
+def document(workdir: str | os.PathLike) -> document_lib.Document:
+  """The report of a finished run, from what it left in `workdir`; see `record.load`."""
+  return report(corruption_record.load(workdir), workdir)

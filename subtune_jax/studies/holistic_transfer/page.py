@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 import os
-import pathlib
 
 from subtune_jax.report import document as document_lib
-from subtune_jax.report import estimate, html, style, words
+from subtune_jax.report import estimate, style, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
 from subtune_jax.studies.holistic_transfer import captions, sweep_figures
@@ -358,11 +357,6 @@ def report(study: Study) -> document_lib.Document:
   return document_lib.Document(record["title"], subtitle, parts)
 
 
-def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Reads WORKDIR/results.json and writes the page again; returns its path.
-
-  Raises:
-    FileNotFoundError: a file that the record names is missing.
-    ValueError: not the record of such a study, or a damaged file.
-  """
-  return html.write(workdir, report(record_lib.load(workdir)))
+def document(workdir: str | os.PathLike) -> document_lib.Document:
+  """The report of a finished run, from what it left in `workdir`; see `record.load`."""
+  return report(record_lib.load(workdir))

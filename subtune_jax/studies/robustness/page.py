@@ -1,12 +1,11 @@
 """The report of a robustness study: a comparison's, LP-FT's tables and figures, and an answer."""
 
 import os
-import pathlib
 
 import numpy as np
 
 from subtune_jax.report import document as document_lib
-from subtune_jax.report import estimate, html, words
+from subtune_jax.report import estimate, words
 from subtune_jax.report.document import Bullets, Cell, Section, Table, Text
 from subtune_jax.statistics import criteria
 from subtune_jax.studies import fields, sections
@@ -318,7 +317,7 @@ def report(run: compare_record.Run, summary: summary_lib.Summary) -> document_li
   return document_lib.Document(run.record["title"], subtitle, parts)
 
 
-def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Reads the records in `workdir` and writes the page again; see `compare.record.load`."""
+def document(workdir: str | os.PathLike) -> document_lib.Document:
+  """The report of a finished run, from what it left in `workdir`; see `record.load`."""
   run = compare_record.load(workdir)
-  return html.write(workdir, report(run, summary_lib.summarize(run)))
+  return report(run, summary_lib.summarize(run))

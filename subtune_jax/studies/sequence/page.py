@@ -1,10 +1,9 @@
 """The report of tasks in sequence, from its record."""
 
 import os
-import pathlib
 
 from subtune_jax.report import document as document_lib
-from subtune_jax.report import html, words
+from subtune_jax.report import words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
 from subtune_jax.studies.compare import record as compare_record
@@ -118,6 +117,6 @@ def report(record: Record) -> document_lib.Document:
   return document_lib.Document(record["title"], subtitle, parts)
 
 
-def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Reads the record in `workdir` and writes the page again."""
-  return html.write(workdir, report(sequence_record.load(workdir)))
+def document(workdir: str | os.PathLike) -> document_lib.Document:
+  """The report of a finished run, from what it left in `workdir`; see `record.load`."""
+  return report(sequence_record.load(workdir))

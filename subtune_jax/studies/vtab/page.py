@@ -5,7 +5,6 @@ over the tasks, which are there only when all tasks are.
 """
 
 import os
-import pathlib
 
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
@@ -127,6 +126,6 @@ def report(record: Record) -> document_lib.Document:
   return document_lib.Document(record["title"], subtitle, parts)
 
 
-def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Reads WORKDIR/results.json and writes the page again; returns its path."""
-  return html.write(workdir, report(vtab_record.load(workdir)))
+def document(workdir: str | os.PathLike) -> document_lib.Document:
+  """The report of a finished run, from what it left in `workdir`; see `record.load`."""
+  return report(vtab_record.load(workdir))
