@@ -95,10 +95,14 @@ def plain(text: Any) -> str:
 
 
 def label(
-  axes: "Axes", title: str = "", *, x: str = "", y: str = "", grid: str = "y", pad: float = 4
+  axes: "Axes", title: str = "", *, x: str = "", y: str = "", grid: str = "y", noted: bool = False
 ) -> None:
-  """Title and labels; no box, and a quiet grid behind the data ("y", "x", "both" or "")."""
-  axes.set_title(plain(title), fontsize=SIZE, loc="left", pad=pad)
+  """Title and labels; no box, and a quiet grid behind the data ("y", "x", "both" or "").
+
+  The title stands at the left, or in the middle over a note below it (`noted`).
+  """
+  place = {"loc": "center", "pad": 20} if noted else {"loc": "left", "pad": 4}
+  axes.set_title(plain(title), fontsize=SIZE, **place)
   for text, put in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
     if text:
       put(plain(text), fontsize=SIZE)

@@ -79,10 +79,12 @@ def lines(
   dashes: Any = "-", filled: bool = True,
 ) -> None:  # fmt: skip
   """Curves [seeds, points]: each seed thin, their mean thick; NaN where a seed has no value."""
+  line = {"color": color, "linestyle": dashes}
   if len(curves) > 1:
-    axes.plot(xs, curves.T, color=color, linestyle=dashes, **THIN)
-  look = _look(color, filled, 6.0) | {"markeredgewidth": 1.0}
-  axes.plot(xs, curves.mean(0), marker=marker, linestyle=dashes, linewidth=2.0, zorder=3, **look)
+    dots = marker if len(xs) < 3 else ""  # else a line of one point would not be seen
+    axes.plot(xs, curves.T, marker=dots, markersize=3, **line, **THIN)
+  look = _look(color, filled, 6.0) | {"markeredgewidth": 1.0, "zorder": 3, "clip_on": False}
+  axes.plot(xs, curves.mean(0), marker=marker, linewidth=2.0, **(line | look))
 
 
 def bar(
@@ -122,7 +124,7 @@ def _bar_look(color: str, pale: bool) -> dict[str, Any]:
   from matplotlib import colors
 
   if not pale:
-    return {"facecolor": color, "edgecolor": color, "linewidth": 0.8}
+    return {"color": color, "linewidth": 0}
   light = colors.to_hex(1 - 0.3 * (1 - np.array(colors.to_rgb(color))))
   return {"facecolor": light, "edgecolor": color, "linewidth": 0.8, "hatch": "////"}
 

@@ -91,7 +91,7 @@ def learning_curves(run: compare_record.Run) -> "Figure | None":
     _draw_curves(accuracy, own, "validation_accuracy", 100.0, *look)
     _draw_curves(loss, own, "train_loss", 1.0, *look)
     title = words.shorten(run.titles[method], 30)
-    charts.label(accuracy, title, y="validation accuracy, %" if left else "", pad=20)
+    charts.label(accuracy, title, y="validation accuracy, %" if left else "", noted=True)
     charts.label(loss, x="epoch", y="training loss" if left else "")
     marks.stages((accuracy, loss), _spans(own, run.method(method)["stages"], accuracy))
     accuracy.tick_params(labelbottom=False, labelleft=left)
@@ -138,7 +138,7 @@ def setting_grids(run: compare_record.Run) -> "Figure | None":
     _draw_grid(axes, entry, criterion, *look, rotation=0 if upright else 45)
     charts.label(
       axes, words.shorten(entry["title"], 30), x=_LABELS.get(entry["setting"], entry["setting"]),
-      y=criterion.label if index % columns == 0 else "", pad=20,
+      y=criterion.label if index % columns == 0 else "", noted=True,
     )  # fmt: skip
   return figure
 

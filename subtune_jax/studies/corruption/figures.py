@@ -122,7 +122,7 @@ def test_accuracy(record: Row) -> "Figure | None":
       if name in row["test"]:
         at = place + 0.72 * ((index + 0.5) / len(titles) - 0.5)
         value = search_record.estimate(row["test"][name], "accuracy")
-        marks.mean(axes, at, value, *looks[name], size=5, flat=True)
+        marks.mean(axes, at, value, *looks[name], size=5.5, flat=True)
         values += charts.ends([value])
   charts.row_ticks(axes, [title for title, _ in rows])
   low = min(value for value in values if not math.isnan(value))

@@ -84,7 +84,7 @@ def accuracy_by_epoch(study: study_lib.Study) -> "Figure":
     marks.stages([axes], [(t, b + 0.5, e + 0.5) for t, (b, e) in zip(titles, spans, strict=True)])
     charts.whole_epochs(axes)
     charts.label(
-      axes, words.shorten(study.titles[name], 30), x=_EPOCHS, pad=20,
+      axes, words.shorten(study.titles[name], 30), x=_EPOCHS, noted=True,
       y="" if index % _PER_ROW else "test accuracy, %",
     )  # fmt: skip
   low, high = np.concatenate(values).min(), np.concatenate(values).max()
@@ -122,7 +122,7 @@ def interpolation(study: study_lib.Study) -> "Figure | None":
     if study.ood:
       axes.set_xlim(_at_least(*axes.get_xlim()))
     title, left = words.shorten(study.titles[name], 30), index % _PER_ROW == 0
-    charts.label(axes, title, x=x, y=y if left else "", grid="both", pad=20)
+    charts.label(axes, title, x=x, y=y if left else "", grid="both", noted=True)
   charts.legend(figure, [
     (marks.key(style.MUTED, "o", filled=False), "alpha = 0: the probe"),
     (marks.key(style.MUTED, "o"), "alpha = 1: fine-tuned"),

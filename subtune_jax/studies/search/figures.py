@@ -206,8 +206,9 @@ def _draw_pair_map(axes, record: Row, ranked: Sequence[Row], side: float) -> Non
     if numbered:
       shift = 0.17 if mark else 0
       heat_map.write(axes, image, i - shift, j, values[i, j], f"{values[i, j]:.1f}")
-    size = 5.5 if mark == heat_map.DOT else 8
-    heat_map.write(axes, image, i + 0.24 * numbered, j, values[i, j], mark, size)
+    if mark:
+      size = 5.5 if mark == heat_map.DOT else 8
+      heat_map.write(axes, image, i + 0.24 * numbered, j, values[i, j], mark, size)
   heat_map.outline(axes, *(names.index(name) for name in reversed(best["units"])))
   charts.unit_ticks(axes, names, side, bold=record["chosen"])
   charts.row_ticks(axes, names, bold=record["chosen"])
