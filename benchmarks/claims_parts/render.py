@@ -100,6 +100,7 @@ def figure() -> bytes:
   """All rows as points with intervals, coloured by what they say."""
   found = [own for own in answered() if own[0].unit != "% of their norm"]
   made, (axes,) = charts.panels(1, 12.0, 1.2 + 0.2 * len(found))
+  axes.set_xscale("symlog", linthresh=10)
   for place, (_, effect) in enumerate(found):
     marks.mean(axes, place, effect, _COLOR[effect.verdict], "o", size=4, flat=True)
   axes.axvline(0, color=style.INK, linewidth=0.8)
@@ -109,7 +110,6 @@ def figure() -> bytes:
   axes.tick_params(axis="y", labelsize=6)
   axes.set_ylim(len(found) - 0.4, -0.6)
   charts.label(axes, x="points; above 0 the claim holds", grid="x")
-  axes.set_xscale("symlog", linthresh=10)
   ticks = (-20, -10, -5, 0, 5, 10, 20, 40, 80)
   axes.set_xticks(ticks, [str(tick) for tick in ticks])
   verdicts = {estimate.HIGHER: "holds", estimate.LOWER: "does not hold",

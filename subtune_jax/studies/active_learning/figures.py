@@ -58,7 +58,7 @@ def saved(record: Row) -> "Figure | None":
       marks.mean(axes, at, value, *looks[row["rule"]], filled=decided, size=6, flat=True)
   places = [number * group + (len(rules) - 1) / 2 for number in range(len(names))]
   axes.set_yticks(places, [charts.plain(name) for name in names])
-  axes.invert_yaxis()
+  axes.set_ylim(len(names) * group - 1.4, -0.6)
   charts.label(axes, x="labels saved at equal accuracy, %", grid="x")
   level = marks.key(zero, dashes="-"), f"{record['rules'][saved_lib.REFERENCE]}: the zero"
   hollow = marks.key(style.INK, "o", filled=False), "hollow: undecided"
