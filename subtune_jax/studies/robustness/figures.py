@@ -150,9 +150,9 @@ def learning_rates(study: study_lib.Study) -> "Figure | None":
       charts.from_zero(axes, shown)
     elif probe:
       height = 100 * study.accuracy(study.trainings(probe)[-1]["epochs"][-1], ood=side)
-      axes.axhline(height, color=looks[probe][0], linestyle=style.DASHED, zorder=1)
+      axes.axhline(height, color=looks[probe][0], linestyle=style.DOTTED, zorder=1)
   if probe:
-    level = marks.key(looks[probe][0], dashes=style.DASHED)
+    level = marks.key(looks[probe][0], dashes=style.DOTTED)
     entries.append((level, f"{study.titles[probe]} (no rate)"))
   charts.legend(figure, entries)
   return figure
