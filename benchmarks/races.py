@@ -16,11 +16,12 @@ import numpy as np
 
 from subtune_jax import data
 from subtune_jax.search import racing, scores, store
+from subtune_jax.studies.search import record as search_record
 
 
 def read(workdir: pathlib.Path):
   """(steps as lists of sets, cell by set and fold, seconds by set and fold, number of folds)."""
-  record = json.loads((workdir / "results.json").read_text())
+  record = search_record.load(workdir)
   config = record["config"]
   kept = store.Store(config["search"]["store"] or workdir / "search")
   own = config["data"]

@@ -8,12 +8,11 @@ with the run's own `backbone.preprocessing`, which the file does not tell.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
 from subtune_jax import models, weights
-from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies import fields
 from subtune_jax.training import export
 
 
@@ -24,7 +23,7 @@ def save(workdir: pathlib.Path, path: pathlib.Path) -> None:
     ValueError: the run has not exactly one chosen training, or is not from random weights.
     FileNotFoundError: there is no finished run.
   """
-  record = json.loads((workdir / compare_record.RESULTS).read_text())
+  record = fields.read(workdir)
   keys = [t["key"] for t in record["trainings"] if t["chosen"]]
   backbone, config = record["backbone"], record["config"]["backbone"]
   if len(keys) != 1 or backbone["weights"] != "random":

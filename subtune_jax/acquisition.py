@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+Need = Literal["probabilities", "features"]
 _ROWS = 1024  # of distances at a time
 
 
@@ -54,7 +55,7 @@ class Rule:
 
   title: str
   score: str
-  needs: frozenset[Literal["probabilities", "features"]]
+  needs: frozenset[Need]
   pick: Callable[[Pool, int, np.random.Generator], Chosen]
 
   def choose(self, pool: Pool, count: int, seed: int = 0) -> Chosen:
@@ -103,12 +104,14 @@ def _first(scores: np.ndarray, order: np.ndarray, count: int) -> Chosen:
 
 def _margin(pool: Pool, count: int, rng: np.random.Generator) -> Chosen:
   del rng
+  assert pool.probabilities is not None  # `choose` has looked
   scores = margins(pool.probabilities)
   return _first(scores, scores, count)
 
 
 def _entropy(pool: Pool, count: int, rng: np.random.Generator) -> Chosen:
   del rng
+  assert pool.probabilities is not None  # `choose` has looked
   scores = entropies(pool.probabilities)
   return _first(scores, -scores, count)
 
@@ -187,7 +190,8 @@ def _badge(pool: Pool, count: int, rng: np.random.Generator) -> Chosen:
   return Chosen(np.array(places), np.sqrt(norms[places]))
 
 
-_P, _F = frozenset({"probabilities"}), frozenset({"features"})
+_P: frozenset[Need] = frozenset({"probabilities"})
+_F: frozenset[Need] = frozenset({"features"})
 
 # Name -> rule, in the order of tables.
 RULES: dict[str, Rule] = {

@@ -77,7 +77,9 @@ def help_text(usage: str) -> str:
 
 def _program() -> str:
   """The module that defines the options, as absl calls it."""
-  return flags.FLAGS.find_module_defining_flag("config")
+  name = flags.FLAGS.find_module_defining_flag("config")
+  assert name is not None  # every program here defines it
+  return name
 
 
 def find_config(argument: str) -> str:
@@ -106,6 +108,8 @@ def _load_config(argument: str) -> Any:
       known = [str(p) for folder in (path.parent, CONFIGS) for p in sorted(folder.glob("*.py"))]
     console.fail(f"no config file {path}{_nearest(str(path), known)}")
   spec = importlib.util.spec_from_file_location("_config", path)
+  if spec is None or spec.loader is None:
+    console.fail(f"{path} is no Python file; give a config, NAME.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(given) if given else module.get_config()

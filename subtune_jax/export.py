@@ -11,7 +11,7 @@ hold the network.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import pathlib
 from typing import Any
 
@@ -21,7 +21,7 @@ from subtune_jax.deploy.exporting import onnx_file, program, saved_model, stable
 from subtune_jax.multitask import exporting
 
 # Format -> its writer, and the options that are for it.
-FORMATS = {
+FORMATS: dict[str, tuple[Callable[..., pathlib.Path], tuple[str, ...]]] = {
   "onnx": (onnx_file.write, ("input",)),
   "stablehlo": (stablehlo.write, ("input", "platforms")),
   "saved_model": (saved_model.write, ("input",)),

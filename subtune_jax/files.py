@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import io
-import json
 import os
 import pathlib
 from typing import Any
@@ -12,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from subtune_jax import processes, strict_json
+from subtune_jax import processes
 
 
 @contextlib.contextmanager
@@ -51,19 +50,6 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
   write_atomically(path, buffer.getvalue())
 
 
-def read_record(path: pathlib.Path) -> Any:
-  """The content of a results.json, unchecked; see `strict_json.loads` for one that holds NaN."""
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"No {path.name} in {path.parent}: it is written when a run ends. Give the workdir of a "
-      "finished run, or start the run again with this workdir and it goes on where it stopped."
-    )
-  try:
-    return strict_json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is damaged, not JSON: {error}. Run again to write it.") from error
-
-
 def read_npz(
   path: pathlib.Path, wanted: str, names: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
@@ -93,7 +79,7 @@ def read_npz(
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """Fields of a nested config by dotted name: {"data.image_size": 64}."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for name, value in tree.items():
     if isinstance(value, Mapping) and value:
       flat |= flatten(value, f"{prefix}{name}.")

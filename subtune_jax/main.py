@@ -83,9 +83,8 @@ def main(argv: list[str]) -> None:
 
 def _join(study: str, several: bool) -> TextIO | None:
   """Joins the other processes if there are any; where this one's words go, None as usual."""
-  given = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
   if _COORDINATOR.value is None:
-    for flag in given[1:]:
+    for flag in (_NUM_PROCESSES, _PROCESS_ID):
       if flag.value is not None:
         raise ValueError(f"--{flag.name} is {flag.value}; give --coordinator=HOST:PORT as well")
     return None
@@ -94,7 +93,8 @@ def _join(study: str, several: bool) -> TextIO | None:
       f"the study {study} runs in one process (each of its trainings is on one device); leave out "
       "--coordinator. Comparisons run in several."
     )
-  processes.start(*(flag.value for flag in given), heartbeat_seconds=_HEARTBEAT.value)
+  processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+                  heartbeat_seconds=_HEARTBEAT.value)  # fmt: skip
   if processes.is_first():
     return None
   logging.set_verbosity(logging.ERROR)

@@ -8,7 +8,7 @@ first writes. In a run of one process everything here is free.
 from collections.abc import Callable, Iterator
 import contextlib
 import json
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -106,8 +106,8 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
     return flags
   from jax.experimental import multihost_utils
 
-  found = multihost_utils.process_allgather(np.asarray(flags))
-  return tuple(map(bool, np.asarray(found).any(axis=0)))
+  found = np.asarray(multihost_utils.process_allgather(np.asarray(flags)))
+  return tuple(bool(column.any()) for column in found.T)
 
 
 def on_first(function: Callable[[], T]) -> T:
@@ -119,7 +119,8 @@ def on_first(function: Callable[[], T]) -> T:
   """
   if _count == 1:
     return function()
-  value, error = None, None
+  value: Any = None
+  error: str | None = None
   if is_first():
     try:
       value = function()

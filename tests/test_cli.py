@@ -85,6 +85,14 @@ def test_a_config_by_name(tmp_path, monkeypatch):
   assert command_line.find_config("elsewhere/finetune.py") == "elsewhere/finetune.py"
 
 
+def test_a_config_that_is_no_python_file(tmp_path, capsys):
+  path = tmp_path / "notes.txt"
+  path.touch()
+  with pytest.raises(SystemExit, match="2"):
+    command_line.parse(["train", f"--config={path}"])
+  assert capsys.readouterr().err == f"error: {path} is no Python file; give a config, NAME.py\n"
+
+
 @pytest.mark.slow
 def test_train_from_another_folder(tmp_path):
   done = run("train", "--config=quikstart", cwd=tmp_path)

@@ -10,12 +10,11 @@ import numpy as np
 from benchmarks.claims_parts import archive as archive_lib
 from subtune_jax import calibration, data, files
 from subtune_jax.data import dataset, splits
-from subtune_jax.studies import epoch_files
+from subtune_jax.studies import epoch_files, fields
 from subtune_jax.studies.active_learning import run as active_learning
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import record as holistic_record
 from subtune_jax.studies.robustness import record as robustness_record
-from subtune_jax.studies.search import checks
 from subtune_jax.training import ledger
 
 Row = dict[str, Any]
@@ -30,23 +29,25 @@ def collect(workdir: pathlib.Path) -> archive_lib.Archive:
   Raises:
     ValueError: the run is of another study.
   """
-  record = files.read_record(workdir / compare_record.RESULTS)
-  if "robustness" in record:
-    return _robustness(workdir)
-  if "holistic" in record:
-    return _holistic(workdir, record)
-  if record.get("kind") == "dataset_size":
-    return _sizes(workdir, record)
-  if record.get("kind") == checks.ACTIVE_LEARNING:
-    return _active_learning(workdir, record)
-  if record.get("kind") == "corruption":
-    return _corruptions(workdir, record)
-  if record.get("kind") == "search":
-    return archive_lib.Archive(_facts(record), {record["data"]["train"]: _profile(workdir, record)})
-  if "methods" in record:
-    run = compare_record.load(workdir)
-    return archive_lib.Archive(_facts(record) | {"rates": _rates(record)}, _tests(run))
-  raise ValueError(f"{workdir} holds no run that the claims are read from")
+  record = fields.read(workdir)
+  collectors = {
+    "compare": _compare, "robustness": _robustness, "holistic_transfer": _holistic,
+    "dataset_size": _sizes, "active_learning": _active_learning, "corruption": _corruptions,
+    "search": _search,
+  }  # fmt: skip
+  kind = fields.kind_of(record)
+  if kind not in collectors:
+    raise ValueError(f"{workdir} holds no run that the claims are read from: kind is {kind!r}")
+  return collectors[kind](workdir, record)
+
+
+def _compare(workdir: pathlib.Path, record: Row) -> archive_lib.Archive:
+  run = compare_record.load(workdir)
+  return archive_lib.Archive(_facts(record) | {"rates": _rates(record)}, _tests(run))
+
+
+def _search(workdir: pathlib.Path, record: Row) -> archive_lib.Archive:
+  return archive_lib.Archive(_facts(record), {record["data"]["train"]: _profile(workdir, record)})
 
 
 def _facts(record: Mapping[str, Any]) -> Row:
@@ -84,7 +85,7 @@ def _tests(run: compare_record.Run) -> dict[str, archive_lib.Answers]:
   }
 
 
-def _robustness(workdir: pathlib.Path) -> archive_lib.Archive:
+def _robustness(workdir: pathlib.Path, _: Row) -> archive_lib.Archive:
   run = compare_record.load(workdir)
   study = robustness_record.of(run.record)
   most = run.record["config"]["robustness"]["test_images"]
@@ -210,9 +211,7 @@ def _corruptions(workdir: pathlib.Path, record: Row) -> archive_lib.Archive:
   sets, chosen = {}, {}
   for row in record["rows"]:
     folder = workdir / row["folder"]
-    sets[f"{row['corruption']}, held out"] = _profile(
-      folder / "search", files.read_record(folder / compare_record.RESULTS)
-    )
+    sets[f"{row['corruption']}, held out"] = _profile(folder / "search", fields.read(folder))
     if (folder / "final").is_dir():
       run = compare_record.load(folder / "final")
       (own,) = _tests(run).values()

@@ -132,11 +132,11 @@ def definition(model: nnx.Module, sites: Sequence[sites_lib.Site]) -> Any:
     if any(getattr(rule, "dropout", 0) for rule in site.rules):
       raise ValueError(f"{site.path}: there is no dropout of adapters on NNX models; set it to 0")
     module = modules[site.path]
-    module.adapters = nnx.Dict({
+    setattr(module, SCOPE, nnx.Dict({
       name: nnx.Dict({leaf: Adapter(jnp.zeros(value.shape, value.dtype))
                       for leaf, value in leaves.items()})
       for name, leaves in tree.get(site.path, {}).items()
-    })  # fmt: skip
+    }))  # fmt: skip
     module.__class__ = _adapted_class(type(module), site)
   return nnx.graphdef(model)
 

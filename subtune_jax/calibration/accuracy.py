@@ -116,7 +116,7 @@ def accuracy_table(
   *,
   top_k: int = 1,
   balanced: bool = False,
-) -> dict[str, Array]:
+) -> dict[str, arrays.Number]:
   """The paper's table: Acc_Y/Y, S/Y, U/Y, S/S and U/U; with a third group R, also R/Y and R/R.
 
   Args:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = np.ndarray | jax.Array
-
+Number = float | Array  # one number: a float of numpy's, an array without axes of JAX's
 BLOCK_BYTES = 2**21  # of one block of rows: fits the cache, with a copy or two
 SCATTER_PASSES = 4  # of means by scatter, which adds one by one: each adds what the last one lost
 
@@ -54,7 +54,7 @@ def nan_unless(valid: Array | bool, x: Array) -> Array:
   return x if valid is True else jnp.where(valid, x, np.nan)
 
 
-def blocks(logits: np.ndarray) -> Iterator[slice]:
+def blocks(logits: Array) -> Iterator[slice]:
   """Slices of rows that are `BLOCK_BYTES` of logits each."""
   rows = max(1, BLOCK_BYTES // max(1, logits.itemsize * logits[:1].size))
   for start in range(0, len(logits), rows):

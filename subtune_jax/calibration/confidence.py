@@ -29,7 +29,7 @@ def _top(xp: ModuleType, z: Array, labels: Array) -> tuple[Array, Array]:
   return xp.exp(log_p.max(-1)), log_p.argmax(-1) == labels
 
 
-def _mean(f: Any, logits: Any, labels: Any) -> Array:
+def _mean(f: Any, logits: Any, labels: Any) -> arrays.Number:
   logits = checks.logits(logits)
   labels = checks.labels(labels, *logits.shape)
   (values,) = arrays.map_rows(f, (logits, labels))
@@ -37,7 +37,7 @@ def _mean(f: Any, logits: Any, labels: Any) -> Array:
   return float(mean) if isinstance(mean, np.generic) else mean
 
 
-def nll(logits: Any, labels: Any) -> Array:
+def nll(logits: Any, labels: Any) -> arrays.Number:
   """Mean negative log-likelihood, in nats: mean of -log softmax(z)_y.
 
   Args:
@@ -53,7 +53,7 @@ def nll(logits: Any, labels: Any) -> Array:
   return _mean(_nll, logits, labels)
 
 
-def brier(logits: Any, labels: Any) -> Array:
+def brier(logits: Any, labels: Any) -> arrays.Number:
   """Brier score, mean of sum over c of (p_c - 1[c = y])^2, in [0, 2].
 
   Args:
@@ -137,9 +137,9 @@ def reliability(
   rounding = _rounding(arrays.namespace(logits, labels), logits)
   bins = _bins(xp, confidence, num_bins, binning, rounding)
   if xp is np:
-    counts, hits = (np.bincount(bins[m], minlength=num_bins) for m in (right | True, right))
-    mean = np.bincount(bins, confidence, num_bins) / np.maximum(counts, 1)
-    return Reliability(counts, mean, hits / np.maximum(counts, 1))
+    drawn, known = (np.bincount(bins[m], minlength=num_bins) for m in (right | True, right))
+    size = np.maximum(drawn, 1)
+    return Reliability(drawn, np.bincount(bins, confidence, num_bins) / size, known / size)
   ones = xp.ones(bins.shape, "int32")
   counts = jax.ops.segment_sum(ones, bins, num_bins)
   hits = jax.ops.segment_sum(right.astype("int32"), bins, num_bins)
@@ -152,7 +152,7 @@ def reliability(
   return Reliability(counts, mean, accuracy)
 
 
-def ece(logits: Any, labels: Any, *, num_bins: int = 15, binning: str = "width") -> Array:
+def ece(logits: Any, labels: Any, *, num_bins: int = 15, binning: str = "width") -> arrays.Number:
   """Expected calibration error: sum over bins of n_b / N |accuracy_b - confidence_b|.
 
   Args:
@@ -172,5 +172,6 @@ def ece(logits: Any, labels: Any, *, num_bins: int = 15, binning: str = "width")
   0.333333
   """
   counts, confidence, accuracy = reliability(logits, labels, num_bins=num_bins, binning=binning)
-  value = (counts * abs(accuracy - confidence)).sum() / counts.sum()
+  gap: Any = abs(accuracy - confidence)
+  value = (counts * gap).sum() / counts.sum()
   return float(value) if isinstance(value, np.generic) else value

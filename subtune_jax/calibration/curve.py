@@ -21,6 +21,7 @@ import numpy as np
 from subtune_jax.calibration import arrays, checks
 
 Array = arrays.Array
+Number = arrays.Number
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +49,7 @@ class Curve:
   right: Array
   num_seen: Array
   num_unseen: Array
-  num_examples: Array
+  num_examples: int
 
   @property
   def seen(self) -> Array:
@@ -65,7 +66,7 @@ class Curve:
     """Acc_Y/Y of each point, [T + 1]."""
     return self._known(self.right / self.num_examples)
 
-  def ausuc(self) -> Array:
+  def ausuc(self) -> Number:
     """Area under (Acc_S/Y, Acc_U/Y) by trapezoids, in [0, 1]."""
     seen, unseen = self.seen_right, self.unseen_right
     if isinstance(seen, np.ndarray):  # exact, in integers
@@ -74,11 +75,11 @@ class Curve:
     lost = (seen[:-1] - seen[1:]) / self.num_seen
     return self._known(((unseen[1:] + unseen[:-1]) / (2 * self.num_unseen) * lost).sum())
 
-  def best_gamma(self) -> Array:
+  def best_gamma(self) -> Number:
     """gamma-star: maximises Acc_Y/Y; an oracle where the data are test data. See `best_gamma`."""
     return self.middle(self.right)
 
-  def best_harmonic_mean(self) -> tuple[Array, Array]:
+  def best_harmonic_mean(self) -> tuple[Number, Number]:
     """Largest harmonic mean of Acc_S/Y and Acc_U/Y, and a gamma that reaches it."""
     xp = arrays.namespace(self.seen_right)
     total = self.seen + self.unseen
@@ -103,7 +104,7 @@ class Curve:
     lower, upper = self._bounds()
     return lower < upper
 
-  def middle(self, score: Array) -> Array:
+  def middle(self, score: Array) -> Number:
     """The gamma in the middle of the points' interval with the largest `score`.
 
     Args:
@@ -222,7 +223,7 @@ def _count(xp: ModuleType, margin: Array, right: Array, unseen: Array, third: Ar
   """The curve of margins [N], with flags: right on its own side, of an absent or third class."""
   seen = ~(unseen | third)
   integer = np.int64 if xp is np else jnp.int32
-  totals = [xp.sum(seen, dtype=integer), xp.sum(unseen, dtype=integer)]
+  totals = xp.sum(seen, dtype=integer), xp.sum(unseen, dtype=integer)
   if xp is np:
     kinds = [group[right] for group in (seen, third, unseen)]
     margin = margin[right]
@@ -243,7 +244,7 @@ def _count(xp: ModuleType, margin: Array, right: Array, unseen: Array, third: Ar
   return Curve(thresholds, seen_right, unseen_right, everyone, *totals, unseen.shape[0])
 
 
-def ausuc(logits: Any, labels: Any, absent: Any, third: Any = None) -> Array:
+def ausuc(logits: Any, labels: Any, absent: Any, third: Any = None) -> Number:
   """Area under the seen-unseen curve, in [0, 1]; arguments as of `seen_unseen_curve`.
 
   >>> ausuc([[2., 1.], [0., 1.]], [0, 1], [False, True])
@@ -252,7 +253,7 @@ def ausuc(logits: Any, labels: Any, absent: Any, third: Any = None) -> Array:
   return seen_unseen_curve(logits, labels, absent, third).ausuc()
 
 
-def best_gamma(logits: Any, labels: Any, absent: Any, third: Any = None) -> Array:
+def best_gamma(logits: Any, labels: Any, absent: Any, third: Any = None) -> Number:
   """gamma-star: the gamma that maximises Acc_Y/Y on the data given.
 
   It needs labels of absent classes, so on test data it is an oracle and no method. Of several

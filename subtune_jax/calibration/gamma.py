@@ -60,7 +60,7 @@ def _gaps(xp: ModuleType, z: Array, labels: Array, absent: Array) -> tuple[Array
   return (seen - xp.where(absent, z, 0).sum(-1) / absent.sum(),)
 
 
-def average_logit_gap(logits: Any, labels: Any, absent: Any) -> Array:
+def average_logit_gap(logits: Any, labels: Any, absent: Any) -> arrays.Number:
   """gamma by ALG: how far absent classes lie below the seen ones that are not the answer.
 
   gamma = mean over x of [mean over seen c != y of z_c - mean over absent c of z_c], over the
@@ -137,7 +137,7 @@ def pseudo_splits(absent: Any, num_splits: int = 3, seed: int = 0) -> np.ndarray
 
 def pseudo_cross_validation_gamma(
   logits: Sequence[Any], labels: Sequence[Any], pseudo_absent: Any, absent: Any
-) -> Array:
+) -> arrays.Number:
   """gamma by PCV: the mean over splits of what balances pseudo-seen and pseudo-absent accuracy.
 
   Each split leaves some seen classes out of the fine-tuning and keeps data of all seen classes for
@@ -182,7 +182,7 @@ def pseudo_cross_validation_gamma(
   return sum(gammas) / len(gammas)
 
 
-def _balance(logits: Any, labels: Any, pseudo_absent: Array, absent: Any) -> Array:
+def _balance(logits: Any, labels: Any, pseudo_absent: Array, absent: Any) -> arrays.Number:
   logits, labels = checks.as_array(logits), checks.as_array(labels)
   if logits.ndim != 2:
     raise ValueError(f"logits must have the shape [examples, classes], got {logits.shape}")

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 
-from subtune_jax.calibration import accuracy, checks, resampling
+from subtune_jax.calibration import accuracy, arrays, checks, resampling
 from subtune_jax.calibration import curve as curve_lib
 from subtune_jax.calibration import gamma as gamma_lib
 
@@ -90,10 +90,11 @@ def load(path: str | os.PathLike) -> Outputs:
   if missing:
     raise ValueError(f"{path} has no {' and no '.join(missing)}: it holds {sorted(fields)}")
   try:
-    logits = checks.logits(fields["logits"])
-    labels = checks.labels(fields["labels"], *logits.shape)
+    logits: Any = checks.logits(fields["logits"])
+    labels: Any = checks.labels(fields["labels"], *logits.shape)
     absent = fields.get("absent")
-    absent = None if absent is None else checks.mask(absent, logits.shape[1])
+    if absent is not None:
+      checks.mask(absent, logits.shape[1])
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from e
   names = fields.get("class_names")
@@ -132,7 +133,8 @@ def absent_mask(given: Sequence[str], num_classes: int, names: Sequence[str] | N
       raise ValueError(
         f"absent class {word!r} is unknown: give {known}an index in 0..{num_classes - 1}"
       )
-  return checks.mask(mask, num_classes)
+  checks.mask(mask, num_classes)
+  return mask
 
 
 def find_absent(train: Outputs | None, test: Outputs, given: Sequence[str] | None) -> np.ndarray:
@@ -165,13 +167,14 @@ def find_absent(train: Outputs | None, test: Outputs, given: Sequence[str] | Non
       f"every one of the {num_classes} classes has training labels, so none is absent: name the "
       "absent classes, and drop their rows from the training logits"
     )
-  return checks.mask(mask, num_classes)
+  checks.mask(mask, num_classes)
+  return mask
 
 
 def summarize(
   train: Outputs | None,
   test: Outputs,
-  gamma: float | None = None,
+  gamma: arrays.Number | None = None,
   absent: Sequence[str] | None = None,
   num_resamples: int = 2000,
 ) -> Report:
@@ -199,7 +202,8 @@ def summarize(
   rows, gammas = {}, {"before": 0.0, "after": gamma, "oracle": star}
   for name, value in gammas.items():
     logits = gamma_lib.calibrate(test.logits, mask, value)
-    rows[name] = accuracy.accuracy_table(logits, test.labels, mask) | {"AUSUC": area}
+    table = accuracy.accuracy_table(logits, test.labels, mask)
+    rows[name] = {cell: float(value) for cell, value in table.items()} | {"AUSUC": area}
   names = test.class_names or (train.class_names if train else None)
   indices = tuple(np.flatnonzero(mask).tolist())
   return Report(
@@ -218,7 +222,7 @@ def summarize(
 
 
 def _intervals(
-  test: Outputs, mask: np.ndarray, gammas: Mapping[str, float], num_resamples: int
+  test: Outputs, mask: np.ndarray, gammas: Mapping[str, arrays.Number], num_resamples: int
 ) -> dict[str, dict[str, tuple[float, float]]]:
   judged = resampling.judge(test.logits, test.labels, mask, tuple(gammas.values()))
   found = resampling.intervals(judged, groups=test.groups, num_resamples=num_resamples)

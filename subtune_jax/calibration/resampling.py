@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subtune_jax.calibration import checks
+from subtune_jax.calibration import arrays, checks
 from subtune_jax.calibration import curve as curve_lib
 from subtune_jax.calibration import gamma as gamma_lib
 from subtune_jax.statistics import intervals as intervals_lib
@@ -95,7 +95,9 @@ class Judged:
       return pairs / totals
 
 
-def judge(logits: Any, labels: Any, absent: Any, gammas: Sequence[float] = (0.0,)) -> Judged:
+def judge(
+  logits: Any, labels: Any, absent: Any, gammas: Sequence[arrays.Number] = (0.0,)
+) -> Judged:
   """Reads logits [N, C] once for any number of resamples.
 
   Args:
@@ -112,7 +114,7 @@ def judge(logits: Any, labels: Any, absent: Any, gammas: Sequence[float] = (0.0,
   absent = np.asarray(checks.mask(absent, logits.shape[1]))
   checks.occur(labels, absent, "an absent class")
   checks.occur(labels, ~absent, "a seen class")
-  margin, right, unseen = curve_lib.right_in_own_group(logits, labels, absent)
+  margin, right, unseen = map(np.asarray, curve_lib.right_in_own_group(logits, labels, absent))
   order = np.flatnonzero(right)
   order = order[np.argsort(margin[order], kind="stable")]
   rising = margin[order]

@@ -49,7 +49,7 @@ def _summary(xp: ModuleType, z: Array, labels: Array) -> tuple[Array, Array]:
   return own - z.mean(-1), z.max(-1) - own
 
 
-def fit_temperature(logits: Any, labels: Any) -> Array:
+def fit_temperature(logits: Any, labels: Any) -> arrays.Number:
   """The temperature T that minimises the NLL of logits / T, by Newton's method in 1/T.
 
   Args:
@@ -85,7 +85,7 @@ def fit_temperature(logits: Any, labels: Any) -> Array:
   if not (short > 0).any():
     raise ValueError(f"every label of the {len(logits)} rows has the largest logit, so T -> 0 is "
                      "best: fit on held-out data with some errors")  # fmt: skip
-  state = (np.float64(1), np.float64(0), np.float64(np.inf))
+  state: tuple[Any, ...] = (np.float64(1), np.float64(0), np.float64(np.inf))
   tolerance = 1e-12 if arrays.namespace(logits) is np else 1e-6
   for _ in range(NEWTON_STEPS):
     old, state = state[0], _newton_step(logits, labels, state)
@@ -156,7 +156,7 @@ def minimize(
   Returns:
     The point and the gradient there.
   """
-  x, pairs = start, []
+  x, pairs = start, list[tuple[np.ndarray, np.ndarray]]()
   value, gradient = loss(x)
   for _ in range(max_steps):
     if abs(gradient).max() <= tolerance:

@@ -167,8 +167,8 @@ def _write(file: BinaryIO, key: dict, build: Callable, full: tuple[int, ...]) ->
   file.write(_header(full))
   digest = hashlib.sha256()
   for block in _blocks(build, full):
-    file.write(block)
-    digest.update(block)
+    file.write(block.data)
+    digest.update(block.data)
   trailer = json.dumps({"key": key, "sha256": digest.hexdigest()}).encode()
   file.write(trailer + _TAIL.pack(len(trailer), _MARK))
   file.flush()

@@ -110,9 +110,9 @@ def _notes(theirs: dataset.Dataset, wanted: Mapping[str, str]) -> list[str]:
       f"classes {names}"
     )
   for target in dict.fromkeys(wanted.values()):
-    names = [name for name, own in wanted.items() if own == target != DROP]
-    if len(names) > 1:
-      notes.append(f"{theirs.name}: the classes {words(names)} are all counted as {target!r}")
+    joined = [name for name, own in wanted.items() if own == target != DROP]
+    if len(joined) > 1:
+      notes.append(f"{theirs.name}: the classes {words(joined)} are all counted as {target!r}")
   if all(name.isdecimal() for name in theirs.class_names):
     notes.append(
       f"{theirs.name}: the classes are called by numbers ({words(theirs.class_names)}) and are "

@@ -96,7 +96,7 @@ def apply(data: dataset.Dataset, corruption: str, severity: int) -> dataset.Data
   images = data.images
   read = functools.partial(_read, images, corruption, severity, table, seed(data.name, data.split))
   if isinstance(images, lazy.LazyImages) or not cache.fits(n, images.shape[1:]):
-    made = _on_demand(data, read, [name, table, VERSION])
+    made: np.ndarray | lazy.LazyImages = _on_demand(data, read, [name, table, VERSION])
   else:
     key = {"name": name, "split": data.split, "image_size": size, "table": table}
     key |= {"of": data.fingerprint(), "version": VERSION}

@@ -194,7 +194,8 @@ def _glass_blur(image, parameters, rng):
 
 
 def _motion_blur(image, parameters, rng):
-  return np.rint(_smear(image.astype(np.float64), *parameters, angle=rng.uniform(-45, 45)))
+  radius, sigma = parameters
+  return np.rint(_smear(image.astype(np.float64), radius, sigma, rng.uniform(-45, 45)))
 
 
 def _smear(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndarray:
@@ -247,7 +248,7 @@ def _snow(image, parameters, rng):
   layer = np.clip(np.where(layer < threshold, 0, layer), 0, 1)
   layer = (layer * 255).astype(np.uint8).astype(np.float64)
   layer = np.rint(_smear(layer, radius, blur, rng.uniform(-135, -45)))[..., None] / 255.0
-  grey = (x @ np.float32([0.299, 0.587, 0.114]))[..., None]
+  grey = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
   x = weight * x + (1 - weight) * np.maximum(x, grey * 1.5 + 0.5)
   return np.clip(x + layer + np.rot90(layer, 2, axes=(0, 1)), 0, 1) * 255
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 
@@ -81,8 +82,8 @@ class Dataset:
 
   def in_memory(self) -> "Dataset":
     """Returns the same set, with the same fingerprint, that reads no file any more."""
-    is_lazy = isinstance(self.images, lazy.LazyImages)
-    images = self.images.decoded() if is_lazy else np.asarray(self.images)
+    images = self.images
+    images = images.decoded() if isinstance(images, lazy.LazyImages) else np.asarray(images)
     made = dataclasses.replace(self, images=images)
     made.__dict__["_fingerprint"] = self._fingerprint
     return made
@@ -108,11 +109,11 @@ class Dataset:
       "class_names": self.class_names,
     }
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(self.labels, dtype="<i4"))
+    digest.update(np.ascontiguousarray(self.labels, dtype="<i4").data)
     if isinstance(self.images, lazy.LazyImages):
       digest.update(self.images.fingerprint().encode())
     else:
-      digest.update(np.ascontiguousarray(self.images))
+      digest.update(np.ascontiguousarray(self.images).data)
     return digest.hexdigest()
 
   @property
@@ -136,7 +137,7 @@ def concatenate(parts: Sequence[Dataset], split: str) -> Dataset:
       raise ValueError(
         f"{part._where} and {first._where} cannot be joined: their names or classes differ."
       )
-  columns = {
+  columns: dict[str, Any] = {
     field: np.concatenate([getattr(part, field) for part in parts])
     for field in ("images", "labels", "groups", "ids")
   }

@@ -13,7 +13,7 @@ import io
 import math
 import os
 import stat
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -35,7 +35,7 @@ INTERPOLATIONS = {
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _ORIENTATION = 0x0112
-_TRANSPOSES = {
+_TRANSPOSES: dict[int | None, Image.Transpose] = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
   4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -133,8 +133,8 @@ def _opened(source: str | os.PathLike | bytes) -> BinaryIO:
 
 
 def _read(
-  source: str | os.PathLike | bytes, use: Callable, most: float = _MANY_PIXELS
-) -> np.ndarray | None:
+  source: str | os.PathLike | bytes, use: Callable[[Image.Image], Any], most: float = _MANY_PIXELS
+) -> Any:
   """Returns `use` of the RGB image of a file, or of its bytes.
 
   Images of more pixels than `most` take turns.

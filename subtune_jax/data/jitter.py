@@ -1,5 +1,7 @@
 """Random changes of colour, and mixtures of images, on the device."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -59,7 +61,8 @@ def color_jitter(
 
 def grey(image: jax.Array) -> jax.Array:
   """[..., 3] as luma, [..., 1]."""
-  return sum(w * image[..., i : i + 1] for i, w in enumerate(_LUMA))
+  luma: Any = sum(w * image[..., i : i + 1] for i, w in enumerate(_LUMA))
+  return luma
 
 
 def blend(image: jax.Array, other: jax.Array, factor: jax.Array | float) -> jax.Array:

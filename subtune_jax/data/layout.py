@@ -4,6 +4,7 @@
 """
 
 import collections
+from collections.abc import Iterator, Sequence
 import csv
 import dataclasses
 import os
@@ -45,7 +46,7 @@ def read(root: pathlib.Path) -> Listing:
   """Returns what the folder holds, in whichever layout it is."""
   if (root / CSV_NAME).is_file():
     return _list_csv(root / CSV_NAME)
-  broken = {}
+  broken: dict[str, str] = {}
   folders = _subfolders(root, "", broken)
   named = [folder for folder in folders if folder in _SPLIT_NAMES]
   if not named:
@@ -127,7 +128,7 @@ def _subfolders(root: pathlib.Path, folder: str, broken: dict[str, str]) -> list
       try:
         is_folder = entry.is_dir()
       except OSError as error:
-        broken[f"{folder}/{entry.name}".lstrip("/")] = error.strerror
+        broken[f"{folder}/{entry.name}".lstrip("/")] = str(error.strerror)
         continue
       if is_folder:
         found.append(entry.name)
@@ -162,25 +163,15 @@ def _find(
             elif _suffix(name) in decode.SUFFIXES:
               files.append(name)
     except OSError as error:
-      broken[folder] = error.strerror
+      broken[folder] = str(error.strerror)
   return sorted(files, key=natural)
 
 
 def _list_csv(path: pathlib.Path) -> Listing:
   """Lists the rows of labels.csv, in their order."""
   listing = Listing([], [], [], [], (), {})
-  try:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-      reader = csv.DictReader(file)
-      columns = tuple(reader.fieldnames or ())
-      for column in columns:
-        choices.check(f"column of {path}", column, _COLUMNS)
-      if "file" not in columns or "label" not in columns or len(set(columns)) != len(columns):
-        raise ValueError(f"{path}: the columns are {columns}; needed: file,label[,split][,group].")
-      for row in reader:
-        _add_row(listing, row, f"{path}, line {reader.line_num}")
-  except (csv.Error, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.") from error
+  for where, row in rows_of(path, _COLUMNS):
+    _add_row(listing, row, where)
   if not listing.files:
     raise ValueError(f"{path} lists no image.")
   repeated, times = collections.Counter(listing.files).most_common(1)[0]
@@ -191,10 +182,36 @@ def _list_csv(path: pathlib.Path) -> Listing:
   return listing
 
 
-def _add_row(listing: Listing, row: dict[str, str | None], where: str) -> None:
+def rows_of(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+  """(where it stands, column -> value) of each row of a CSV about image files.
+
+  Args:
+    path: of the CSV; in UTF-8, with or without its mark.
+    columns: those it may have: "file" and "label", which it must have, first.
+
+  Raises:
+    ValueError: it is no such CSV, or a row has more or fewer values than there are columns.
+  """
+  try:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+      reader = csv.DictReader(file)
+      found = tuple(reader.fieldnames or ())
+      for column in found:
+        choices.check(f"column of {path}", column, columns)
+      if not set(columns[:2]) <= set(found) or len(set(found)) != len(found):
+        known = ",".join(columns[:2]) + "".join(f"[,{name}]" for name in columns[2:])
+        raise ValueError(f"{path}: the columns are {found}; needed: {known}.")
+      for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        if None in row or None in row.values():
+          raise ValueError(f"{where}: it has more or fewer values than there are columns.")
+        yield where, row
+  except (csv.Error, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.") from error
+
+
+def _add_row(listing: Listing, row: dict[str, str], where: str) -> None:
   """Adds one row of the CSV after checking it."""
-  if None in row or None in row.values():
-    raise ValueError(f"{where}: it has more or fewer values than there are columns.")
   if not row["file"] or not row["label"]:
     raise ValueError(f"{where}: file and label must not be empty.")
   file = pathlib.PurePosixPath(row["file"])

@@ -52,7 +52,7 @@ class LazyImages:
     """
     self._sources, self._read, self._stamp = list(sources), read, stamp
     self.shape = (len(self._sources), image_size, image_size, 3)
-    self._fingerprint = None
+    self._fingerprint: str | None = None
 
   def __len__(self) -> int:
     return self.shape[0]
@@ -97,7 +97,7 @@ class LazyImages:
   def decoded(self) -> "LazyImages":
     """Returns the same images with the same fingerprint, decoded now and held in memory."""
     stamps = [self._stamp(source) for source in self._sources]
-    read = functools.partial(operator.getitem, self[:])
+    read: Any = functools.partial(operator.getitem, self[:])
     return LazyImages(range(len(self)), read, self.shape[1], stamps.__getitem__)
 
   def fingerprint(self) -> str:

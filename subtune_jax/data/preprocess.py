@@ -119,6 +119,6 @@ def normalize(images: Any, preprocessing: Preprocessing, dtype: Any = np.float32
   if images.ndim < 3 or images.shape[-1] != 3:
     raise ValueError(f"images have shape {images.shape}; expected [..., height, width, 3]")
   shape = (1,) * (images.ndim - 1) + (-1,)
-  mean = np.reshape(np.float32(preprocessing.mean), shape)
-  std = np.reshape(np.float32(preprocessing.std), shape)
+  mean = np.reshape(np.asarray(preprocessing.mean, np.float32), shape)
+  std = np.reshape(np.asarray(preprocessing.std, np.float32), shape)
   return ((images.astype(np.float32) - mean) / std).astype(dtype)

@@ -131,8 +131,8 @@ def tested_split(name: str) -> str:
 
 def nested(one: str, other: str) -> bool:
   """Returns whether one of two data sets is read from a folder inside the other's."""
-  folders = [_folder_of(base_name(name)) for name in (one, other)]
-  if None in folders:
+  folders = [path for name in (one, other) if (path := _folder_of(base_name(name))) is not None]
+  if len(folders) < 2:
     return False
   outer, inner = sorted((folder.root_of(path) for path in folders), key=lambda p: len(p.parts))
   return outer != inner and inner.is_relative_to(outer)

@@ -23,7 +23,8 @@ def configs(own: shipped.Shipped) -> list[tfds.core.BuilderConfig]:
   ]
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+# tfds has no types.
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Examples are {image, label, GROUP, id}, in the reader's order; nothing is downloaded.
 
   Attributes:

@@ -106,7 +106,7 @@ def share_indices(
   totals, whole = np.bincount(class_of, minlength=len(classes)).tolist(), sum(shares)
   left = [[share * total for total in totals] for share in shares]  # In units of 1 / whole.
   left_of_all = [share * len(labels) for share in shares]
-  parts = [[] for _ in shares]
+  parts: list[list[int]] = [[] for _ in shares]
   for group in order:
     wanted = [sum(n * row[c] for c, n in counts[group].items()) for row in left]
     part = max(range(len(shares)), key=lambda p: (wanted[p], left_of_all[p], -p))
@@ -258,7 +258,7 @@ def _take(
     raise ValueError(
       f"class_split: {what}={number} is not a sum of whole super-classes; nearest: {near}."
     )
-  taken, rest = [], []
+  taken, rest = list[int](), list[int]()
   for position, group in enumerate(order):
     after, size = sums[len(order) - 1 - position], len(members[group])
     fits = size <= number and after >> (number - size) & 1

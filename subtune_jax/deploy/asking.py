@@ -64,10 +64,11 @@ def ask(
         broken.append(f"{file}: {image}")
       else:
         read.append(file)
-    if good:
+    if good and "features" in needs:
+      features.append(classifier.features(np.stack(good)))
+      probabilities.append(evaluate.probabilities(classifier.logits_of(features[-1])))
+    elif good:
       probabilities.append(evaluate.probabilities(classifier.logits(np.stack(good))))
-      if "features" in needs:
-        features.append(classifier.features(np.stack(good)))
   if not read:
     raise ValueError(f"no picture of {len(found)} can be read; the first: {broken[0]}")
   p = np.concatenate(probabilities)

@@ -89,10 +89,14 @@ class Classifier:
 
   def features(self, images: Images) -> np.ndarray:
     """What the head reads, [n, features] float32; the arguments and errors of `images`."""
-    read = self.images(images)
-    return evaluate.predict(
-      self.model, self.variables, read, stop="head", **self._engine().options()
-    )
+    return self._run(self.images(images), stop="head")
+
+  def logits_of(self, features: np.ndarray) -> np.ndarray:
+    """[n, num_classes] float32 of what `features` returned: as `logits`, but for rounding."""
+    return self._run(features, start="head")
+
+  def _run(self, x: Any, **part: str) -> np.ndarray:
+    return evaluate.predict(self.model, self.variables, x, **part, **self._engine().options())
 
   def images(self, images: Images) -> np.ndarray | lazy.LazyImages:
     """Images as the network reads them.

@@ -40,18 +40,8 @@ def read(path: pathlib.Path) -> Answers:
       picture that is not there or comes twice, or no label at all.
   """
   found, empty = Answers([], [], 0), 0
-  try:
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-      reader = csv.DictReader(stream)
-      columns = tuple(reader.fieldnames or ())
-      for column in columns:
-        choices.check(f"column of {path}", column, COLUMNS)
-      if not {"file", "label"} <= set(columns) or len(set(columns)) < len(columns):
-        raise ValueError(f"{path}: the columns are {columns}; needed: file,label")
-      for row in reader:
-        empty += _add(found, row, path.parent, f"{path}, line {reader.line_num}")
-  except (csv.Error, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
+  for where, row in layout.rows_of(path, COLUMNS):
+    empty += _add(found, row, path.parent, where)
   if not found.files:
     raise ValueError(f"{path} has no label: fill in the column 'label', one class a row")
   return found._replace(num_empty=empty)
@@ -59,8 +49,6 @@ def read(path: pathlib.Path) -> Answers:
 
 def _add(found: Answers, row: dict, folder_of_csv: pathlib.Path, where: str) -> int:
   """Adds a row; returns whether it has no label yet."""
-  if None in row or None in row.values():
-    raise ValueError(f"{where}: it has more or fewer values than there are columns")
   label = row["label"].strip()
   if not label:
     return 1

@@ -94,7 +94,7 @@ def tolerance(jaxpr: Any) -> float:
 
 
 def dtypes(jaxpr: Any) -> set[Any]:
-  found = set()
+  found: set[Any] = set()
   for eqn in jaxpr.eqns:
     found.update(var.aval.dtype for var in eqn.outvars if hasattr(var.aval, "dtype"))
     for inner in jex.core.jaxprs_in_params(eqn.params):
@@ -169,7 +169,7 @@ def _merge(rows: dict[int, list[jax.Array]], more: Mapping[int, list[jax.Array]]
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], recorder: _Recorder):
   """Evaluates a jaxpr with calls inlined. Returns (outputs, size -> fingerprints)."""
-  env, rows, seen = {}, {}, []
+  env, rows, seen = dict[Any, Any](), dict[int, list[jax.Array]](), list[Any]()
 
   def read(atom):
     return atom.val if isinstance(atom, jex.core.Literal) else env[atom]

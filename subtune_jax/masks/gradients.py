@@ -59,7 +59,7 @@ class Gradients:
     _, gradients = self._compiled([*leaves, *self._batch])
     for j, gradient in zip(self._chosen, gradients, strict=True):
       leaves[j] = gradient
-    true = self._known.leaves(structure.unflatten(leaves))
+    true = self._known.leaves(jax.tree.unflatten(structure, leaves))
     return [fingerprints.mark(g) if _is_float(g) and sources else None
             for g, sources in zip(true, self._known.sources, strict=True)]  # fmt: skip
 
@@ -78,8 +78,9 @@ class Gradients:
     def visible(mark):
       return mark.rms > 1e-6 * largest
 
-    trained = [i for i, mark in enumerate(marks) if not known.frozen[i] and mark is not None]
-    if not any(visible(marks[i]) and marks[i].among(live, self._tolerance) for i in trained):
+    trained = [mark for mark, frozen in zip(marks, known.frozen, strict=True)
+               if not frozen and mark is not None]  # fmt: skip
+    if not any(visible(mark) and mark.among(live, self._tolerance) for mark in trained):
       raise ValueError(
         "the gradient of no trained leaf was found among the values of the step, so nothing can be "
         "said of the frozen ones: is `loss` the quantity that the step differentiates? (pass "
@@ -128,10 +129,11 @@ class Gradients:
       rounded[j] = jnp.asarray(leaves[j]).astype(rare)
       leaves[j] = rounded[j].astype(leaves[j].dtype)
     try:
-      traced = self._trace(structure.unflatten(rounded))
+      traced = self._trace(jax.tree.unflatten(structure, rounded))
     except Exception:  # anybody's step, which may take parameters of one type alone
       return set(), set(ids)
     rows = fingerprints.fingerprints(traced, [*rounded, *self._batch], sizes, dtype=rare)
-    marks = self._marks(structure.unflatten(leaves))
-    computed = {i for i in set(ids) - unseen if marks[i].among(rows, 2e-2, length_tolerance=2e-2)}
+    marks = enumerate(self._marks(jax.tree.unflatten(structure, leaves)))
+    computed = {i for i, mark in marks if i in ids and i not in unseen and mark is not None
+                and mark.among(rows, 2e-2, length_tolerance=2e-2)}  # fmt: skip
     return computed, unseen

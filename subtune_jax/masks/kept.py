@@ -71,7 +71,7 @@ def _slots(
   is_trained = np.repeat([not frozen for frozen in known.frozen], sizes)
   everything = zip(tree_lib.paths(state), jax.tree.leaves(state), strict=True)
   arrays = [path for path, leaf in everything if _is_float_array(leaf)]
-  found, explained = [], set()
+  found, explained = list[tuple[int, str]](), set[str]()
   for prefix in _containers(active):
     members = [path for path in arrays if f"{path}/".startswith(f"{prefix}/")]
     if not set(members) <= set(active) or set(members) <= explained:
@@ -114,7 +114,7 @@ def _copies(
       j: (_numbers(new[j]) - _numbers(base[j]))[mask] for j, mask in masks.items() if mask.any()
     }
 
-  found = []
+  found: list[tuple[int, str]] = []
   if not active or not differences(frozen):
     return found
   before = known.leaves(state)
@@ -150,7 +150,7 @@ def _disturb(known: state_lib.Params, state: Any, ids: Sequence[int]) -> Any:
       draw = np.random.default_rng(j).normal(size=(2, *np.shape(leaves[j])))
       value = _numbers(leaves[j]) * (1 + 0.5 * draw[0]) + 0.01 * draw[1]
       leaves[j] = jax.device_put(jnp.asarray(value, leaves[j].dtype), leaves[j].sharding)
-  return structure.unflatten(leaves)
+  return jax.tree.unflatten(structure, leaves)
 
 
 def _is_float_array(leaf: Any, scalars: bool = False) -> bool:

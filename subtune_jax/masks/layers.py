@@ -115,9 +115,10 @@ def _stack(name: str, layers: Any, axis: int) -> Tree:
     }
 
   first = describe(layers[0])
+  structure: Any = jax.tree.structure(layers[0])  # jax has no types for it
   for i, layer in enumerate(layers):
     other = describe(layer)
-    if other != first or jax.tree.structure(layer) != jax.tree.structure(layers[0]):
+    if other != first or structure != jax.tree.structure(layer):
       wrong = sorted({path for path, _ in first.items() ^ other.items()}, key=tree_lib.natural_key)
       raise ValueError(
         f"{name}/{i} does not fit {name}/0 in structure, shape or dtype: "

@@ -65,7 +65,7 @@ def combine(a: Tree, b: Tree) -> Tree:
   tree_lib.check_same_paths(
     "the first tree", [path for path, _ in leaves], "the second", list(others)
   )
-  both, neither, combined = [], [], []
+  both, neither, combined = [], [], list[object]()
   for path, leaf in leaves:
     other = others[path]
     if isinstance(leaf, tree_lib.OriginalNone) and isinstance(other, tree_lib.OriginalNone):

@@ -106,7 +106,7 @@ def match_end(path: Sequence[str], parts: Sequence[str]) -> int | None:
 def _no_match(pattern: str, found: list[str]) -> str:
   """Returns the message for a pattern that matches nothing, with the nearest names."""
   size = len(pattern.strip("/").split("/"))
-  names = set()
+  names: set[str] = set()
   for path in found:
     parts = path.split("/")
     names.update("/".join(parts[i : i + size]) for i in range(len(parts) - size + 1))

@@ -112,7 +112,7 @@ def verify(
   for _ in range(2):
     states.append(run(states[-1]))
   last = states[-1]
-  broken = {path: [] for path in known.paths}
+  broken: dict[str, list[str]] = {path: [] for path in known.paths}
   unmoved = state_lib.compare(known, states, broken)
   read = kept.reads(lambda *args: get_loss(jitted(*args)), state, batch)
   unnamed = state_lib.find_owned(known, states, read, broken)
@@ -156,10 +156,10 @@ def _default_params(state: Any) -> Any:
 
 def _new_state(output: Any, state: Any) -> Any:
   """Returns the state in what a step returns."""
-  structure = jax.tree.structure(state)
-  if jax.tree.structure(output) == structure:
+  structure: Any = jax.tree.structure(state)  # jax has no types for it
+  if structure == jax.tree.structure(output):
     return output
-  if isinstance(output, tuple) and output and jax.tree.structure(output[0]) == structure:
+  if isinstance(output, tuple) and output and structure == jax.tree.structure(output[0]):
     return output[0]
   raise ValueError(
     "step must return a new state of the structure it was given, or a tuple that starts with it; "
@@ -171,14 +171,14 @@ def _loss_getter(
   output: Any, state: Any, loss: Callable[[Any], Any] | None
 ) -> Callable[[Any], jax.Array]:
   """Returns a function from what the step returns to its scalar loss."""
-  _new_state(output, state)
+  new = _new_state(output, state)
   hint = "pass loss=, a function from what the step returns to the scalar loss"
   if loss is not None:
     shape = jax.eval_shape(loss, output)
     if getattr(shape, "size", None) != 1:
       raise ValueError(f"loss= must give a scalar, got {shape}")
     return lambda output: jnp.reshape(loss(output), ())
-  if jax.tree.structure(output) == jax.tree.structure(state):
+  if new is output:
     raise ValueError(f"the step returns no loss: return (state, loss), or {hint}")
   found = list(zip(tree_lib.paths(output[1:]), jax.tree.leaves(output[1:]), strict=True))
   scalars = [i for i, (_, leaf) in enumerate(found) if leaf.size == 1]

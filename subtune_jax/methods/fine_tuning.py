@@ -22,7 +22,7 @@ def lp_ft(
   *,
   head_learning_rate: float | None = None,
   l2: Sequence[float] = probing.DEFAULT_L2,
-  standardize: str = "scalar",
+  standardize: stage_lib.Standardize = "scalar",
   max_steps: int | None = None,
   rescale: bool = False,
   norm_mode: Literal["batch", "running"] = "running",

@@ -15,7 +15,7 @@ DEFAULT_L2 = tuple(10.0 ** (k / 2) for k in range(2, -13, -1))
 def linear_probing(
   *,
   l2: Sequence[float] = DEFAULT_L2,
-  standardize: str = "scalar",
+  standardize: stage_lib.Standardize = "scalar",
   max_steps: int | None = None,
   rescale: bool = False,
   class_weights: str | tuple[float, ...] = "none",

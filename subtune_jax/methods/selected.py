@@ -17,7 +17,7 @@ def head2toe(
   strengths: Sequence[float] = STRENGTHS,
   fractions: Sequence[float] = FRACTIONS,
   l2: Sequence[float] = probing.DEFAULT_L2,
-  standardize: str = "scalar",
+  standardize: stage_lib.Standardize = "scalar",
 ) -> stage_lib.Method:
   """A head on chosen features of all units (arXiv 2201.03529), of a `models.head2toe.Head2Toe`.
 

@@ -15,6 +15,7 @@ Penalty = Callable[[PyTree, PyTree, Any, Mapping[str, Any]], Any]
 Average = Callable[[PyTree, PyTree, Any], PyTree]
 
 HEAD_RULE = "/head"
+Standardize = Literal["scalar", "feature", "none"]
 OPTIMIZERS = ("adam", "sgd", "adabelief", "adadelta", "adagrad", "rmsprop")
 SAMPLING = ("uniform", "balanced")
 DECAYS = (0.3, 0.6, 0.9)  # shares of the steps after which schedule "steps" falls to a tenth
@@ -180,7 +181,7 @@ class LBFGS:
   """
 
   l2: tuple[float, ...]
-  standardize: str = "scalar"
+  standardize: Standardize = "scalar"
   max_steps: int | None = dataclasses.field(default=None, metadata=_LATER)
   rescale: bool = dataclasses.field(default=False, metadata=_LATER)
   class_weights: str | tuple[float, ...] = dataclasses.field(default="none", metadata=_LATER)
@@ -255,6 +256,12 @@ class Stage:
   penalty: Penalty | None = None
   average: Average | None = None
   reinit: tuple[str, ...] = dataclasses.field(default=(), metadata=_LATER)
+
+  @property
+  def gradient(self) -> Gradient:
+    """The solver, of a stage that is trained by gradient steps."""
+    assert isinstance(self.solver, Gradient)
+    return self.solver
 
   def __post_init__(self):
     if isinstance(self.reinit, str):

@@ -5,13 +5,16 @@ activation twice: once for its sums, once for the gradient.
 """
 
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from subtune_jax.models import inference
+
+_Array = TypeVar("_Array", np.ndarray, jax.Array)
 
 # The upper end of what each activation lets through; all but "none" cut at 0 from below.
 LIMITS = {"none": None, "relu": jnp.inf, "relu6": 6.0}
@@ -46,9 +49,10 @@ _trainable_activate.defvjp(_activate_forward, _activate_backward)
 
 def _masked(gradient: jax.Array, y: jax.Array, act: str) -> jax.Array:
   """The gradient where `y`, before or after the activation, is strictly between its ends."""
-  if act == "none":
+  limit = LIMITS[act]
+  if limit is None:
     return gradient
-  return jnp.where((y > 0) & (y < LIMITS[act]), gradient, jnp.zeros_like(gradient))
+  return jnp.where((y > 0) & (y < limit), gradient, jnp.zeros_like(gradient))
 
 
 def fold(
@@ -59,7 +63,7 @@ def fold(
   return gain, bias - mean * gain
 
 
-def per_channel(values: jax.Array, ndim: int) -> jax.Array:
+def per_channel(values: _Array, ndim: int) -> _Array:
   """[c] as [1, ..., 1, c] with `ndim` axes."""
   return values.reshape((1,) * (ndim - 1) + (-1,))
 

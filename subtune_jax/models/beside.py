@@ -7,7 +7,7 @@ frozen copy stands beside it ("block14_frozen"), in no block, so that nothing tr
 behind the fork that is not tuned has one set of weights and runs twice.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 import inspect
 from typing import Any
 
@@ -53,9 +53,7 @@ class BesideFrozen(backbone.Backbone, kw_only=True):
     inspect.unwrap(type(self.base).check_images)(self.base, x)
 
   @nn.nowrap
-  def make_block(
-    self, block: str, name: str, use_batch_statistics: bool
-  ) -> Callable[[jax.Array], jax.Array]:
+  def make_block(self, block: str, name: str, use_batch_statistics: bool) -> Any:
     """See `Backbone.make_block`; from the fork on, a function that runs both."""
     names = self.block_names
     make = inspect.unwrap(type(self.base).make_block)
@@ -75,7 +73,7 @@ class BesideFrozen(backbone.Backbone, kw_only=True):
     return both
 
 
-def _in_eval(module: nn.Module, x: jax.Array) -> jax.Array:
+def _in_eval(module: nn.Module, x: jax.Array) -> Any:
   """A block without the random keys that its parent has, so that it drops nothing."""
   if module.is_initializing():
     return module(x)

@@ -54,8 +54,8 @@ class StdConv(nn.Module):
 
 def _norm_relu(x: jax.Array, name: str) -> jax.Array:
   """GroupNorm over 32 groups, with statistics in float32, and ReLU; a layer of the caller."""
-  fields = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": x.dtype}
-  return nn.relu(nn.GroupNorm(_GROUPS, **fields, name=name)(x))
+  norm = nn.GroupNorm(_GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=x.dtype, name=name)
+  return nn.relu(norm(x))
 
 
 class Stem(nn.Module):

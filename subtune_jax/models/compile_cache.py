@@ -19,7 +19,8 @@ def folder() -> pathlib.Path | None:
 def enable() -> None:
   """Turns jax's persistent compilation cache on, unless it is on already or turned off."""
   path = folder()
-  if path is None or jax.config.jax_compilation_cache_dir:
+  # jax gives its options names as it starts.
+  if path is None or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
     return
   path.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(path))

@@ -72,7 +72,8 @@ class _Axis:
 def _axes(
   x: jax.Array, kernel: jax.Array, stride: int, padding: str = "SAME"
 ) -> tuple[_Axis, _Axis]:
-  return tuple(_Axis(x.shape[i + 1], kernel.shape[i], stride, padding) for i in (0, 1))
+  (h, w), (rows, columns) = x.shape[1:3], kernel.shape[:2]
+  return _Axis(h, rows, stride, padding), _Axis(w, columns, stride, padding)
 
 
 def _pad(x: jax.Array, padding: Any) -> jax.Array:
@@ -147,7 +148,7 @@ _trainable_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array, axes: tuple[_Axis, _Axis]) -> jax.Array:
   """Sum over the taps of kernel [taps, taps, 1, c] times what they read of the padded x."""
-  total = 0
+  total: Any = 0
   for i in range(axes[0].taps):
     for j in range(axes[1].taps):
       tap = kernel[i, j][None, None].astype(jnp.float32)
@@ -168,11 +169,10 @@ def _depthwise_sum(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 def _depthwise_dx(gradient: jax.Array, kernel: jax.Array, x: jax.Array, stride: int) -> jax.Array:
   """The input's gradient: the output's, spread by the stride, under the flipped kernel."""
-  axes = _axes(x, kernel, stride)
+  h, w = axes = _axes(x, kernel, stride)
   spread = _pad(gradient, [a.gradient_padding for a in axes])
   flipped = jnp.flip(_crop(kernel, axes), (0, 1))
-  dense = tuple(_Axis(a.size, a.taps, 1) for a in axes)
-  return _shifted_sum(spread, flipped, dense)
+  return _shifted_sum(spread, flipped, (_Axis(h.size, h.taps, 1), _Axis(w.size, w.taps, 1)))
 
 
 def _depthwise_dw(x: jax.Array, gradient: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -195,7 +195,7 @@ def _accumulated_dw(x: jax.Array, gradient: jax.Array, axes: tuple[_Axis, _Axis]
   extent = (n, h.span - (step_h - 1) * h.stride, w.span - (step_w - 1) * w.stride, channels)
 
   def one(tap):
-    total = 0
+    total: Any = 0
     for a in range(step_h):
       for b in range(step_w):
         corner = (0, tap[0] + a * h.stride, tap[1] + b * w.stride, 0)
@@ -222,7 +222,7 @@ def _paired_dw(x: jax.Array, gradient: jax.Array, axes: tuple[_Axis, _Axis]) -> 
     (((0,), (0,)), ((2,), (2,))),
     preferred_element_type=jnp.float32,
   )
-  return _tap_of_pairs(axes) @ pairs.reshape(channels, -1).T
+  return jnp.matmul(_tap_of_pairs(axes), pairs.reshape(channels, -1).T)
 
 
 def _tap_of_pairs(axes: tuple[_Axis, _Axis]) -> np.ndarray:

@@ -4,7 +4,6 @@ import dataclasses
 import operator
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -104,7 +103,7 @@ def names() -> tuple[str, ...]:
 
 def create(
   name: str, num_classes: int, dtype: jax.typing.DTypeLike = jnp.float32, **options: Any
-) -> nn.Module:
+) -> backbone.Backbone:
   """Builds a backbone with a linear head.
 
   Args:

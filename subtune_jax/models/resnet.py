@@ -92,7 +92,7 @@ def _max_pool_backward(residuals, gradient):
   x, y = residuals
   zero = jnp.zeros([], x.dtype)
   free = jnp.ones(y.shape, bool)
-  total = 0
+  total: Any = 0
   for k, tap in enumerate(_taps(x)):
     hit = free & (tap == y)
     free &= ~hit

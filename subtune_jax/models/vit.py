@@ -170,7 +170,7 @@ class ViT(backbone.Backbone, kw_only=True):
   projection: int | None = None
   normalize_features: bool = False
   drop_path: float = 0.0
-  attention: str | None = None
+  attention: vit_layers.Implementation | None = None
   pruned: channels.Widths = ()
 
   def __post_init__(self):
@@ -241,6 +241,7 @@ class ViT(backbone.Backbone, kw_only=True):
       skip = int(self.class_token) + self.registers
       return EncoderNorm(pool=self.pool, skip=skip, normalize=normalize, **shared)
     if block == "projection":
+      assert self.projection is not None  # else there is no such block
       return Projection(self.projection, normalize, self.dtype, name=name)
     mlp_width = 4 * self.width if self.mlp_width is None else self.mlp_width
     pruned = functools.partial(channels.width, channels.of_block(self.pruned, block))
@@ -248,8 +249,8 @@ class ViT(backbone.Backbone, kw_only=True):
     mlp = functools.partial(vit_layers.Mlp, hidden, self.activation, self.dtype)
     implementation = {"implementation": self.attention, "dtype": self.dtype}
     if block == "map_pool":
-      attention = functools.partial(vit_layers.ProbeAttention, self.heads, **implementation)
-      return vit_layers.MapPool(attention, mlp, normalize, **shared)
+      probe = functools.partial(vit_layers.ProbeAttention, self.heads, **implementation)
+      return vit_layers.MapPool(probe, mlp, normalize, **shared)
     kept = pruned("attention/qkv", self.heads)
     attention = functools.partial(
       vit_layers.Attention, self.heads, self.qkv_bias, **implementation, kept=kept

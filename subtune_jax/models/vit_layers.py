@@ -5,7 +5,7 @@ Matrix products run in `dtype`; LayerNorm and softmax are computed in float32.
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, Literal
 
 from flax import linen as nn
 import jax
@@ -16,6 +16,7 @@ from subtune_jax.models import batch_norm
 LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 _LAYER_SCALE = 1e-5  # at initialisation
 _mlp_init = nn.initializers.xavier_uniform()
+Implementation = Literal["xla", "cudnn"]  # of attention
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
@@ -29,7 +30,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str | None) -> jax.Array:
+def attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, implementation: Implementation | None
+) -> jax.Array:
   """Scaled dot-product attention: [n, queries, heads, size] to the same.
 
   JAX has no gradient of cuDNN's kernel for an odd number of queries or tokens, such as the 197 of
@@ -48,7 +51,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str | None)
 
 
 def attend_filled_up(
-  q: jax.Array, k: jax.Array, v: jax.Array, implementation: str | None
+  q: jax.Array, k: jax.Array, v: jax.Array, implementation: Implementation | None
 ) -> jax.Array:
   """`attend` with even numbers of rows: a further token is masked, a further query dropped."""
   n, tokens = k.shape[:2]
@@ -76,7 +79,7 @@ class Attention(nn.Module):
 
   heads: int
   qkv_bias: bool = True
-  implementation: str | None = None
+  implementation: Implementation | None = None
   dtype: Any = jnp.float32
   kept: int | None = None
 
@@ -101,7 +104,7 @@ class ProbeAttention(nn.Module):
   """
 
   heads: int
-  implementation: str | None = None
+  implementation: Implementation | None = None
   dtype: Any = jnp.float32
 
   @nn.compact

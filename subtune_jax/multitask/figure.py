@@ -93,7 +93,7 @@ def _finish(
   axes.set_ylim(lowest - 0.6, 0.6)
   axes.set_yticks([])
   far = 0.0
-  ticks = []
+  ticks: list[tuple[float, str]] = []
   for unit, (left, right) in edges.items():  # names that do not overlap
     middle = (left + right) / 2
     if not ticks or middle - far > 0.034:

@@ -112,7 +112,7 @@ class Plan:
       choices.check("task", task, self.tasks)
     if not tasks:
       raise ValueError(f"tasks is empty; give some of {', '.join(self.tasks)}")
-    kept, place = [], {}
+    kept, place = list[Node](), dict[int, int]()
     for i, node in enumerate(self.nodes):
       own = tuple(task for task in node.tasks if task in tasks)
       if own:

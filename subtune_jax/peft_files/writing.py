@@ -111,7 +111,7 @@ def _own_leaves(
 ) -> tuple[dict[str, np.ndarray], list[str], str]:  # fmt: skip
   """Tensors of modules saved whole and of biases, names of the former, the config's bias."""
   arrays: dict[str, np.ndarray] = {}
-  modules, bias = [], "none"
+  modules, bias = list[str](), "none"
   for path, own in tree.items():
     given = own.get(sites.LEAVES)
     if not given:

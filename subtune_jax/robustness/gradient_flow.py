@@ -193,7 +193,7 @@ def _probe(problem: linear_theory.Problem, labels: jax.Array, time: jax.Array) -
   s = jnp.where(live, s, 1.0)
   gain = jnp.where(live, -jnp.expm1(-2 * s**2 * time) / s, 0.0)
   step = gain * jnp.einsum("...nr,...n->...r", left, residual)
-  return problem.head + jnp.einsum("...rk,...r->...k", right, step)
+  return jnp.einsum("...rk,...r->...k", right, step) + problem.head
 
 
 @functools.partial(jax.jit, static_argnames=("rtol", "atol"))
@@ -202,7 +202,7 @@ def _flow(head, features, moment, target, grid, *, rtol: float, atol: float):
 
   def one(head, features, moment, target):
     def field(state, _, moment, target):
-      return velocity(*state, moment, target)
+      return velocity(state[0], state[1], moment, target)
 
     start = (head, features)
     return ode.odeint(field, start, grid, moment, target, rtol=rtol, atol=atol, mxstep=_MAX_STEPS)

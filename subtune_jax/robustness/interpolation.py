@@ -25,7 +25,8 @@ def interpolate(start: PyTree, end: PyTree, alpha: float) -> PyTree:
   """
   if not math.isfinite(alpha):
     raise ValueError(f"alpha is {alpha}; give a finite number, 0 to 1 between the two solutions")
-  if jax.tree.structure(start) != jax.tree.structure(end):
+  structure: Any = jax.tree.structure(start)  # jax has no types for it
+  if structure != jax.tree.structure(end):
     raise ValueError("the two solutions differ in structure; interpolate one network with itself")
   leaves, _ = jax.tree_util.tree_flatten_with_path(start)
   for (path, a), b in zip(leaves, jax.tree.leaves(end), strict=True):

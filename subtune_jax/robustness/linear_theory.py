@@ -203,7 +203,7 @@ def ood_lower_bound(problem: Problem, second_moment: np.ndarray | None = None) -
   Returns:
     [...]
   """
-  floor = np.float64(1)
+  floor: Any = np.float64(1)
   if second_moment is not None:
     floor = np.linalg.eigvalsh(_checked(problem, second_moment))[..., 0]
   epsilon = feature_distance(problem.features, problem.target_features)
@@ -285,7 +285,9 @@ def _polar(matrix: np.ndarray) -> np.ndarray:
   return left @ right
 
 
-def _nearest_rotation(features: jax.Array, others: jax.Array) -> jax.Array:
+def _nearest_rotation(
+  features: np.ndarray | jax.Array, others: np.ndarray | jax.Array
+) -> jax.Array:
   """The orthogonal U [..., k, k] that minimises |B - U B'|."""
   left, _, right = jnp.linalg.svd(features @ others.mT)
   return left @ right

@@ -67,9 +67,9 @@ def toy(
   Raises:
     ValueError: no head, or an angle at which the x axis does not see the model.
   """
-  heads = np.asarray(heads, np.float64)
-  if heads.ndim != 1 or not heads.size or not np.isfinite(heads).all():
-    raise ValueError(f"heads are {heads}; give a row of finite numbers")
+  v0 = np.asarray(heads, np.float64)
+  if v0.ndim != 1 or not v0.size or not np.isfinite(v0).all():
+    raise ValueError(f"heads are {v0}; give a row of finite numbers")
   for name, angle in (("target_angle", target_angle), ("pretrained_angle", pretrained_angle)):
     if not 0 <= angle < 90:
       raise ValueError(
@@ -79,7 +79,7 @@ def toy(
   inputs = np.stack([np.linspace(-1.5, 1.5, 7), np.zeros(7)], axis=1)
 
   def spread(x: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(x, (len(heads), *x.shape))
+    return np.broadcast_to(x, (len(v0), *x.shape))
 
   problem = linear_theory.Problem(
     inputs=spread(inputs),
@@ -87,7 +87,7 @@ def toy(
     target_head=spread(np.ones(1)),
     target_features=spread(target[None]),
     features=spread(pretrained[None]),
-    head=heads[:, None],
+    head=v0[:, None],
   )
   times = gradient_flow.default_times(count=num_times)
   probe = gradient_flow.linear_probe(problem)
@@ -98,7 +98,7 @@ def toy(
     inputs=inputs,
     target=target,
     pretrained=pretrained,
-    heads=heads,
+    heads=v0,
     lp=lp[0],
     lp_ft=lp_ft_end[0],
     times=times,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 _COLORS = style.colors(["lp", "ft", "lp_ft"])
-_MARKERS = style.markers(list(style.METHOD_COLORS))
+_MARKERS: dict[str, Any] = style.markers(list(style.METHOD_COLORS))
 _DATA = "#9A9A9A"
 _RING = 11  # LP around LP-FT, which ends at the same point
 _POINTS = ("inputs", "target", "pretrained", "lp", "lp_ft", "ft", "ft_features")

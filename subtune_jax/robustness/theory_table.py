@@ -7,7 +7,7 @@ prints the table of `docs/theory.md`, in about a quarter of a minute on one core
 
 from collections.abc import Sequence
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def results(
   num_seeds: int = 10,
   *,
   times: Sequence[float] | None = None,
-  **sizes: float,
+  **sizes: Any,
 ) -> Results:
   """Trains by the three methods for every distance and seed, in one program.
 
@@ -114,7 +114,7 @@ def as_markdown(found: Results) -> str:
   ]
   middle = Results(found.epsilons, *(np.median(x, axis=1) for x in found[1:]))
   for row, epsilon in enumerate(found.epsilons):
-    at = Results(*(x[row] for x in middle))
+    at: Any = Results(*(x[row] for x in middle))
     informative = found.informative[row]
     cells = [
       f"{epsilon:g}",

@@ -47,11 +47,11 @@ def train_all(
   """
   order = list(plans)
   pending: collections.deque[tuple[int, int, trainings.Asked]] = collections.deque()
-  open_: dict[int, list[Row | None]] = {}
+  open_: dict[int, list[Any]] = {}  # rows, None where one is not there yet
   results: dict[str, Row] = {}
   start = _starter(run, executor)
 
-  def advance(number: int, rows: list[Row] | None) -> None:
+  def advance(number: int, rows: Any) -> None:
     """Asks a plan on, until it waits for a training or is at its end."""
     asked: list[trainings.Asked] = []
     while not asked:
@@ -115,7 +115,7 @@ def test_all(
     Method -> key of a training -> test set -> scores and the path of the logits.
   """
   scores: dict[str, dict[str, Row]] = {name: {} for name in chosen}
-  pending = collections.deque()
+  pending: collections.deque[tuple[str, Row]] = collections.deque()
   for name, result in chosen.items():
     own: dict[str, Row] = {}
     for row in result["chosen"]:  # seeds of a method without chance share a training
@@ -151,13 +151,14 @@ class _Setting:
     """The same for another machine: arrays of numpy, no device, no file, no other data set."""
     run = self.run
     sets: dict[str, Any] = {"train": None, "validation": None, "trainval": None, "tests": ()}
+    sets |= {"writer": None, "progress": None}
     for name in self.sets:
       own = getattr(run, name)
       sets[name] = tuple(t.in_memory() for t in own) if name == "tests" else own and own.in_memory()
     pretrained = run.pretrained._replace(variables=jax.device_get(run.pretrained.variables))
     sent = dataclasses.replace(
-      run, **sets, rows={}, pretrained=pretrained, writer=None, progress=None,
-      engine=dataclasses.replace(run.engine, mesh=None), workdir=pathlib.Path(),
+      run, **sets, rows={}, pretrained=pretrained, engine=run.engine.portable(),
+      workdir=pathlib.Path(),
     )  # fmt: skip
     sent.__dict__.update(network=run.network, inputs=run.inputs)  # digests, taken once
     return _Setting(sent, self.sets)
@@ -257,6 +258,6 @@ def _keep_training(run: trainings.Run, what: str, back: Back) -> Row:
   run.rows[row["key"]] = row
   for epoch in row["history"]:
     run.progress.epoch(what, epoch)
-  for line in back.said:
-    run.progress.line(", ".join(filter(None, [line, run.progress.left()])))
+  for text in back.said:
+    run.progress.line(", ".join(filter(None, [text, run.progress.left()])))
   return row

@@ -28,7 +28,7 @@ def load_network(config: Any, num_classes: int) -> tuple[loop.Engine, weights.Pr
     image_size=config.data.image_size,
     **options(config.backbone.options),
   )
-  preprocessing = config.backbone.preprocessing or None
+  preprocessing: Any = config.backbone.preprocessing or None
   if config.backbone.weights == "random":
     pretrained = weights.random_weights(model, preprocessing=preprocessing)
   else:
@@ -86,8 +86,10 @@ def options(text: str) -> dict[str, Any]:
   """Options of `models.create` from "name=value,name=value", values as in Python."""
   try:
     call = ast.parse(f"f({text})", mode="eval").body
-    return {own.arg: ast.literal_eval(own.value) for own in call.keywords if not call.args}
-  except (SyntaxError, ValueError, AttributeError) as e:
+    if not isinstance(call, ast.Call) or call.args or not all(own.arg for own in call.keywords):
+      raise ValueError("a value without a name")
+    return {str(own.arg): ast.literal_eval(own.value) for own in call.keywords}
+  except (SyntaxError, ValueError) as e:
     raise ValueError(
       f"backbone.options is {text!r}; give name=value pairs such as norm_epsilon=1e-12"
     ) from e
@@ -99,7 +101,9 @@ def prepared(
   """The network and its variables as a method's declaration changes them, if it does."""
   if not recipes.changes_network(config, name):
     return engine, pretrained
-  model, variables = methods.DECLARED[name].prepare(
+  prepare = methods.DECLARED[name].prepare
+  assert prepare is not None  # it changes the network
+  model, variables = prepare(
     engine.model, pretrained.variables, jax.random.key(0), method_options(name, config)
   )
   return (

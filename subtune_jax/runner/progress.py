@@ -114,7 +114,7 @@ class Progress(Shown):
 
   def compare(self) -> None:
     """Says how long it took beside what was forecast."""
-    if self._measured and self._done:
+    if self._measured and self._done and self._begin is not None:
       took = time.monotonic() - self._begin
       self.stream.write(
         f"took {words.duration(took)}, forecast {words.duration(self._total)} "

@@ -45,8 +45,8 @@ class Run:
   pretrained: weights.Pretrained
   ledger: ledger_lib.Ledger
   rows: dict[str, Row]
-  writer: writers.MetricWriter | None  # None until the workdir is entered
-  progress: progress_lib.Progress | None
+  writer: writers.MetricWriter = None  # type: ignore[assignment]  # until the workdir is entered
+  progress: progress_lib.Progress = None  # type: ignore[assignment]  # likewise
   watch: Watch | None = None
   make: Make = recipes.make_method
   epoch_cost: EpochCost = lambda name, stage: 1.0
@@ -122,6 +122,7 @@ def train_with_probe_steps(run: Run, result: Row, steps: int) -> Row:
   probe, *rest = _fixed(
     stages_of(run, result["name"], result["learning_rate"]), [s.get("l2") for s in first["stages"]]
   )
+  assert isinstance(probe.solver, methods.LBFGS)
   solver = dataclasses.replace(probe.solver, max_steps=steps)
   method = (dataclasses.replace(probe, solver=solver), *rest)
   what = f"{result['name']} lr={result['learning_rate']:g} from {steps} steps of the probe"
@@ -155,7 +156,7 @@ def num_epochs(method: methods.Method) -> int:
 def _fixed(method: methods.Method, settings: Sequence[Any]) -> methods.Method:
   """The method with each probe's setting fixed."""
   return tuple(
-    stage if setting is None
+    stage if setting is None or not isinstance(stage.solver, methods.LBFGS)
     else dataclasses.replace(stage, solver=stage.solver.fixed(setting))
     for stage, setting in zip(method, settings, strict=True)
   )  # fmt: skip
@@ -213,7 +214,8 @@ def _train_method_on(
     checkpoints, key, every_seconds=run.config.checkpoint_seconds,
     last_good=run.config.resume == "last_good",
   )  # fmt: skip
-  row = {"key": key, "method": name, "learning_rate": rate, "seed": seed, "inputs": run.inputs}
+  row: Row = {"key": key, "method": name, "learning_rate": rate, "seed": seed,
+              "inputs": run.inputs}  # fmt: skip
   with processes.postponing():
     row |= _fit(run, name, method, seed, saver, what, key, *sets)
     row = processes.agreed(row)

@@ -16,7 +16,7 @@ _FREE_FIELDS = (
 )  # fmt: skip
 _FREE_SECTIONS = ("ray",)
 # Names of studies in configs of older runs.
-_RENAMED = {"experiment": {"holistic": "holistic_transfer"}}
+_RENAMED: dict[str, dict[Any, str]] = {"experiment": {"holistic": "holistic_transfer"}}
 
 
 @functools.cache

@@ -73,7 +73,8 @@ class BriefFit:
     problem, size = self._setting.problem, self._setting.engine.batch_size
     order = np.random.default_rng(self._seed).permutation(len(problem.train))
     batches = order[: len(order) // size * size].reshape(-1, size)
-    total, squares = None, 0.0
+    total: PyTree = None
+    squares: Any = 0.0
     labels = np.asarray(problem.train.labels)
     for rows in np.sort(batches):
       own = self._gradient(variables, problem.train.images[rows], labels[rows])

@@ -186,7 +186,7 @@ def informed(
 ) -> bool:
   """Whether the scores tell of their noise, so that `draw_means` can judge them."""
   table = _table(scores, references)
-  return len(scores) == 1 or (table.seen.any() and table.tells_noise)
+  return len(scores) == 1 or bool(table.seen.any() and table.tells_noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,8 +235,8 @@ def _image_variance(scores: Sequence[scores_lib.Score]) -> float:
   """
   squares, freedom = 0.0, 0
   for fold in range(len(scores[0].cells)):
-    cells = [score.cells[fold] for score in scores if score.cells[fold] is not None]
-    cells = [cell for cell in cells if len(cell) > 1]
+    every = (score.cells[fold] for score in scores)
+    cells = [cell for cell in every if cell is not None and len(cell) > 1]
     if len({len(cell) for cell in cells}) > 1:
       raise ValueError(
         f"fold {fold} has cells of {sorted({len(cell) for cell in cells})} images; all sets must be"

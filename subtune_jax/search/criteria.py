@@ -248,4 +248,4 @@ def _form(kernel: np.ndarray, x: np.ndarray) -> float:
 def _aligned(kernel: np.ndarray, x: np.ndarray) -> float:
   """Cosine of the angle between K and xx'."""
   norms = np.linalg.norm(kernel) * np.linalg.norm(x.T @ x)
-  return _form(kernel, x) / max(norms, np.finfo(np.float64).tiny)
+  return float(_form(kernel, x) / max(norms, np.finfo(np.float64).tiny))

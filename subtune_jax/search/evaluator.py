@@ -241,7 +241,10 @@ class Evaluator:
       mine = claim.enter_context(self.store.claim(key))
       row = self.store.get(key)
       if not mine:
-        return queue.done(self._finish(row, new=False)) if row else None
+        if row is None:
+          return None
+        self._finish(row, new=False)
+        return queue.done()
       training = self.executor.submit(trainer_lib.train, self._shared, job)
       held = claim.pop_all()
 

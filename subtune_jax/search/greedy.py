@@ -146,7 +146,7 @@ def forward(
   search = _Search(FORWARD, network, pick, rule, baseline)
   while True:
     sets = network.larger(search.current)
-    size = rule.kind == "size" and len(search.current) >= rule.size
+    size = rule.wanted is not None and len(search.current) >= rule.wanted
     if size or not sets:
       return search.end(f"{len(search.current)} units" if size else "no unit is left")
     sets = [units for units in sets if budget.allows(network, units)]
@@ -182,7 +182,7 @@ def backward(
   search.current = network.everything
   while search.current:
     within = budget.allows(network, search.current)
-    if within and rule.kind == "size" and len(search.current) <= rule.size:
+    if within and rule.wanted is not None and len(search.current) <= rule.wanted:
       return search.end(f"{len(search.current)} units")
     if within and budget.spent(clock):
       return search.end(f"the budget of {budget.seconds:g} seconds is used up")

@@ -152,9 +152,10 @@ def _read(
   by_name = (dict(zip(names, found[key], strict=True)) for key in wanted[1:4])
   groups, num_params, square_norms = by_name
   own = [name for name, has in zip(names, found["measured"], strict=True) if has]
+  seconds, compile_seconds = found["seconds"].tolist()
   return kernels.Kernels(
     found["head"], groups, {k: int(v) for k, v in num_params.items()},
-    {k: float(v) for k, v in square_norms.items()}, *found["seconds"].tolist(),
+    {k: float(v) for k, v in square_norms.items()}, seconds, compile_seconds,
     found["features"][0], dict(zip(own, found["features"][1:], strict=True)),
     landmarks,
   )  # fmt: skip

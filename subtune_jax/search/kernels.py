@@ -116,7 +116,7 @@ def gradient_kernels(
   pieces = _pieces(count, columns)
   features = np.empty((count, feature_size), np.float32)
   groups = {name: np.zeros((count, len(columns)), np.float32) for name in names}
-  compile_seconds = None
+  compile_seconds = 0.0
   for number, vector in enumerate(vectors):
     hashes = _hashes(chosen, buckets, np.random.default_rng((seed, number)))
     for rows in pieces:
@@ -276,13 +276,13 @@ def _program(apply: Apply, treedef: Any, places: Mapping[str, list[int]], bucket
 
     phi, pull = jax.vjp(features, [leaves[place] for place in order])
     (gradients,) = pull(jnp.asarray(vector, phi.dtype))
-    groups = {}
+    groups: dict[str, Any] = {}
     for name, own in places.items():
       mine = [(gradients[where[place]], hashes[where[place]]) for place in own]
       if buckets is None:
         groups[name] = jnp.concatenate([g.astype(jnp.float32).ravel() for g, _ in mine])
       else:
-        groups[name] = sum(count_sketch(g, *hashed, buckets) for g, hashed in mine)
+        groups[name] = sum(count_sketch(g, sign, start, buckets) for g, (sign, start) in mine)
     return phi.astype(jnp.float32), groups
 
   return jax.vmap(one, in_axes=(None, 0, None, None))

@@ -76,8 +76,7 @@ def candidate_features(
   images. Units without BatchNorm are left out.
   """
   model, names = engine.model, (*engine.model.block_names, "head")
-  options = {"preprocessing": engine.preprocessing, "batch_size": batch_size, "mesh": engine.mesh,
-             "in_pieces": True}  # fmt: skip
+  options = {**engine.options(), "batch_size": batch_size, "in_pieces": True}
   firsts = {name: min(map(names.index, network.units[name].blocks)) for name in network.names}
   x, at, found = images, 0, {}
   for name in sorted(network.names, key=firsts.__getitem__):

@@ -30,8 +30,7 @@ def plasticity(
   """
   model, names = engine.model, (*engine.model.block_names, "head")
   order = np.random.default_rng(seed).permutation(len(images))
-  options = {"preprocessing": engine.preprocessing, "batch_size": engine.batch_size,
-             "mesh": engine.mesh, "in_pieces": True}  # fmt: skip
+  options = {**engine.options(), "in_pieces": True}
   x, found = np.asarray(images), {}
   before = _distances(np.asarray(preprocess.normalize(x, engine.preprocessing)), order)
   for name, stop in itertools.pairwise(names):

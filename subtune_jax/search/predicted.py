@@ -12,6 +12,7 @@ groups of the training part.
 from collections.abc import Callable, Sequence
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 
@@ -88,14 +89,13 @@ class Predictor:
     """[held out, classes] predictions of a set for the images that a fold holds out."""
     rest, held = self.folds[fold]
     first = self._place(fold) if units else None
-    best = None
     columns = self._columns(rest)
-    for rate in self.rates if units else self.rates[:1]:
-      kernel = self.kernel(units, rest, rate)
-      found = self._fit(kernel, columns, rest, self.residual(units, rest), first)
-      if best is None or found.error < best[0].error:
-        best = found, rate, kernel
-    found, rate, kernel = best
+    tried = (
+      (self._fit(kernel, columns, rest, self.residual(units, rest), first), rate, kernel)
+      for rate in (self.rates if units else self.rates[:1])
+      for kernel in [self.kernel(units, rest, rate)]
+    )
+    found, rate, kernel = min(tried, key=lambda one: one[0].error)
     if not units:
       self._places[fold] = found.place
     self.choices[units, fold] = Choice(rate, found.strength, found.error)
@@ -139,7 +139,8 @@ class Predictor:
   def _of(self, units: scores.Units) -> tuple[np.ndarray, np.ndarray]:
     """(`head`, `start_of`) of a set; those of the last set are kept for its other folds."""
     if self._last is None or self._last[0] != units:
-      base, features = self.kernels.base, self.kernels.features
+      base: Any = self.kernels.base  # None where nothing reads it
+      features = self.kernels.features
       changed = [features[name] - base for name in units if name in features]
       own = base + sum(changed) if changed else base
       head = self.kernels.head
@@ -159,7 +160,7 @@ class Predictor:
     rows = rest if self.kernels.landmarks is None else self.kernels.landmarks[columns]
     own = np.ix_(rows, columns)
     head = self.head(units)
-    total = head * _weight(head[own])
+    total: np.ndarray = head * _weight(head[own])
     for name in units:
       part = self.kernels.groups[name]
       total = total + part * np.float32(rate * _weight(part[own]))
@@ -195,7 +196,8 @@ class Predictor:
     """What the start gives, or the labels have."""
     if self.start is None:
       return int(self.labels.max()) + 1
-    shape = np.shape(self.start(self.kernels.base))
+    assert self.kernels.base is not None  # `_check` has looked
+    shape = self.start(self.kernels.base).shape
     if len(shape) != 2 or shape[0] != count:
       raise ValueError(f"start gives {shape}; it has to give [{count}, classes]")
     return shape[1]

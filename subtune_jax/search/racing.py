@@ -125,8 +125,8 @@ def race(
     settled = regret > 0 and view.regrets[view.leader] <= regret
     behind = [] if settled else [sets[i] for i in view.hopeful if not board.complete(sets[i])]
     out = racing - {sets[view.leader], *behind}
-    out = tuple(units for units in sets if units in out and not board.complete(units))
-    rungs[-1] = dataclasses.replace(rungs[-1], dropped=rungs[-1].dropped + out)
+    dropped = tuple(units for units in sets if units in out and not board.complete(units))
+    rungs[-1] = dataclasses.replace(rungs[-1], dropped=rungs[-1].dropped + dropped)
     racing = {sets[view.leader], *behind}
     if behind:
       fold = min(board.missing(units)[0] for units in behind)
@@ -171,6 +171,7 @@ class _Board:
   ):
     self._train = train
     self.trained = 0
+    self._cells: dict[scores_lib.Units, list[np.ndarray | None]]
     self._cells = {units: [None] * num_folds for units in sets}
     self._cells.update({s.units: list(s.cells) for s in known if s.units in self._cells})
     others = [score for score in known if score.units not in self._cells]

@@ -46,7 +46,7 @@ class Fit:
 
 def column_means(kernel: np.ndarray) -> np.ndarray:
   """[k] means over rows, float64."""
-  return np.mean(kernel, axis=0, dtype=np.float64)
+  return kernel.mean(axis=0, dtype=np.float64)
 
 
 def centre(kernel: np.ndarray) -> np.ndarray:

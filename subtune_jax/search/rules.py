@@ -47,6 +47,11 @@ class Rule:
     if self.kind == "size" and (self.size is None or self.size < 1):
       raise ValueError(f"size is {self.size}; the rule 'size' needs a number of units, at least 1")
 
+  @property
+  def wanted(self) -> int | None:
+    """The number of units at which a search ends; None where gains decide."""
+    return self.size if self.kind == "size" else None
+
   def earns(
     self, larger: scores.Score, smaller: scores.Score | None, comparisons: int
   ) -> tuple[bool, str]:

@@ -128,7 +128,7 @@ class Setting:
       self.problem, variables=jax.device_get(self.problem.variables),
       train=self.problem.train.in_memory(),
     )  # fmt: skip
-    engine = dataclasses.replace(self.engine, mesh=None)
+    engine = self.engine.portable()
     return dataclasses.replace(self, problem=problem, engine=engine, devices=None, trace=None)
 
   def methods(self, units: scores.Units) -> list[methods.Method]:

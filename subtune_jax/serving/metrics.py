@@ -1,5 +1,7 @@
 """What a server counts, for Prometheus."""
 
+from typing import Any
+
 import prometheus_client as prometheus
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -10,7 +12,7 @@ class Metrics:
 
   def __init__(self):
     self.registry = prometheus.CollectorRegistry()
-    own = {"registry": self.registry}
+    own: Any = {"registry": self.registry}
     self.requests = prometheus.Counter(
       "subtune_requests", "Requests to /predict, by the status of the answer.", ["code"], **own
     )

@@ -1,33 +1,23 @@
 """What the studies share: searches in folders of their own, and figures from their records."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import gc
 import pathlib
 from typing import Any, TextIO
 
 import jax
 
-from subtune_jax import strict_json
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import intervals
+from subtune_jax.studies import fields
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
+from subtune_jax.studies.search import checks
 from subtune_jax.studies.search import config as search_config
+from subtune_jax.studies.search import record as search_record
 from subtune_jax.studies.search import run as search
 
 Row = dict[str, Any]
-
-
-def read(path: pathlib.Path) -> Row:
-  """The content of a results.json.
-
-  Raises:
-    ValueError: it is damaged.
-  """
-  try:
-    return strict_json.loads(path.read_text())
-  except ValueError as e:
-    raise ValueError(f"{path} is damaged: {e}. Remove it and start again") from e
 
 
 def finished(folder: pathlib.Path, config: Any) -> Row | None:
@@ -36,10 +26,9 @@ def finished(folder: pathlib.Path, config: Any) -> Row | None:
   Raises:
     ValueError: it was run with other settings, or its record is damaged.
   """
-  path = folder / compare_record.RESULTS
-  if not path.is_file():
+  if not (folder / fields.RESULTS).is_file():
     return None
-  record = read(path)
+  record = fields.read(folder)
   changed = workdir_lib.differences(record["config"], workdir_lib.as_json(config))
   if changed:
     raise ValueError(
@@ -49,7 +38,9 @@ def finished(folder: pathlib.Path, config: Any) -> Row | None:
   return record
 
 
-def run_search(folder: pathlib.Path, config: Any, command: str, stream: TextIO) -> Row:
+def run_search(
+  folder: pathlib.Path, config: Any, command: str, stream: TextIO
+) -> search_record.Record:
   """The record of one search of a study: read, or run now.
 
   Raises:
@@ -66,11 +57,11 @@ def run_search(folder: pathlib.Path, config: Any, command: str, stream: TextIO) 
   return record
 
 
-def own_config(config: Any, fields: tuple[str, ...], name: str, title: str) -> Any:
+def own_config(config: Any, own_fields: tuple[str, ...], name: str, title: str) -> Any:
   """The search of one part of a study: its config without the study's own fields."""
   own = config.copy_and_resolve_references()
   with own.unlocked():
-    for field in fields:
+    for field in own_fields:
       del own[field]
   made = search_config.default()
   made.update(own)
@@ -114,7 +105,7 @@ def against(folder: pathlib.Path, reference: str) -> dict[str, Row]:
   }
 
 
-def profile_rows(record: Mapping[str, Any]) -> Iterator[Row]:
+def profile_rows(record: search_record.Record) -> Iterator[checks.OfUnit]:
   """The scores of the single units of a search's record, in the order of the network.
 
   A unit whose training diverged has no score and is left out.
@@ -130,7 +121,7 @@ def profile_rows(record: Mapping[str, Any]) -> Iterator[Row]:
       yield {"unit": unit["name"], **{k: row[k] for k in ("mean", "low", "high", "by_fold")}}
 
 
-def set_row(record: Mapping[str, Any], units: tuple[str, ...]) -> Row | None:
+def set_row(record: search_record.Record, units: tuple[str, ...]) -> checks.Mean | None:
   """The score of a set in a search's record, None where it diverged; () is the head alone."""
   found = (
     row for row in record["sets"] if tuple(row["units"]) == units and not row.get("diverged")

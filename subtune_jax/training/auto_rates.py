@@ -55,7 +55,7 @@ class Running(NamedTuple):
     deviations: likewise; None where nobody asks for it.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # a field, in place of tuple's method
   mean: PyTree
   deviations: PyTree | None
 
@@ -124,7 +124,7 @@ def released_signal_to_noise(gradient: jax.Array) -> jax.Array:
   return jnp.mean(gradient**2 / (variance + _RELEASED_EPSILON))
 
 
-def normalise(kind: str, scores: jax.Array, threshold: float | None) -> jax.Array:
+def normalise(kind: str, scores: jax.Array, threshold: Any) -> jax.Array:
   """Multipliers from the scores [tensors] of all trained tensors."""
   if kind == "snr_released":  # NaN, of a single channel, is not below anything: trained
     return jnp.where(scores < threshold, 0.0, 1.0)
@@ -170,7 +170,7 @@ class Measure:
     batch = {"x": x, "labels": data["labels"]}
     if kind == "snr":
       return merge(running, self._of_examples(moving, fixed, batch))
-    value = self._gradient(moving, fixed, batch, spec.stage.solver.accumulate)
+    value = self._gradient(moving, fixed, batch, spec.stage.gradient.accumulate)
     if kind == "rgn_released":
       value = jax.tree.map(relative_norm, value, params)
     elif kind == "snr_released":
@@ -255,8 +255,8 @@ def _programs(measure: Measure) -> tuple[Callable, Callable, Callable]:
 
 def make_measure(spec: step_lib.StepSpec, mesh: jax.sharding.Mesh) -> Measure:
   """What a step with `rates` measures."""
-  rates = spec.stage.solver.rates
-  plan = spec.plan
+  rates, plan = spec.stage.gradient.rates, spec.plan
+  assert rates is not None
   if rates.kind == "snr":
     plan = dataclasses.replace(plan, train_blocks=frozenset())
   measured = dataclasses.replace(
@@ -280,7 +280,7 @@ def setter(
     (state, order [steps, batch], epoch) -> (state, {"rates": multiplier by block}), for the row of
     the epoch. Without `rates`: the state as it was, and {}.
   """
-  rates = spec.stage.solver.rates
+  rates = spec.stage.gradient.rates
   if rates is None:
     return lambda state, order, epoch: (state, {})
   mesh = training.engine.mesh
@@ -302,7 +302,7 @@ def setter(
 
 def by_block(opt_state: PyTree, units: tuple[str, ...]) -> dict[str, float]:
   """Unit -> mean multiplier of its trained tensors, to four decimals, input to output."""
-  found: dict[str, list[float]] = {}
+  found: dict[str | None, list[float]] = {}
   for path, value in jax.device_get(optimizer_lib.multipliers(opt_state)).items():
     found.setdefault(trainable_split.unit_of(path, units), []).append(float(value))
   return {unit: round(float(np.mean(found[unit])), 4) for unit in units if unit in found}

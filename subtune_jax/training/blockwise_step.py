@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from subtune_jax import masks, methods
+from subtune_jax.data import preprocess
 from subtune_jax.models import backbone
 from subtune_jax.training import optimizer as optimizer_lib
 from subtune_jax.training import step as step_lib
@@ -163,7 +164,10 @@ def _root_of_sum(squares: list[jax.Array]) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _batch(preprocessing: Any, augmentation: Any, from_images: bool) -> Callable:
+def _batch(
+  preprocessing: preprocess.Preprocessing, augmentation: step_lib.Augmentation | None,
+  from_images: bool,
+) -> Callable:  # fmt: skip
   """(data, indices, view) -> (x, labels, weights of the examples or None)."""
 
   def take(data, indices, view):
@@ -233,12 +237,13 @@ def _update(solver_key: _SolverKey, labels: _Frozen, total_steps: int) -> Callab
 def why_not(spec: step_lib.StepSpec, num_devices: int) -> str | None:
   """Why a step cannot be put together from pieces; None if it can."""
   stage, augmentation, labels = spec.stage, spec.augmentation, spec.plan.labels
+  solver = stage.gradient
   reasons = {
     "a penalty": stage.penalty is not None,
     "an average": stage.average is not None,
-    "clip_norm, which couples all blocks": stage.solver.clip_norm > 0,
-    "learning rates per tensor": stage.solver.rates is not None,
-    "accumulate, which scans over the parts of a batch": stage.solver.accumulate > 1,
+    "clip_norm, which couples all blocks": solver.clip_norm > 0,
+    "learning rates per tensor": solver.rates is not None,
+    "accumulate, which scans over the parts of a batch": solver.accumulate > 1,
     "remat": bool(spec.remat),
     "mixup": augmentation is not None and augmentation.mixup > 0,
     "blocks that draw (drop_path)": spec.is_random,
@@ -272,7 +277,7 @@ class Step:
 
   def create_state(self, moving: PyTree) -> step_lib.TrainState:
     """As `step.create_train_state`; the optimiser's state is that of each tuned unit by name."""
-    solver, total = self.spec.stage.solver, self.spec.total_steps
+    solver, total = self.spec.stage.gradient, self.spec.total_steps
     opt_state = {
       name: _transformation(solver, labels.tree(), total).init(part(moving["params"], name))
       for name, labels in self.labels.items()
@@ -317,4 +322,4 @@ class Step:
     return state, metrics
 
   def _update(self, name: str) -> Callable:
-    return _update(_solver_key(self.spec.stage.solver), self.labels[name], self.spec.total_steps)
+    return _update(_solver_key(self.spec.stage.gradient), self.labels[name], self.spec.total_steps)

@@ -17,9 +17,9 @@ _here = threading.local()
 def _listen() -> None:
   """Counts what a thread compiles, from the first call on."""
 
-  def heard(event: str, seconds: float, **about: Any) -> None:
+  def heard(event: str, duration_secs: float, **about: Any) -> None:
     if event == _EVENT and hasattr(_here, "programs"):
-      _here.programs.append((about.get("fun_name", "a program"), seconds))
+      _here.programs.append((about.get("fun_name", "a program"), duration_secs))
 
   jax.monitoring.register_event_duration_secs_listener(heard)
 
@@ -28,7 +28,7 @@ def compiled_by(function: Callable, *arguments: Any) -> tuple[Any, list[tuple[st
   """(result, (name, seconds) of each program that the call compiled in this thread)."""
   _listen()
   before = getattr(_here, "programs", None)
-  _here.programs = found = []
+  _here.programs = found = list[tuple[str, float]]()
   try:
     return function(*arguments), found
   finally:

@@ -68,6 +68,10 @@ class Engine:
   def __post_init__(self):
     choices.check("frozen_dtype", self.frozen_dtype, frozen_storage.DTYPES)
 
+  def portable(self) -> "Engine":
+    """The same for another machine, which has devices of its own."""
+    return dataclasses.replace(self, mesh=None)  # type: ignore[arg-type]  # made there
+
   def options(self) -> dict[str, Any]:
     """Arguments of `evaluate.run_units`."""
     return {

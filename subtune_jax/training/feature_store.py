@@ -30,7 +30,9 @@ class FeatureStore:
     directory: str | None = None,
   ):
     self.shape = (rows, columns)
-    self._folder = self._path = self._array = None
+    self._folder: tempfile.TemporaryDirectory | None = None
+    self._array: np.ndarray | None = None
+    self._path = pathlib.Path()  # of the file, where there is no array
     if 4 * rows * columns <= memory_bytes:
       self._array = np.zeros(self.shape, np.float32)
       return
@@ -46,7 +48,7 @@ class FeatureStore:
       return
     with open(self._path, "r+b") as file:
       file.seek(4 * begin * self.shape[1])
-      file.write(np.ascontiguousarray(rows, np.float32))
+      file.write(np.ascontiguousarray(rows, np.float32).data)
 
   def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
     """(first column, [rows, some columns]) over the whole table."""
@@ -80,5 +82,5 @@ class FeatureStore:
     with open(self._path, "rb") as file:
       for number, row in enumerate(found):
         file.seek(4 * (number * self.shape[1] + begin))
-        file.readinto(row)
+        file.readinto(row.data)
     return found

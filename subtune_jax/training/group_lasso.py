@@ -37,7 +37,7 @@ class Fit(NamedTuple):
   """
 
   strength: float
-  index: np.ndarray
+  index: np.ndarray  # type: ignore[assignment]  # a field, in place of tuple's method
   weights: np.ndarray
   bias: np.ndarray
   gradient: np.ndarray
@@ -61,7 +61,7 @@ class _Problem(NamedTuple):
 class _Working(NamedTuple):
   """The working set: positions [a], centred columns [n, a], weights [a, C], bias [C]."""
 
-  index: np.ndarray
+  index: np.ndarray  # type: ignore[assignment]  # a field, in place of tuple's method
   x: np.ndarray
   weights: np.ndarray
   bias: np.ndarray
@@ -263,7 +263,7 @@ def _curvature(problem: _Problem, working: _Working) -> float:
   x, weights = working.x, problem.weights / len(working.x)
   if not x.shape[1]:
     return 1.0
-  v = np.random.default_rng(0).normal(size=x.shape[1])
+  v = np.random.default_rng(0).normal(size=(x.shape[1],))
   value = 0.0
   for _ in range(30):
     v /= np.linalg.norm(v)

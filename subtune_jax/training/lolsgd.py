@@ -76,11 +76,12 @@ def over_runs(
     seed: of the stage; the epoch is added.
     mesh: the devices.
   """
-  if solver.leave_out is None:
+  leave_out = solver.leave_out
+  if leave_out is None:
     return run_epoch
 
   def run_all(state, order, epoch):
-    drawn = orders(solver.leave_out, np.asarray(labels), order, [*seed, epoch])
+    drawn = orders(leave_out, np.asarray(labels), order, [*seed, epoch])
     return run(run_epoch, state, drawn, epoch, mesh)
 
   return run_all

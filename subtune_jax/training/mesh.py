@@ -55,7 +55,7 @@ def take(x: Any, rows: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
   sharding, shape = split(mesh), (len(rows), *x.shape[1:])
   if isinstance(x, jax.Array):
     return place(x[rows], sharding)
-  places = sharding.addressable_devices_indices_map(shape[:1]).values()
+  places: Any = sharding.addressable_devices_indices_map(shape[:1]).values()
   own = np.concatenate([rows[at] for (at,) in sorted(places, key=lambda at: at[0].start or 0)])
   read, again = np.unique(own, return_inverse=True)
   values = np.asarray(x[own]) if len(read) == len(own) else np.asarray(x[read])[again]

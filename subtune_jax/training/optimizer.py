@@ -17,7 +17,7 @@ from subtune_jax import masks, methods
 class RateState(NamedTuple):
   """State of `scale_by_rate`: steps taken, the peak learning rate, and its tensors' multipliers."""
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # a field, in place of tuple's method
   peak: jax.Array
   multipliers: Any = None
 

@@ -144,6 +144,7 @@ class Prefix:
 
   def _file(self, unit: str) -> np.memmap:
     shape, dtype = self._row(unit)
+    assert self._folder is not None  # disk_bytes is above 0
     path = pathlib.Path(self._folder.name, unit.replace("/", "-"))
     self._files[unit] = np.memmap(path, dtype, "w+", shape=(len(self.images), *shape))
     return self._files[unit]

@@ -18,7 +18,7 @@ tells how far the optimum is, and is the next step where that is too far.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -98,7 +98,7 @@ class Choice(NamedTuple):
     values: [num_strengths] the metric that it was chosen by; NaN likewise.
   """
 
-  index: int
+  index: int  # type: ignore[assignment]  # a field, in place of tuple's method
   at_edge: bool
   accuracy: np.ndarray
   loss: np.ndarray
@@ -163,7 +163,7 @@ def fit_path(
       classes are present, all examples are equal, or an option is not allowed.
   """
   features, labels = probe_checks.data(features, labels, num_classes)
-  l2 = probe_checks.options(l2, standardize, tol, max_iterations, max_steps)
+  strengths = probe_checks.options(l2, standardize, tol, max_iterations, max_steps)
   present, classes = np.unique(labels, return_inverse=True)
   if len(present) < 2:
     raise ValueError(
@@ -173,14 +173,14 @@ def fit_path(
   solve = _solve_path if max_steps is None else _solve_each
   weights = class_weights_lib.of_examples(class_weights, labels, num_classes)
   data = _device_data(rotation.scores, classes, None if weights is None else weights[labels])
-  solutions = solve(data, classes, l2, tol, max_steps or max_iterations)
-  path = _path(rotation, dict(solutions), l2, present, num_classes)
+  solutions = solve(data, classes, strengths, tol, max_steps or max_iterations)
+  path = _path(rotation, dict(solutions), strengths, present, num_classes)
   if max_steps is None:
     _warn_unconverged(path, tol, max_iterations)
   return path
 
 
-def rescale(head: Mapping[str, npt.ArrayLike], std: float) -> dict[str, np.ndarray]:
+def rescale(head: Mapping[str, Any], std: float) -> dict[str, np.ndarray]:
   """Multiplies kernel and bias by the number that gives the kernel the standard deviation `std`.
 
   LP-FT's `normalize_lp`, with `std` of the random head that the probe replaces: fine-tuning starts
@@ -355,13 +355,11 @@ def _solve_each(
   return jax.device_get(solutions)
 
 
-def _device_data(
-  scores: np.ndarray, classes: np.ndarray, weights: np.ndarray | None
-) -> probe_objective.Data:
+def _device_data(scores: np.ndarray, classes: np.ndarray, weights: Any) -> probe_objective.Data:
   """Returns what is fitted: the scores with a column of ones, classes [n] and weights [n]."""
-  scores = np.pad(scores, ((0, 0), (0, 1)), constant_values=1)
-  scores, labels = jnp.asarray(scores, jnp.float32), jnp.asarray(classes[None], jnp.int32)
-  return probe_objective.Data(scores, labels, weights)
+  padded = np.pad(scores, ((0, 0), (0, 1)), constant_values=1)
+  labels = jnp.asarray(classes[None], jnp.int32)
+  return probe_objective.Data(jnp.asarray(padded, jnp.float32), labels, weights)
 
 
 def _extrapolation(log_l2: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 A fit is converged by the Newton decrement, which conjugate gradients compute.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ _PATIENCE = 10
 _REST = 0.05
 _SETTLED = 0.75
 _NEWTON_TRIALS = 100
+_NO: Any = np.bool_(False)  # these stand where a program has arrays
+_ZERO: Any = np.int32(0)
 
 
 class _Memory(NamedTuple):
@@ -39,7 +41,7 @@ class _Memory(NamedTuple):
   steps: jax.Array
   changes: jax.Array
   products: jax.Array
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # a field, in place of tuple's method
   l2: jax.Array
 
 
@@ -154,9 +156,9 @@ def solve(
   def unsettled(search):
     return ~settled(search) & goes_on(search)
 
-  zero, infinite = np.int32(0), np.float32(np.inf)
+  infinite: Any = np.float32(np.inf)
   search = _Search(
-    point, curvature, memory, extrapolation, np.bool_(False), infinite, point.objective, zero, zero
+    point, curvature, memory, extrapolation, _NO, infinite, point.objective, _ZERO, _ZERO
   )
   search = jax.lax.while_loop(unsettled, until_small, search)
   converged = settled(search)
@@ -180,7 +182,7 @@ def _iterate(
   return search._replace(
     point=new,
     memory=_remember(search.memory, new.weights - point.weights, new.gradient - point.gradient),
-    turn=np.bool_(False),
+    turn=_NO,
     least=jnp.minimum(new.objective, search.least),
     waited=jnp.where(better, 0, search.waited + 1),
     iterations=search.iterations + 1,
@@ -306,8 +308,8 @@ def _newton(
     return step, rest, along, new_size, decrement + term, small, trial + 1
 
   first = precondition(-gradient)
-  carry = (jnp.zeros_like(gradient), -gradient, first, -jnp.sum(gradient * first))
-  carry = (*carry, np.float32(0), np.int32(0), np.int32(0))
+  vectors = jnp.zeros_like(gradient), -gradient, first, -jnp.sum(gradient * first)
+  carry = (*vectors, np.float32(0), np.int32(0), np.int32(0))
   step, *_, decrement, small, _ = jax.lax.while_loop(goes_on, proceed, carry)
   change = jnp.abs(probe_objective.margins(data, step)).max()
   return step, jnp.where(small < 2, np.inf, decrement * jnp.exp(change))

@@ -83,7 +83,7 @@ class Saver:
 
   def save(self, step: int, trees: dict[str, PyTree], note: dict[str, Any]) -> None:
     """Writes the trees and the note as checkpoint number `step`."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for prefix, tree in trees.items():
       arrays |= named_leaves(tree, prefix)
     self.checkpoints.save(step, arrays, {**note, "key": self.key})

@@ -234,5 +234,5 @@ def _with(variables: PyTree, model: Any, head: dict[str, np.ndarray], kept: np.n
   kernel[: len(kept)] = head["kernel"]
   params = variables["params"]
   features = {**params["features"], "index": jnp.asarray(index)}
-  head = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(head["bias"])}
-  return {**variables, "params": {**params, "features": features, "head": head}}
+  new = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(head["bias"])}
+  return {**variables, "params": {**params, "features": features, "head": new}}

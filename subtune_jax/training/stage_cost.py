@@ -6,7 +6,7 @@ Nothing is kept of what they compute.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from absl import logging
 import jax
@@ -69,7 +69,7 @@ class Meter:
 
   def __init__(
     self, engine: engine_lib.Engine, variables: PyTree, train: Any, validation: Any | None,
-    validate: str = "epoch",
+    validate: Literal["epoch", "end"] = "epoch",
   ):  # fmt: skip
     variables = mesh_lib.place({"batch_stats": {}, **variables}, mesh_lib.replicated(engine.mesh))
     self._sets = (engine, variables, train, validation, validate)

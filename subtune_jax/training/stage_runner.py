@@ -39,13 +39,12 @@ NonFiniteLossError = divergence.NonFiniteLossError
 def describe(stage: methods.Stage, plan: trainable_split.Plan, variables: PyTree) -> dict[str, Any]:
   counts = masks.count_params(variables["params"], plan.labels)
   solver = stage.solver
-  gradient = isinstance(solver, methods.Gradient)
   return {
     "title": stage.name,
     "blocks": list(plan.blocks),
     "trained_params": sum(n for label, n in counts.items() if label != masks.FROZEN),
-    "solver": solver.optimizer if gradient else "lbfgs",
-    "epochs": solver.epochs if gradient else 1,
+    "solver": solver.optimizer if isinstance(solver, methods.Gradient) else "lbfgs",
+    "epochs": solver.epochs if isinstance(solver, methods.Gradient) else 1,
   }
 
 

@@ -21,6 +21,7 @@ from subtune_jax.training import (
   trainable_split,
   under_way,
 )
+from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import step as step_lib
 
@@ -85,12 +86,12 @@ def step_of(
 ) -> step_lib.StepSpec:
   """What is static about the steps of a stage whose first unit is `start`, None for images."""
   stage, engine = training.method[index], training.engine
-  steps = stage.solver.steps_per_epoch or len(training.train.labels) // training.batch_size
+  steps = stage.gradient.steps_per_epoch or len(training.train.labels) // training.batch_size
   augmentation = None if start else engine.augmentation
   units = (*engine.model.block_names, trainable_split.HEAD)
   differentiated = units[units.index(plan.start) :]
   return step_lib.StepSpec(
-    engine.model, plan, stage, stage.solver.epochs * steps, engine.preprocessing, augmentation,
+    engine.model, plan, stage, stage.gradient.epochs * steps, engine.preprocessing, augmentation,
     start, tuple(block for block in engine.remat if block in differentiated),
   )  # fmt: skip
 
@@ -118,12 +119,12 @@ def prepare(
   state = mesh_lib.put(found.fill("state", state) if found else state, mesh)
   fixed = mesh_lib.place(fixed, mesh_lib.replicated(mesh))
   initial = mesh_lib.put(moving["params"], mesh) if stage.penalty is not None else None
-  columns = _columns(training, stage.solver, inputs.labels)
+  columns = _columns(training, stage.gradient, inputs.labels)
   source = batches.choose(inputs.x, inputs.labels, engine.resident_bytes, columns)
   done = found.note["epoch"] if found else 0
   called = _Calls(training, stage, done)
   compile_epoch = _compile_streamed if source.streamed else _compile_resident
-  example = order(training, stage.solver, 0, 0)  # of the right shape, to compile with
+  example = order(training, stage.gradient, 0, 0)  # of the right shape, to compile with
   run_epoch, program, scan = compile_epoch(
     training, assembled or spec, state, fixed, initial, source, example, called
   )
@@ -141,7 +142,7 @@ class _Calls:
   """
 
   def __init__(self, training: under_way.Training, stage: methods.Stage, done: int):
-    self._trace, self._stage, self._epochs = training.trace, stage, stage.solver.epochs - done
+    self._trace, self._stage, self._epochs = training.trace, stage, stage.gradient.epochs - done
 
   def around(self, step: Callable, per_epoch: int | None) -> Callable:
     """The step, checked and perhaps traced; it is called so often in an epoch, None: once."""
@@ -164,7 +165,7 @@ def _columns(
   return columns if weights is None else {**columns, step_lib.WEIGHTS: weights[np.asarray(labels)]}
 
 
-def _assembled(engine: Any, spec: step_lib.StepSpec) -> blockwise_step.Step | None:
+def _assembled(engine: engine_lib.Engine, spec: step_lib.StepSpec) -> blockwise_step.Step | None:
   """The step in pieces, where the engine asks for it and the stage allows it."""
   if not engine.in_pieces:
     return None

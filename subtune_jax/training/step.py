@@ -129,7 +129,7 @@ class StepSpec:
 
   def key(self) -> tuple:
     """Hashable identity; learning rates are state and so not part of it."""
-    solver = self.stage.solver
+    solver = self.stage.gradient
     fields = dataclasses.asdict(solver) | {
       "learning_rates": tuple(solver.learning_rates),
       "epochs": None,
@@ -157,7 +157,7 @@ class StepSpec:
   def optimizer(self) -> optax.GradientTransformation:
     """The stage's optimiser over the moving params."""
     labels, _ = masks.partition(self.plan.labels, self.plan.labels)
-    return optimizer_lib.make_optimizer(self.stage.solver, labels, self.total_steps)
+    return optimizer_lib.make_optimizer(self.stage.gradient, labels, self.total_steps)
 
 
 def create_train_state(spec: StepSpec, moving: PyTree) -> TrainState:
@@ -277,10 +277,10 @@ def train_step(
       batch["x"], batch["ids"], view, spec.preprocessing, spec.augmentation, spec.from_images
     )
 
-  mixed = spec.augmentation is not None and spec.augmentation.mixup > 0
-  if mixed:
-    key = jax.random.fold_in(jax.random.key(view["seed"]), state.step)
-    mixture = jitter.mixup(prepared(batch), key, spec.augmentation.mixup)
+  mixup = spec.augmentation.mixup if spec.augmentation else 0.0
+  if mixup > 0:
+    mixing = jax.random.fold_in(jax.random.key(view["seed"]), state.step)
+    mixture = jitter.mixup(prepared(batch), mixing, mixup)
     batch["x"], partner, batch["share"] = mixture
     batch["partner_labels"] = batch["labels"][partner]
     if WEIGHTS in batch:
@@ -291,13 +291,13 @@ def train_step(
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(view["seed"]), state.step), 1)
 
   def loss_fn(params, stats, batch, key):
-    if not mixed:
+    if not mixup > 0:
       batch = {**batch, "x": prepared(batch)}
     return loss_of({"params": params, "batch_stats": stats}, fixed, initial, batch, spec, key)
 
   params = state.moving["params"]
   (loss, (stats, correct)), gradient = accumulation.value_and_gradient(
-    loss_fn, params, state.moving["batch_stats"], batch, key, spec.stage.solver.accumulate
+    loss_fn, params, state.moving["batch_stats"], batch, key, spec.stage.gradient.accumulate
   )
   updates, opt_state = spec.optimizer().update(gradient, state.opt_state, params)
   params = optax.apply_updates(params, updates)

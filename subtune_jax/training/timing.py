@@ -14,9 +14,9 @@ _EVENTS = (
 _local = threading.local()
 
 
-def _listen(event: str, seconds: float, **_: Any) -> None:
+def _listen(event: str, duration_secs: float, **_: Any) -> None:
   if event in _EVENTS:
-    _local.compiling = compile_seconds() + seconds
+    _local.compiling = compile_seconds() + duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)

@@ -77,7 +77,7 @@ class Training:
     self.original = self.variables
     blocks = {block for stage in method for block in stage.reinit}
     self.variables, self.touched = fresh_blocks.draw(engine.model, self.variables, blocks, seed)
-    self.history, self.stages = [], []
+    self.history, self.stages = list[dict[str, Any]](), list[dict[str, Any]]()
     self.seconds = self.compile_seconds = 0.0
     self.batch_size = min(engine.batch_size, len(train.labels))
     for block in engine.remat:
@@ -124,6 +124,7 @@ class Training:
     if logits is not None:
       stage = self.method[row["stage"]]
       divergence.check("the validation logits", logits, stage, row["epoch"] - 1)
+      assert self.validation is not None  # the logits are of it
       truth = np.asarray(self.validation.labels)
       row["validation_loss"] = evaluate.cross_entropy(logits, truth)
       row["validation_accuracy"] = evaluate.accuracy(logits, truth)

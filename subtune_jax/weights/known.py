@@ -203,9 +203,9 @@ def find(name_or_path: str) -> tuple[pathlib.Path, Known | None]:
   """
   known = _KNOWN.get(name_or_path)
   if known is None:
-    path = pathlib.Path(name_or_path)
-    if path.exists():
-      return path, None
+    given = pathlib.Path(name_or_path)
+    if given.exists():
+      return given, None
     raise errors.WeightsError(
       f"{name_or_path!r} is neither a file nor one of the known weights: {', '.join(names())}"
     )

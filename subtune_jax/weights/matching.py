@@ -213,8 +213,8 @@ def _other_classes(
   tensors: Mapping[str, np.ndarray], match: Match, targets: Mapping[str, Any]
 ) -> bool:
   """Tells whether the file's head is a whole one that only counts other classes."""
-  heads = [match.sources.get(path) for path in base.HEAD]
-  if not all(head and all(key in tensors for key in head.keys) for head in heads):
+  heads = [head for path in base.HEAD if (head := match.sources.get(path))]
+  if len(heads) < len(base.HEAD) or any(key not in tensors for h in heads for key in h.keys):
     return False
   kernel, bias = (head.convert(*(tensors[key] for key in head.keys)) for head in heads)
   if kernel.ndim != 2 or bias.ndim != 1:

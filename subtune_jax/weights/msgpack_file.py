@@ -5,6 +5,7 @@ arrays, which Flax nests as extensions, are taken apart here.
 """
 
 from collections.abc import Mapping
+import mmap
 from typing import Any
 
 from absl import logging
@@ -29,7 +30,7 @@ _DTYPES = {
 _BIN_SIZES = {0xC4: 1, 0xC5: 2, 0xC6: 4}  # bytes of the length, by msgpack's type of raw bytes
 
 
-def matches(data: bytes) -> bool:
+def matches(data: mmap.mmap | bytes) -> bool:
   """Tells whether a file starts with a map, of at least one item."""
   return bool(data) and (0x81 <= data[0] <= 0x8F or data[0] in (0xDE, 0xDF))
 

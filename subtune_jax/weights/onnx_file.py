@@ -11,6 +11,7 @@ says what those are:
 """
 
 from collections.abc import Iterator
+import mmap
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ _RESHAPES = ("Cast", "Reshape", "Resize", "Transpose")
 _FIX = "export it with torch.onnx.export(..., dynamo=False), or save its tensors as safetensors"
 
 
-def matches(data: bytes) -> bool:
+def matches(data: mmap.mmap | bytes) -> bool:
   """Tells whether a file starts as a model in protobuf does."""
   return data[:1] == _VERSION and data[2:3] != b"" and data[2:3] in _AFTER
 

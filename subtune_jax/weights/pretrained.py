@@ -86,7 +86,7 @@ def load_pretrained(
   with futures.ThreadPoolExecutor(1) as pool:  # hashing needs no interpreter
     hashing = pool.submit(_sha256, path, content)
     try:
-      match, loaded, not_loaded, not_checked, resized = _load(path, content, model, entry)
+      found = _load(path, content, model, entry, preprocessing)
     except errors.WeightsError:
       if entry:
         known.check_digest(path, entry, hashing.result())
@@ -94,13 +94,11 @@ def load_pretrained(
     sha256 = hashing.result()
   if entry:
     known.check_digest(path, entry, sha256)
-  seen = _preprocessing(preprocessing, path, entry, match.scheme)
-  if not_loaded:
+  loaded = found.variables
+  if found.not_loaded:
     loaded["params"]["head"] = _shapes(model)["params"]["head"]
     loaded = heads.init_head(model, loaded, seed, sha256)
-  return Pretrained(
-    loaded, seen, str(name_or_path), sha256, not_loaded, not_checked, revision, resized
-  )
+  return found._replace(variables=loaded, name=str(name_or_path), sha256=sha256, revision=revision)
 
 
 def random_weights(
@@ -129,23 +127,23 @@ def _load(
   content: mmap.mmap | bytes | None,
   model: nn.Module,
   entry: known.Known | None,
-) -> tuple[
-  matching.Match, dict[str, Any], tuple[str, ...], tuple[str, ...], tuple[int, int] | None
-]:  # fmt: skip
-  """The scheme of a file, its variables, what it lacks, what was not checked, `resized`."""
+  preprocessing: preprocess.Preprocessing | str | None,
+) -> Pretrained:
+  """What a file holds, without its digest; a head that it lacks is left out."""
   where, shapes = str(path), _shapes(model)
   tensors = files.read_folder(path) if content is None else files.parse(content, where)
   if entry and entry.part:
     tensors = {name: value for name, value in tensors.items() if name.startswith(entry.part)}
   match = matching.recognise(tensors, model, matching.paths(shapes), where)
   loaded, not_loaded = matching.convert(tensors, shapes, match, where)
-  resized = _resized(model, match, tensors)
-  if entry:  # the folder of known files is shared
-    return match, loaded, not_loaded, (), resized
-  notes = stated.check(path, model, match, tensors, not not_loaded)
+  notes: tuple[str, ...] = ()
+  if not entry:  # the folder of known files is shared
+    notes = stated.check(path, model, match, tensors, not not_loaded)
   if notes:
     logging.info("%s: not checked: %s", where, "; ".join(notes))
-  return match, loaded, not_loaded, notes, resized
+  seen = _preprocessing(preprocessing, path, entry, match.scheme)
+  resized = _resized(model, match, tensors)
+  return Pretrained(loaded, seen, where, "", not_loaded, notes, resized=resized)
 
 
 def _resized(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def array(
   data: bytes | bytearray | memoryview,
   dtype: np.dtype,
   shape: Sequence[Any],
-  order: str = "C",
+  order: Literal["C", "F"] = "C",
 ) -> np.ndarray:
   """Returns a read-only view of bytes that are as many as the shape says.
 
@@ -39,7 +39,7 @@ def array(
     data: the raw values.
     dtype: of plain numbers.
     shape: as the file declares it.
-    order: "C" or "F".
+    order: of the values in the file.
 
   Raises:
     Damaged: another number of bytes, or a shape that is none.

@@ -1,5 +1,7 @@
 """Reads safetensors files, through the library of that name."""
 
+import mmap
+
 import ml_dtypes
 import numpy as np
 
@@ -23,7 +25,7 @@ _DTYPES = {
 }
 
 
-def matches(data: bytes) -> bool:
+def matches(data: mmap.mmap | bytes) -> bool:
   """Tells whether a file starts as the format does: a header's length, then its JSON."""
   return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= _MAX_HEADER
 

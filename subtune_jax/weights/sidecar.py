@@ -121,12 +121,12 @@ def _share(config: Mapping[str, Any], short: int | None) -> float | None:
 
 
 def _timm(config: Mapping[str, Any]) -> preprocess.Preprocessing | None:
-  config = config.get("pretrained_cfg")
-  if not config or "mean" not in config:
+  said = config.get("pretrained_cfg")
+  if not said or "mean" not in said:
     return None
   return preprocess.Preprocessing(
-    _bytes(config["mean"]),
-    _bytes(config["std"]),
-    config.get("interpolation", "bicubic"),
-    float(config.get("crop_pct", 0.875)),
+    _bytes(said["mean"]),
+    _bytes(said["std"]),
+    said.get("interpolation", "bicubic"),
+    float(said.get("crop_pct", 0.875)),
   )

@@ -58,7 +58,7 @@ def check(
     return (_unchecked(f"no {file.name} lies beside the weights", model),)
   known = frozenset().union(*(hub_type.defaults for hub_type in hub_types.TYPES.values()))
   if sidecar.is_own(config):
-    rows, notes = _own(config, model), []
+    rows, notes = _own(config, model), list[str]()
   elif "architecture" in config:
     rows, notes = timm_names.compare(config, model, head_is_loaded)
   elif known & set(config) or {"model_type", "architectures"} & set(config):
@@ -122,7 +122,7 @@ def _transformers(
   head_is_loaded: bool,
 ) -> tuple[list[str], list[str]]:
   """Rows of what differs, and what could not be checked."""
-  name = config.get("model_type")
+  name: Any = config.get("model_type")
   written = name is not None
   name = name or _by_architecture(config) or hub_types.guess(model)
   hub_type = hub_types.TYPES.get(name) if isinstance(name, str) else None

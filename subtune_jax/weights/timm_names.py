@@ -120,8 +120,9 @@ def _options(name: str) -> dict[str, Any] | None:
 
 def _vit(size: str, patch_size: int, variant: str) -> dict[str, Any] | None:
   width, depth, heads = VIT_SIZES[size]
-  fields = {"width": width, "depth": depth, "heads": heads, "patch_size": patch_size}
-  fields |= {"activation": "gelu", "norm_epsilon": 1e-6, "pre_norm": False, "layer_scale": False}
+  fields: dict[str, Any] = {"width": width, "depth": depth, "heads": heads}
+  fields |= {"patch_size": patch_size, "activation": "gelu", "norm_epsilon": 1e-6}
+  fields |= {"pre_norm": False, "layer_scale": False}
   if re.fullmatch(rf"{_CLIP}|{_QUICK}", variant):
     quick = re.fullmatch(_QUICK, variant)
     fields |= {"pre_norm": True, "norm_epsilon": 1e-5}

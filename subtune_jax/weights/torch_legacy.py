@@ -25,7 +25,7 @@ def read(data: mmap.mmap | bytes, name: str) -> dict[str, np.ndarray]:
     Refused: a name other than those of tensors and plain data, or no clear state dict.
     Damaged: a file that contradicts itself or ends early.
   """
-  stream = io.BytesIO(data) if isinstance(data, bytes) else data
+  stream: Any = io.BytesIO(data) if isinstance(data, bytes) else data  # a mapped file is a stream
   pickles = torch_tensors.Pickles()
   _, protocol = pickles.load(stream), pickles.load(stream)  # the signature has checked the first
   if protocol != _PROTOCOL_VERSION:

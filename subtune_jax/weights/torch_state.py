@@ -26,7 +26,7 @@ def tensors(value: Any, name: str, file_size: int) -> dict[str, torch_tensors.Te
   Raises:
     Refused: there is no state dict, or it is not clear which of several is meant.
   """
-  path = []
+  path: list[str] = []
   while isinstance(value, dict) and len(path) < _LEVELS:
     key = None if path and _direct(value) else _container(value)
     if key is None:

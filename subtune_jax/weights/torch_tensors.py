@@ -162,7 +162,7 @@ def _rebuild_parameter(tensor, requires_grad=True, hooks=None):
 
 
 def _ordered_dict(items=None):
-  made = {}
+  made: dict[Any, Any] = {}
   if items is None:
     return made
   pairs = isinstance(items, list) and all(isinstance(p, list | tuple) for p in items)

@@ -37,7 +37,7 @@ def read(archive: zip_archive.Archive, name: str, file_size: int) -> dict[str, n
   if order in names and bytes(archive.read(order)) != b"little":
     raise errors.Refused("it was not written on a little-endian machine")
   pickles = torch_tensors.Pickles(script=f"{top}/constants.pkl" in names)
-  stream = io.BytesIO(archive.read(top + _PICKLE))
+  stream = io.BytesIO(archive.read(f"{top}{_PICKLE}"))
   value = pickles.load(stream)
   if stream.read(1):
     raise errors.Damaged("bytes follow its pickle")

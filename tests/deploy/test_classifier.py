@@ -38,6 +38,8 @@ def test_the_forward_pass_is_the_models_own(trained, pictures):
   x = preprocess.normalize(images, trained.preprocessing)
   features = trained.model.apply(trained.variables, x, stop="head")
   np.testing.assert_allclose(trained.features(images), features, atol=1e-5)
+  logits = trained.logits_of(trained.features(images))
+  np.testing.assert_allclose(logits, trained.logits(images), atol=1e-5)
   head = trained.variables["params"]["head"]
   wanted = np.asarray(features) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
   np.testing.assert_allclose(trained.logits(images), wanted, atol=1e-4)

@@ -6,11 +6,11 @@ import pathlib
 import numpy as np
 
 from subtune_jax import files
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import intervals as holistic_intervals
 from subtune_jax.studies.holistic_transfer import numbers as holistic_numbers
 from subtune_jax.studies.holistic_transfer import summary as holistic_record
+from tests.report import fake_run
 
 ALL_METHODS = tuple(holistic_config.TITLES)
 # Method -> (how far the features, the seen rows and the absent rows of the head move).
@@ -187,7 +187,9 @@ def _record(study: Study, methods, units, num_classes: int, pcv: bool) -> dict:
     "created": "2026-01-02T03:04:05+00:00", "versions": {"jax": "0.10.2", "python": "3.11.7"},
     "devices": "1 x cpu", "config": {"seeds": list(study.seeds), "data": {"image_size": 64}},
     "backbone": {"name": "efficientnet_lite0", "num_params": 3_400_000, "image_size": 64,
-                 "weights": "efficientnet-lite0.tflite", "sha256": "0123456789abcdef"},
+                 "weights": "efficientnet-lite0.tflite", "sha256": "0123456789abcdef",
+                 "block_names": list(fake_run.BLOCK_PARAMS), "block_params": fake_run.BLOCK_PARAMS,
+                 "head_params": fake_run.HEAD_PARAMS},
     "data": {"train": "emoji_domains/twemoji", "source": "emoji_domains/noto",
              "class_names": [f"group{i // 9}-class {i}" for i in range(num_classes)],
              "num_train": len(study.world.sets["train"][0]), "num_validation": 90,
@@ -212,5 +214,5 @@ def _record(study: Study, methods, units, num_classes: int, pcv: bool) -> dict:
       "blocks": blocks,
     },
   }  # fmt: skip
-  (study.workdir / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  (study.workdir / "results.json").write_text(json.dumps(record), encoding="utf-8")
   return record

@@ -168,7 +168,7 @@ def write(
         "history": _history(method, rng), "test": tests,
       })  # fmt: skip
   record = _record(names, list(class_names), num_test, methods, trainings)
-  (workdir / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  (workdir / "results.json").write_text(json.dumps(record), encoding="utf-8")
   images = {
     name: np.stack([_image(label, shade, rng) for label in labels[:num_images]])
     for shade, name in enumerate(names)

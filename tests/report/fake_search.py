@@ -9,7 +9,6 @@ import pathlib
 
 import numpy as np
 
-from subtune_jax.studies.compare import record as compare_record
 from tests.report import fake_run
 
 LITE0 = fake_run.BLOCK_PARAMS
@@ -70,7 +69,7 @@ class World:
       by_fold = [v if i < folds else None for i, v in enumerate(by_fold)]
     there = [v for v in by_fold if v is not None]
     mean = float(np.mean(there))
-    half = 1.96 * np.sqrt(mean * (1 - mean) / (per_fold * len(there)))
+    half = float(1.96 * np.sqrt(mean * (1 - mean) / (per_fold * len(there))))
     blocks = list(self.params)
     first = blocks.index(units[0]) if units else len(blocks)
     macs = macs_of(self.params)
@@ -350,7 +349,7 @@ def corruption(backbone_name: str = "resnet26", count: int = 15, *, tested: bool
 def write(workdir: pathlib.Path, record: dict) -> None:
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  (workdir / "results.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def write_final(workdir: pathlib.Path, record: dict) -> None:

@@ -183,7 +183,7 @@ def test_labels_are_checked_on_validation_or_by_the_cross_validated_probe(tmp_pa
     row["key"] = f"after{row['seed']}"  # a training on all labels has no validation logits
   first = record["trainings"][0]
   record["trainings"].append({**first, "chosen": False, "key": "before"})
-  (tmp_path / compare_record.RESULTS).write_text(json.dumps(record))
+  (tmp_path / "results.json").write_text(json.dumps(record))
   run = compare_record.load(tmp_path)
   row = chosen.training(run.record)
   assert chosen.answers_on_labelled(run, row) is None
@@ -220,7 +220,7 @@ def test_a_set_without_errors_has_no_gallery(tmp_path):
     arrays["logits"] = 9 * np.eye(2)[arrays["labels"]]
     np.savez(path, **arrays)
     row["test"][NOTO]["accuracy"] = 1.0
-  (tmp_path / compare_record.RESULTS).write_text(json.dumps(record))
+  (tmp_path / "results.json").write_text(json.dumps(record))
   run = compare_record.load(tmp_path)
   errors.save(run, images_of(run))
   assert NOTO not in errors.load(tmp_path)

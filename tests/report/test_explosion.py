@@ -39,7 +39,7 @@ def test_the_rule(history, moved, says):
 def test_the_report_names_it(tmp_path):
   fake_run.write(tmp_path)
   assert "exploded" not in html.render(compare_page.report(*_read(tmp_path)))
-  path = tmp_path / compare_record.RESULTS
+  path = tmp_path / "results.json"
   record = json.loads(path.read_text())
   found = next(t for t in record["trainings"] if t["method"] == "ft" and t["chosen"])
   found["history"][-1]["train_loss"] = 6.6e9

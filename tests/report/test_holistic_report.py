@@ -13,7 +13,6 @@ import pytest
 
 from subtune_jax import calibration, files
 from subtune_jax.report import charts, document, html, style
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import curve_figures as holistic_curves
 from subtune_jax.studies.holistic_transfer import figures as holistic_plots
 from subtune_jax.studies.holistic_transfer import headline
@@ -391,7 +390,7 @@ def test_a_page_loads_nothing(bare):
   ],
 )
 def test_other_records_are_refused(bare, change, words):
-  record = json.loads((bare.workdir / compare_record.RESULTS).read_text(encoding="utf-8"))
+  record = json.loads((bare.workdir / "results.json").read_text(encoding="utf-8"))
   change(record)
   with pytest.raises(ValueError, match=words):
     holistic_page.report(holistic_records.of(record, bare.workdir))

@@ -35,7 +35,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
   record["methods"][1]["title"] = f"FT {HOSTILE}"
   record["methods"][2]["stages"][0]["title"] = HOSTILE
   record["data"]["attribution"] = {"noto": HOSTILE}
-  (path / compare_record.RESULTS).write_text(json.dumps(record), encoding="utf-8")
+  (path / "results.json").write_text(json.dumps(record), encoding="utf-8")
   compare_page.write_report(path)
   return path
 
@@ -48,7 +48,7 @@ def small(tmp_path) -> pathlib.Path:
 
 
 def edit(workdir: pathlib.Path, change) -> None:
-  path = workdir / compare_record.RESULTS
+  path = workdir / "results.json"
   record = json.loads(path.read_text(encoding="utf-8"))
   change(record)
   path.write_text(json.dumps(record), encoding="utf-8")
@@ -244,12 +244,12 @@ def test_missing_results(tmp_path):
   ("content", "message"),
   [
     ('{"name": "x", ', "damaged, not JSON"),
-    ("[1, 2]", "has to be an object, got list"),
+    ("[1, 2]", r"is \[1, 2\], it has to be `object`"),
     ('{"accuracy": 1}', "lacks backbone, command.*it has accuracy"),
   ],
 )
 def test_damaged_or_foreign_results(small, content, message):
-  (small / compare_record.RESULTS).write_text(content, encoding="utf-8")
+  (small / "results.json").write_text(content, encoding="utf-8")
   with pytest.raises(ValueError, match=message):
     compare_record.load(small)
 
@@ -268,7 +268,7 @@ def _outside(record):
     (_drop_seed, "every method needs the same ones"),
     (_outside, "outside of"),
     (lambda r: r["trainings"][0].pop("seconds"), r"trainings\[0\] lacks seconds"),
-    (lambda r: r["trainings"][0].update(seed="0"), "seed is '0', it has to be int"),
+    (lambda r: r["trainings"][0].update(seed="0"), "seed is '0', it has to be `int`"),
     (lambda r: r["trainings"][0].update(method="lpp"), "'lpp'; the record knows 'lp', 'ft'"),
     (lambda r: r["trainings"][0]["test"].pop("emoji_domains/noto"), "no test of method 'lp'"),
     (lambda r: r["methods"][0]["stages"][0].update(blocks=["block99"]), "'block99'; the record"),

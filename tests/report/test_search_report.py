@@ -24,7 +24,7 @@ from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.dataset_size import figures as size_plots
 from subtune_jax.studies.dataset_size import page as size_page
 from subtune_jax.studies.dataset_size import record as size_record
-from subtune_jax.studies.search import checks, figures, fork_figure, greedy_figure, sentences
+from subtune_jax.studies.search import figures, fork_figure, greedy_figure, sentences
 from subtune_jax.studies.search import page as search_page
 from subtune_jax.studies.search import record as search_records
 from tests.report import fake_run, fake_search
@@ -32,14 +32,14 @@ from tests.report import fake_run, fake_search
 HOSTILE = '<script>alert("1")</script> & $x_0$'
 ESCAPED = "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; $x_0$"
 PAGES = {
-  checks.SEARCH: search_page,
-  checks.DATASET_SIZE: size_page,
-  checks.CORRUPTION: corruption_page,
+  "search": search_page,
+  "dataset_size": size_page,
+  "corruption": corruption_page,
 }
 READERS = {
-  checks.SEARCH: search_records,
-  checks.DATASET_SIZE: size_record,
-  checks.CORRUPTION: corruption_record,
+  "search": search_records,
+  "dataset_size": size_record,
+  "corruption": corruption_record,
 }
 
 
@@ -307,6 +307,21 @@ def test_a_decided_certificate_says_so(search):
   assert "No certificate" in text_of(record)
 
 
+@pytest.mark.parametrize(
+  ("base", "chosen", "said"),
+  [
+    (["a"], ["a", "b"], ["+ b"]),
+    (["a", "b"], ["b"], ["\N{MINUS SIGN} a"]),
+    (["a=1"], ["a=4"], ["a 1 \N{RIGHTWARDS ARROW} 4"]),
+    (["a=1", "b=1"], ["a=1", "b=16"], ["b 1 \N{RIGHTWARDS ARROW} 16"]),
+    (["a=1"], [], ["\N{MINUS SIGN} a=1"]),
+    ([], ["a=1"], ["+ a=1"]),
+  ],
+)
+def test_a_step_says_what_came_and_went_and_which_rank_changed(base, chosen, said):
+  assert sentences.moves({"base": base, "chosen": chosen}) == said
+
+
 def test_ranking_holds_the_best_the_chosen_and_both_ends(search):
   ranked = search_page.ranking(search, most=4)
   means = [r.tried["mean"] for r in ranked]
@@ -546,19 +561,22 @@ def _path(record):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda r: r.update(kind="serch"), r"kind is 'serch'; the record knows 'search', 'dataset_s"),
+    (lambda r: r.update(kind="serch"), "kind is 'serch', wanted 'search'"),
     (lambda r: r.pop("cost"), "lacks cost"),
-    (lambda r: r.update(chosen_by=3), "chosen_by is 3, it has to be str"),
+    (lambda r: r.update(chosen_by=3), "chosen_by is 3, it has to be `str`"),
     (lambda r: r["data"].update(num_folds=4), r"sets\[0\]: by_fold has 5 values, data.num_folds"),
     (lambda r: r["data"].pop("train"), "data lacks train"),
     (lambda r: r["units"][1].update(blocks=["blok"]), "'blok'; the record knows 'stem'"),
     (lambda r: r["units"][1].update(name="stem"), "each named once"),
-    (lambda r: r["sets"][2].update(mean=53.1), r"sets\[2\]: mean is 53.1, .* number in \[0, 1\]"),
-    (lambda r: r["sets"][2].update(mean=float("nan")), r"sets\[2\]: mean is nan"),
+    (lambda r: r["sets"][2].update(mean=53.1), r"sets\[2\].mean is 53.1, .*`float` <= 1.0"),
+    (lambda r: r["sets"][2].update(mean=float("nan")), r"sets\[2\].mean is nan, .*`float` >= 0.0"),
     (lambda r: r["sets"][2].update(mean=0.2), "mean is 0.200000, that of its folds"),
     (lambda r: r["sets"][2].update(low=0.9), r"interval is \[0.9, .*low has to be at most high"),
     (lambda r: r["sets"][2].update(low=None), "interval is"),
-    (lambda r: r["sets"][2]["by_fold"].__setitem__(0, "a"), r"by_fold: 0 is 'a'"),
+    (
+      lambda r: r["sets"][2]["by_fold"].__setitem__(0, "a"),
+      r"by_fold\[0\] is 'a'.*`float \| null`",
+    ),
     (lambda r: r["sets"][2].update(by_fold=[None] * 5), "null in every fold"),
     (lambda r: r["sets"][2].update(complete=False), "complete is False"),
     (
@@ -573,7 +591,10 @@ def _path(record):
     (lambda r: _path(r).update(start="some"), "start is 'some'; the record knows 'none', 'all'"),
     (lambda r: _path(r)["rule"].update(kind="luck"), "rule.kind is 'luck'"),
     (lambda r: _path(r)["steps"][0].pop("reason"), r"steps\[0\] lacks reason"),
-    (lambda r: _path(r)["steps"][0]["tried"][0].update(mean=-1), r"tried\[0\]: mean is -1"),
+    (
+      lambda r: _path(r)["steps"][0]["tried"][0].update(mean=-1),
+      r"tried\[0\].mean is -1, .*`float` >= 0.0",
+    ),
     (lambda r: r["certificate"].update(probability_best=2), "probability_best is 2"),
     (lambda r: r["certificate"]["undecided"][0].pop("probability"), "lacks probability"),
     (lambda r: r.update(final={"folder": "../x"}), "folder is '../x'; .*inside of the workdir"),
@@ -593,17 +614,33 @@ def test_a_bad_search_gives_one_clear_error(search, tmp_path, change, message):
 @pytest.mark.parametrize(
   ("make", "change", "message"),
   [
-    (bare_sizes, lambda r: r.update(sizes=[]), "a list of 1 or more"),
+    (bare_sizes, lambda r: r.update(sizes=[]), "is \\[\\], .*`array` of length >= 1"),
     (fake_search.dataset_size, lambda r: r["sizes"].reverse(), "have to be positive and to rise"),
-    (bare_sizes, lambda r: r["sizes"][0]["methods"][0].update(by_seed=[7]), "by_seed: 0 is 7"),
+    (
+      bare_sizes,
+      lambda r: r["sizes"][0]["methods"][0].update(by_seed=[7]),
+      r"by_seed\[0\] is 7, .*`float` <= 1.0",
+    ),
     (bare_sizes, lambda r: r["sizes"][0].update(folder="/etc"), "inside of the workdir"),
-    (bare_sizes, lambda r: r["sizes"][0]["against_ft"].update(lp={"mean": 0.1}), "lacks low"),
+    (
+      bare_sizes,
+      lambda r: r["sizes"][0]["against_ft"].update(lp={"mean": 0.1}),
+      "lp lacks high, low",
+    ),
     (fake_search.dataset_size, lambda r: r["map"]["rows"][0].update(unit="x"), "unit is 'x'"),
     (fake_search.dataset_size, lambda r: r["map"]["head"][0].update(size=1), "size is 1; the rec"),
-    (bare_corruptions, lambda r: r.update(rows=[]), "a list of 1 or more"),
+    (bare_corruptions, lambda r: r.update(rows=[]), "is \\[\\], .*`array` of length >= 1"),
     (bare_corruptions, lambda r: r["rows"][0].update(chosen=["x"]), "a unit is 'x'"),
-    (bare_corruptions, lambda r: r["rows"][0].update(order=[{"unit": "stem"}]), "lacks taken"),
-    (bare_corruptions, lambda r: r["rows"][0].update(head=0.3), "head is 0.3, it has to be dict"),
+    (
+      bare_corruptions,
+      lambda r: r["rows"][0].update(order=[{"unit": "stem"}]),
+      "lacks score, taken",
+    ),
+    (
+      bare_corruptions,
+      lambda r: r["rows"][0].update(head=0.3),
+      "head is 0.3, it has to be `object",
+    ),
     (bare_corruptions, lambda r: r["rows"][0].update(test={"lp": {}}), "test.lp lacks accuracy"),
     (
       lambda: fake_search.corruption(count=1),
@@ -625,7 +662,7 @@ def test_a_record_of_another_kind_is_refused(tmp_path):
   with pytest.raises(ValueError, match="kind is 'dataset_size', wanted 'search'"):
     search_records.load(tmp_path)
   (tmp_path / "results.json").write_text("[1]", encoding="utf-8")
-  with pytest.raises(ValueError, match="has to be an object"):
+  with pytest.raises(ValueError, match=r"is \[1\], it has to be `object`"):
     search_records.load(tmp_path)
 
 

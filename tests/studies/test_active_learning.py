@@ -57,6 +57,7 @@ def test_rules_share_the_first_labels_and_ask_for_others(finished):
 def test_the_record_has_the_curves_and_the_page_what_they_say(finished):
   made, workdir, out = finished
   assert made == record.load(workdir)
+  assert (made["kind"], made["record_version"]) == ("active_learning", 1)
   for method in made["methods"]:
     assert [row["rule"] for row in method["rules"]] == list(SMALL["rules"])
     for row in method["rules"]:

@@ -157,6 +157,12 @@ def test_a_config_can_build_the_network_that_a_folder_of_weights_states(tmp_path
     network.load_network(config, 3)
 
 
+@pytest.mark.parametrize("text", ["norm_epsilon", "12, depth=2", "**{'depth': 2}"])
+def test_options_without_a_name(text):
+  with pytest.raises(ValueError, match=r"backbone\.options is .*; give name=value pairs"):
+    network.options(text)
+
+
 @pytest.mark.slow
 def test_adapters_are_methods_of_a_comparison_and_their_networks_can_be_kept(tmp_path):
   config = make_config()

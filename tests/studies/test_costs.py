@@ -119,7 +119,7 @@ def test_a_record_has_the_costs_and_older_ones_go_without(tmp_path):
     del row["fork_macs"]
   for row in record["trainings"]:
     del row["step"]
-  (tmp_path / compare_record.RESULTS).write_text(json.dumps(record))
+  (tmp_path / "results.json").write_text(json.dumps(record))
   older = compare_record.load(tmp_path)
   (row, *_) = summary.summarize(older, num_resamples=20).rows
   assert np.isnan([row.step_bytes, row.step_milliseconds, row.fork_macs]).all()

@@ -14,7 +14,7 @@ from subtune_jax import files, weights
 from subtune_jax.data import registry
 from subtune_jax.report import explosion
 from subtune_jax.runner import choice, network, trainings, workdir, writers
-from subtune_jax.studies import nested_search as studies
+from subtune_jax.studies import fields
 from subtune_jax.studies.compare import config as compare_config
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
@@ -106,7 +106,7 @@ def sweep(tmp_path, monkeypatch, made):
   state = compare.start(made, tmp_path, stream)
   chosen = compare.train_all(state)
   compare.finish(state, chosen, "")
-  record = strict((tmp_path / compare_record.RESULTS).read_text())
+  record = strict((tmp_path / "results.json").read_text())
   for name in ("ledger.jsonl", "metrics.jsonl"):
     for line in (tmp_path / name).read_text().splitlines():
       strict(line)
@@ -257,7 +257,7 @@ def test_a_search_never_chooses_what_diverged(tmp_path, monkeypatch):
   made.batch_size = 18  # one step
   stream = io.StringIO()
   record = small_search.run(tmp_path / "run", made, stream)
-  strict((tmp_path / "run" / compare_record.RESULTS).read_text())
+  strict((tmp_path / "run" / "results.json").read_text())
   sets = {tuple(row["units"]): row for row in record["sets"]}
   assert sets["early",]["diverged"]
   assert not sets["mid",]["diverged"]
@@ -309,19 +309,18 @@ def test_an_old_ledger_with_nan_is_read_as_diverged(tmp_path):
 
 def test_an_old_record_with_nan_is_read_as_diverged(tmp_path):
   fake_run.write(tmp_path)
-  path = tmp_path / compare_record.RESULTS
+  path = tmp_path / "results.json"
   record = json.loads(path.read_text())
   method = next(m for m in record["methods"] if m["name"] == "ft")
   point = next(p for p in method["grid"] if p["learning_rate"] != method["learning_rate"])
   point["validation_loss"] = NAN
   path.write_text(json.dumps(record))
-  for read in (files.read_record, studies.read):
-    read_point = next(
-      p for m in read(path)["methods"] if m["name"] == "ft" for p in m["grid"]
-      if p["learning_rate"] == point["learning_rate"]
-    )  # fmt: skip
-    assert read_point["validation_accuracy"] is None
-    assert read_point["validation_loss"] is None
+  read_point = next(
+    p for m in fields.read(tmp_path)["methods"] if m["name"] == "ft" for p in m["grid"]
+    if p["learning_rate"] == point["learning_rate"]
+  )  # fmt: skip
+  assert read_point["validation_accuracy"] is None
+  assert read_point["validation_loss"] is None
   run = compare_record.load(tmp_path)
   (line,) = [line for line in explosion.lines(run.record) if "diverged at" in line]
   assert line == f"Full fine-tuning diverged at {point['learning_rate']:g}."

@@ -117,6 +117,7 @@ def single(tmp_path_factory):
 
 def test_record_has_every_method_with_and_without_calibration(done):
   made, folder, record, text = done
+  assert (record["kind"], record["record_version"]) == ("holistic_transfer", 1)
   assert record == json.loads((folder / "results.json").read_text())
   table = record["holistic"]["table"]
   methods = {row["method"] for row in table}

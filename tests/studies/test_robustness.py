@@ -60,6 +60,7 @@ def done(tmp_path_factory):
 
 def test_every_epoch_of_every_training_is_read_on_every_set(done):
   folder, record, _ = done
+  assert (record["kind"], record["record_version"]) == ("robustness", 1)
   study = record["robustness"]
   trainings = study["trainings"]
   count = {name: sum(t["method"] == name for t in trainings) for name in ("lp", "ft", "lp_ft")}

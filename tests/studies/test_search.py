@@ -16,7 +16,6 @@ import pytest
 from subtune_jax import data
 from subtune_jax.data import registry
 from subtune_jax.runner import recipes
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.search import record as search_records
@@ -57,7 +56,8 @@ def result(record):
 def test_the_record_is_what_reports_read(finished):
   folder, record, _ = finished
   search_records.check(record)
-  assert search_records.load(folder) == json.loads((folder / compare_record.RESULTS).read_text())
+  assert (record["kind"], record["record_version"]) == ("search", 1)
+  assert search_records.load(folder) == json.loads((folder / "results.json").read_text())
   assert (folder / "report.html").stat().st_size > 10_000
   assert [s["kind"] for s in record["searches"]] == [
     "profile", "windows", "pairs", "greedy", "greedy"

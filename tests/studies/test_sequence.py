@@ -6,6 +6,7 @@ import pytest
 
 from subtune_jax import methods
 from subtune_jax.studies.sequence import figures, page, run
+from subtune_jax.studies.sequence import record as sequence_record
 from subtune_jax.training import export
 from tests import config_files
 
@@ -35,7 +36,9 @@ def finished(tmp_path_factory):
 
 @pytest.mark.slow
 def test_nothing_is_forgotten_on_one_backbone(finished):
-  record, _, _ = finished
+  record, workdir, _ = finished
+  assert record == sequence_record.load(workdir)
+  assert (record["kind"], record["record_version"]) == ("sequence", 1)
   shared, in_sequence, lora = record["methods"]
   assert [len(row) for row in shared["matrix"]] == [1, 2, 3, 4, 5]
   assert shared["logits_moved"] == 0.0

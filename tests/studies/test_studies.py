@@ -48,6 +48,7 @@ def test_dataset_size(tmp_path):
   stream = io.StringIO()
   record = dataset_size.run(made, tmp_path, stream=stream)
   size_record.check(record)
+  assert (record["kind"], record["record_version"]) == ("dataset_size", 1)
   assert [row["size"] for row in record["sizes"]] == [12, 36]
   for row in record["sizes"]:
     final = json.loads((tmp_path / row["folder"] / "final/results.json").read_text())
@@ -99,6 +100,7 @@ def test_corruption(tmp_path):
   stream = io.StringIO()
   record = corruption.run(made, tmp_path, stream=stream)
   corruption_record.check(record)
+  assert (record["kind"], record["record_version"]) == ("corruption", 1)
   assert [row["name"] for row in record["rows"]] == ["small+contrast/5", "small"]
   for row in record["rows"]:
     assert [step["taken"] for step in row["order"]] == [True, True]

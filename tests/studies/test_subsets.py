@@ -9,7 +9,6 @@ import pytest
 from subtune_jax import data
 from subtune_jax.runner import examples
 from subtune_jax.studies.compare import config as compare_config
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 
 
@@ -75,7 +74,7 @@ def test_the_record_has_the_indices(tmp_path):
   config.methods, config.seeds, config.lp.l2 = ("lp",), (0,), (0.1,)
   config.tensorboard, config.data.image_size = False, 16
   record = compare.run(config, tmp_path / "run", stream=io.StringIO())
-  written = json.loads((tmp_path / "run" / compare_record.RESULTS).read_text())
+  written = json.loads((tmp_path / "run" / "results.json").read_text())
   indices = load(60)[3].tolist()
   assert record["data"]["train_indices"] == written["data"]["train_indices"] == indices
   assert written["data"]["num_train"] == len(indices)

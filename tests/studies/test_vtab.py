@@ -19,6 +19,7 @@ from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
+from subtune_jax.studies.vtab import record as vtab_record
 from subtune_jax.studies.vtab import run as suite_run
 from tests import tiny
 from tests.workers import random_order
@@ -83,10 +84,12 @@ def whole(tmp_path_factory):
 
 def test_the_table_is_that_of_the_tasks_own_runs(whole):
   workdir, record, text = whole
-  assert record == json.loads((workdir / "results.json").read_text())
+  assert record == vtab_record.load(workdir)
+  assert (record["kind"], record["record_version"]) == ("vtab", 1)
   assert [row["task"] for row in record["tasks"]] == ["dtd", "svhn"]
   for row in record["tasks"]:
     own = compare_record.load(workdir / row["folder"])
+    assert (own.record["kind"], own.record["record_version"]) == ("compare", 1)
     assert own.record["data"]["train"] == row["name"]
     summary = summary_lib.summarize(own)
     for method, expected in zip(row["methods"], summary.rows, strict=True):

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Final, Literal
 
 import numpy as np
 
 from subtune_jax.data import choices, dataset
 from subtune_jax.data.shifts import maps, tfds_sets
 
-OCCURRING = "occurring"  # A class mask of the classes that occur in the shifted set.
+OCCURRING: Final = "occurring"  # A class mask of the classes that occur in the shifted set.
+Allowed = Literal["occurring"] | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Shift:
   id_data: str
   ood_data: tuple[str, ...]
   label_maps: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-  class_masks: Mapping[str, str | tuple[int, ...]] = dataclasses.field(default_factory=dict)
+  class_masks: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
   num_masked: int = 0
   note: str = ""
 
@@ -73,7 +75,7 @@ class Shift:
     rule = self.class_masks.get(ood)
     if rule is None:
       return None
-    if rule == OCCURRING:
+    if isinstance(rule, str):  # `OCCURRING`
       return maps.mask_of_labels(labels, num_classes, self.num_masked)
     mask = np.zeros(num_classes, bool)
     mask[list(rule)] = True

@@ -83,7 +83,7 @@ def smallnorb_elevation(example: Example) -> int:
 
 def _bin(value: float, thresholds: tuple[float, ...], num_classes: int, what: str) -> int:
   """Returns the index of the last threshold below `value`."""
-  exceeded = np.flatnonzero(np.float32(thresholds) < np.float32(value))
+  exceeded = np.flatnonzero(np.asarray(thresholds, np.float32) < np.float32(value))
   if not len(exceeded) or exceeded[-1] >= num_classes:
     raise ValueError(
       f"{what} {value} is out of range; allowed: above {thresholds[0]}, "

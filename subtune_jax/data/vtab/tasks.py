@@ -7,6 +7,7 @@ hyper-parameters with. The images are the first ones of the prepared data set, i
 from collections.abc import Callable, Mapping
 import dataclasses
 import statistics
+from typing import Any
 
 from subtune_jax.data import tfds_source
 from subtune_jax.data.vtab import labels
@@ -81,22 +82,21 @@ _RETINOPATHY = _source(
   needs="cv2",
 )
 
-_CLEVR_SPLITS = {"train": "train[:800]", "validation": "train[63000:63200]", "test": "validation"}
-_DSPRITES_SPLITS = {
-  "train": "train[:800]",
-  "validation": "train[589824:590024]",
-  "test": "train[663552:]",
-}
-# The validation images come from the test split, as in the official code.
-_SMALLNORB_SPLITS = {"train": "train[:800]", "validation": "test[:200]", "test": "test[50%:]"}
+
+def _splits(validation: str, test: str = "test") -> dict[str, Any]:
+  return {"train": "train[:800]", "validation": validation, "test": test}
 
 
-def _tail(start: int) -> dict[str, str]:
+def _tail(start: int) -> dict[str, Any]:
   """Returns splits whose validation images lie in the training split, from `start` on."""
-  return {"train": "train[:800]", "validation": f"train[{start}:{start + 200}]", "test": "test"}
+  return _splits(f"train[{start}:{start + 200}]")
 
 
-_OWN_VALIDATION = {"train": "train[:800]", "validation": "validation[:200]", "test": "test"}
+_CLEVR_SPLITS = _splits("train[63000:63200]", "validation")
+_DSPRITES_SPLITS = _splits("train[589824:590024]", "train[663552:]")
+# The validation images come from the test split, as in the official code.
+_SMALLNORB_SPLITS = _splits("test[:200]", "test[50%:]")
+_OWN_VALIDATION = _splits("validation[:200]")
 
 _ALL = (
   Task("cifar100", "natural", _source("cifar100", "3.0.2", "169 MB"), **_tail(45000),

@@ -1,9 +1,7 @@
 """The report of a study of active learning, from its record."""
 
-from collections.abc import Mapping
 import os
 import pathlib
-from typing import Any
 
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
@@ -12,8 +10,9 @@ from subtune_jax.studies import sections
 from subtune_jax.studies.active_learning import figures as own_figures
 from subtune_jax.studies.active_learning import record as own_record
 from subtune_jax.studies.active_learning import saved
+from subtune_jax.studies.search import record as search_record
 
-Row = Mapping[str, Any]
+Record = own_record.Record
 _INTERVALS = (
   "95 % intervals of a bootstrap over seeds and groups of test images; a seed has its own first "
   "labels, head and order of images, and few seeds say little about other seeds."
@@ -25,36 +24,32 @@ _SAVED = (
 )
 
 
-def _estimate(entry: Row) -> estimate.Estimate:
-  return estimate.Estimate(entry["mean"], entry["low"], entry["high"])
-
-
 def _share(value: float) -> str:
   return f"{100 * value:.0f}".replace("-", words.MINUS)
 
 
-def _reference(record: Row) -> str:
+def _reference(record: Record) -> str:
   """The rule that the others are compared with, within a sentence."""
   return f"the rule {record['rules'][saved.REFERENCE]!r}"
 
 
-def _best(method: Row) -> Row | None:
-  """The rule that saves most; None without another than the reference."""
-  rows = [row for row in method["rules"] if row["saved"] is not None]
-  return max(rows, key=lambda row: row["saved"]["mean"], default=None)
+def _best(method: own_record.Method) -> tuple[str, own_record.Saved] | None:
+  """The rule that saves most, and how much; None without another than the reference."""
+  rows = [(row["rule"], row["saved"]) for row in method["rules"] if row["saved"] is not None]
+  return max(rows, key=lambda row: row[1]["mean"], default=None)
 
 
-def headline(record: Row) -> list[str]:
+def headline(record: Record) -> list[str]:
   """What asking saves, learner by learner, said no more firmly than the data do."""
   lines = []
   for method in record["methods"]:
     best = _best(method)
     if best is None:
       continue
-    saved, title = best["saved"], record["rules"][best["rule"]]
-    value = _estimate(saved)
+    title, own = record["rules"][best[0]], best[1]
+    value = search_record.estimate(own)
     span = f"95 % interval {_share(value.low)} to {_share(value.high)} %"
-    at = f"at {words.percent(saved['at'])} % accuracy"
+    at = f"at {words.percent(own['at'])} % accuracy"
     if value.verdict == estimate.HIGHER:
       text = f"{title} saves {_share(value.mean)} % of the labels {at} ({span})"
     else:
@@ -63,7 +58,7 @@ def headline(record: Row) -> list[str]:
   return lines
 
 
-def figures(record: Row) -> list[document_lib.Figure]:
+def figures(record: Record) -> list[document_lib.Figure]:
   """The figures of a study, rendered."""
   reference = _reference(record)
   drawn = [
@@ -83,20 +78,20 @@ def figures(record: Row) -> list[document_lib.Figure]:
   return document_lib.rendered(drawn)
 
 
-def _saved_cell(entry: Row | None) -> Cell:
+def _saved_cell(entry: own_record.Saved | None) -> Cell:
   if entry is None:
     return Cell("")
-  value = _estimate(entry)
+  value = search_record.estimate(entry)
   tone: document_lib.Tone = "undecided" if value.verdict == estimate.UNDECIDED else ""
   note = f"{_share(value.low)} to {_share(value.high)}"
   return Cell(_share(value.mean), (note,), tone=tone, plain=f"{_share(value.mean)} [{note}]")
 
 
-def _saved_table(record: Row) -> Section:
+def _saved_table(record: Record) -> Section:
   rules = {rule: title for rule, title in record["rules"].items() if rule != saved.REFERENCE}
   if not rules:
     return Section("Labels saved", [])
-  rows = []
+  rows: list[list[Cell | str]] = []
   for method in record["methods"]:
     found = {row["rule"]: row["saved"] for row in method["rules"]}
     rows.append([method["title"], *(_saved_cell(found.get(rule)) for rule in rules)])
@@ -104,16 +99,16 @@ def _saved_table(record: Row) -> Section:
   return Section("Labels saved at equal accuracy", [table, Text(_SAVED.format(_reference(record)))])
 
 
-def _accuracies(record: Row, method: Row) -> Section:
-  rows = [
-    [record["rules"][row["rule"]], *(document_lib.accuracy(_estimate(p)) for p in row["points"])]
-    for row in method["rules"]
-  ]
+def _accuracies(record: Record, method: own_record.Method) -> Section:
+  rows: list[list[Cell | str]] = []
+  for row in method["rules"]:
+    values = map(search_record.estimate, row["points"])
+    rows.append([record["rules"][row["rule"]], *map(document_lib.accuracy, values)])
   header = ["Test accuracy, %; labels", *(f"{total:,}" for total in record["totals"])]
   return Section(method["title"], [Table(header, rows)], level=3)
 
 
-def _choices(record: Row) -> str:
+def _choices(record: Record) -> str:
   """Which labels were used that the axis does not count."""
   if not record["chose"]:
     return "Nothing was chosen on other labels: each learner has one setting."
@@ -125,7 +120,7 @@ def _choices(record: Row) -> str:
   )
 
 
-def report(record: Row) -> document_lib.Document:
+def report(record: Record) -> document_lib.Document:
   """The whole report."""
   data = record["data"]
   totals = ", ".join(f"{total:,}" for total in record["totals"])
@@ -137,7 +132,7 @@ def report(record: Row) -> document_lib.Document:
     ("Test images", f"{data['num_test']:,}"),
     ("Seeds", f"{len(record['seeds'])}"),
   ]
-  parts = [
+  parts: list[document_lib.Part] = [
     *(Text(line, tone="best") for line in headline(record)),
     *figures(record),
     _saved_table(record),

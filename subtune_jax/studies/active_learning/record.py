@@ -1,36 +1,69 @@
-"""The record of a study of active learning: read and checked for its page."""
+"""The record of a study of active learning: declared, read and checked for its page."""
 
 import os
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
 
 from subtune_jax.studies import fields
 from subtune_jax.studies.search import checks
 
-Row = checks.Row
+
+class Data(fields.Data):
+  pool: str  # the data set, whose labels are asked for
+  num_pool: int
+  num_test: int
+  num_validation: NotRequired[int]
 
 
-def load(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The record of a finished study; see `search.checks.load`."""
-  return checks.load(workdir, check)
+class Point(checks.Mean):  # test accuracy over seeds
+  total: int  # labels
+  by_seed: NotRequired[list[fields.Fraction]]
+
+
+class Saved(TypedDict):
+  """Labels saved against the reference rule, as a share; negative where it needs fewer."""
+
+  at: float  # the accuracy that both reach
+  mean: float
+  low: float
+  high: float
+
+
+class Rule(TypedDict):
+  rule: str
+  points: Annotated[list[Point], msgspec.Meta(min_length=2)]
+  saved: Saved | None  # null: the reference
+
+
+class Method(TypedDict):
+  name: str
+  title: str
+  rules: Annotated[list[Rule], msgspec.Meta(min_length=1)]
+
+
+class Record(fields.Record):
+  data: Data
+  totals: list[int]  # labels
+  seeds: list[int]
+  chose: list[str]  # methods that chose a setting on further labels
+  rules: dict[str, str]  # titles
+  methods: Annotated[list[Method], msgspec.Meta(min_length=1)]
+
+
+def load(workdir: str | os.PathLike) -> Record:
+  """The record of a finished study; see `fields.load`."""
+  return fields.load(workdir, check)
 
 
 def check(record: Any, where: str = "record") -> None:
   """Raises ValueError unless `record` is a whole one of this study."""
-  checks.check_header(record, checks.ACTIVE_LEARNING, where)
-  data = {"pool": str, "num_pool": int, "num_test": int, "class_names": list}
-  fields.check_fields(record["data"], data, f"{where}: data")
-  wanted = {"totals": list, "seeds": list, "rules": dict, "methods": list, "chose": list}
-  fields.check_fields(record, wanted, where)
-
-  def check_rule(row: Any, place: str) -> None:
-    fields.check_fields(row, {"rule": str, "points": list, "saved": (dict, type(None))}, place)
-    fields.check_one_of(row["rule"], list(record["rules"]), f"{place}: rule")
-    checks.check_list(row["points"], f"{place}: points", checks.check_estimate, least=2)
-    if [point.get("total") for point in row["points"]] != record["totals"]:
-      raise ValueError(f"{place}: points are not at the totals {record['totals']}.")
-
-  def check_method(row: Any, place: str) -> None:
-    fields.check_fields(row, {"name": str, "title": str, "rules": list}, place)
-    checks.check_list(row["rules"], f"{place}: rules", check_rule, least=1)
-
-  checks.check_list(record["methods"], f"{where}: methods", check_method, least=1)
+  fields.check_record(record, Record, where, "active_learning")
+  for i, method in enumerate(record["methods"]):
+    for j, row in enumerate(method["rules"]):
+      place = f"{where}: methods[{i}].rules[{j}]"
+      fields.check_one_of(row["rule"], list(record["rules"]), f"{place}: rule")
+      for point in row["points"]:
+        checks.check_interval(point, place)
+      if [point["total"] for point in row["points"]] != record["totals"]:
+        raise ValueError(f"{place}: points are not at the totals {record['totals']}.")

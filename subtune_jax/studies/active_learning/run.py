@@ -31,10 +31,10 @@ from subtune_jax.runner import (
 )
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
-from subtune_jax.studies import publish
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies.active_learning import config as own_config
 from subtune_jax.studies.active_learning import page, saved
-from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.active_learning import record as own_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.training import evaluate, export
 
@@ -70,8 +70,8 @@ def run(
   state.writer.close()
   state.progress.close()
   record = _record(state, rounds, command)
-  workdir_lib.write_json(state.workdir / compare_record.RESULTS, record)
-  publish.publish(page.report(record), state.workdir, state.progress.stream)
+  workdir_lib.write_json(state.workdir / fields.RESULTS, record)
+  publish.publish(page.report(own_record.load(state.workdir)), state.workdir, state.progress.stream)
   return record
 
 
@@ -184,7 +184,7 @@ def _forget(state: trainings.Run) -> None:
     shutil.rmtree(state.workdir / folder, ignore_errors=True)
 
 
-def _record(state: trainings.Run, rounds: Mapping[Any, list], command: str) -> Row:
+def _record(state: trainings.Run, rounds: Mapping[Any, list], command: str) -> own_record.Record:
   config, test = state.config, state.tests[0]
   curves = {
     (name, rule): np.array([[own["right"] for own in rounds[name, rule, s]] for s in config.seeds])
@@ -192,7 +192,7 @@ def _record(state: trainings.Run, rounds: Mapping[Any, list], command: str) -> R
     for rule in config.rules
   }  # [seeds, totals, images]
   return {
-    "kind": "active_learning", "name": config.name, "title": config.title, "command": command,
+    **fields.header(config, command),
     **provenance.run_facts(state.engine.mesh), "config": workdir_lib.as_json(config),
     "backbone": network.backbone_row(config, state.engine.model, state.pretrained),
     "data": {

@@ -1,13 +1,12 @@
 """Learning curves with intervals, and the labels that a rule saves at equal accuracy."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from subtune_jax.statistics import intervals
+from subtune_jax.studies.active_learning import record
 
-Row = dict[str, Any]
 REFERENCE = "random"  # of acquisition.RULES
 
 
@@ -43,7 +42,7 @@ def share_saved(totals: Sequence[int], own: np.ndarray, reference: np.ndarray) -
 
 def summarize(
   right: Mapping[tuple[str, str], np.ndarray], groups: np.ndarray, totals: tuple[int, ...]
-) -> dict[str, list[Row]]:
+) -> dict[str, list[record.Rule]]:
   """Curves and labels saved, with 95 % intervals of a bootstrap over seeds and groups of images.
 
   All learners and rules share the draws, so what makes a seed or an image hard cancels.
@@ -62,15 +61,15 @@ def summarize(
   curves = {
     key: np.stack([drawn[str((*key, i))] for i in range(len(totals))], axis=1) for key in right
   }
-  found: dict[str, list[Row]] = {}
+  found: dict[str, list[record.Rule]] = {}
   for (name, rule), mean in means.items():
     ends = [intervals.ends(column) for column in curves[name, rule].T]
-    row: Row = {"rule": rule, "saved": None}
-    row["points"] = [
+    points: list[record.Point] = [
       {"total": total, "mean": float(m), "low": low, "high": high,
        "by_seed": right[name, rule][:, i].mean(1).tolist()}
       for i, (total, m, (low, high)) in enumerate(zip(totals, mean, ends, strict=True))
     ]  # fmt: skip
+    row: record.Rule = {"rule": rule, "points": points, "saved": None}
     if rule != REFERENCE:
       other = means[name, REFERENCE]
       pairs = zip(curves[name, rule], curves[name, REFERENCE], strict=True)

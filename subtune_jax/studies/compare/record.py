@@ -1,15 +1,14 @@
 """The records of a run: read, checked against each other, and handed to the tables and figures.
 
-A run leaves behind `results.json` (what was trained, how, and what it scored), `logits/*.npz` (the
-logits of every chosen training on every test set) and `images.npz` (a few test images for the
-eye). Nothing here needs jax: a report can be made again on another machine, years later.
+A run leaves `results.json` (what was trained and what it scored), `logits/*.npz` (of every chosen
+training on every test set) and `images.npz` (a few test images). Nothing here needs jax.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import scipy.special
@@ -19,73 +18,102 @@ from subtune_jax.report import block_strip
 from subtune_jax.statistics import criteria, measures
 from subtune_jax.studies import fields
 
-RESULTS = "results.json"
 IMAGES = "images.npz"
-_RECORD = {
-  "name": str,
-  "title": str,
-  "created": str,
-  "command": str,
-  "versions": dict,
-  "devices": str,
-  "config": dict,
-  "backbone": dict,
-  "data": dict,
-  "methods": list,
-  "trainings": list,
-}
-_DATA = {
-  "train": str,
-  "id": str,
-  "ood": list,
-  "class_names": list,
-  "num_train": int,
-  "num_validation": int,
-  "num_test": dict,
-}
-_METHOD = {
-  "name": str,
-  "title": str,
-  "stages": list,
-  "trained_params": int,
-  "grid": list,
-  "learning_rate": fields.NUMBER,
-  "grid_edge": bool,
-  "setting": str,
-}
-_STAGE = {
-  "title": str,
-  "blocks": list,
-  "trained_params": int,
-  "solver": str,
-  "epochs": fields.NUMBER,
-}
-_GRID = {
-  "learning_rate": fields.NUMBER,
-  "validation_accuracy": fields.MAYBE_NUMBER,
-  "validation_loss": fields.MAYBE_NUMBER,
-}
-_TRAINING = {
-  "method": str,
-  "seed": int,
-  "learning_rate": fields.NUMBER,
-  "chosen": bool,
-  "seconds": fields.NUMBER,
-  "compile_seconds": fields.NUMBER,
-  "validation_accuracy": fields.MAYBE_NUMBER,
-  "moved": fields.MAYBE_NUMBER,
-  "history": list,
-}
-_STEP = {"milliseconds": fields.NUMBER, "bytes": (int, type(None))}
-_HISTORY = {
-  "stage": int,
-  "epoch": fields.NUMBER,
-  "train_loss": fields.MAYBE_NUMBER,
-  "train_accuracy": fields.MAYBE_NUMBER,
-  "validation_loss": fields.MAYBE_NUMBER,
-  "validation_accuracy": fields.MAYBE_NUMBER,
-}
-_TEST = {"accuracy": fields.NUMBER, "loss": fields.MAYBE_NUMBER, "logits": str}
+KINDS = ("compare", "robustness")  # what has a comparison in it
+
+
+class Data(fields.Data):
+  train: str
+  id: str  # the test set in distribution
+  ood: list[str]
+  num_train: int
+  num_validation: int
+  num_test: dict[str, int]
+  train_counts: NotRequired[list[int]]  # by class
+  train_indices: NotRequired[list[int] | None]  # of the training split; null: all
+
+
+class Stage(TypedDict):
+  title: str
+  blocks: list[str]  # trained, "head" among them or not: see `trained_blocks`
+  trained_params: int
+  solver: str
+  epochs: float
+
+
+class Scores(TypedDict):
+  """On the validation images; null where the training diverged. Losses are in nats."""
+
+  validation_accuracy: float | None
+  validation_balanced_accuracy: NotRequired[float | None]
+  validation_auroc: NotRequired[float | None]
+
+
+class GridPoint(Scores):
+  learning_rate: float  # or another setting
+  validation_loss: float | None
+
+
+class Selection(TypedDict):  # which features a head on all units reads
+  units: list[dict[str, Any]]  # of each: unit, features, how many are kept
+  kept: int
+  fraction: float
+  strength: float
+
+
+class Method(TypedDict):
+  name: str
+  title: str
+  stages: list[Stage]
+  trained_params: int  # of the largest stage
+  grid: list[GridPoint]
+  setting: str  # what was chosen: "learning_rate" or "l2"
+  learning_rate: float  # its value
+  grid_edge: bool
+  fork_macs: NotRequired[float]  # multiply-adds of one more such task, an image
+  selection: NotRequired[Selection]
+
+
+class Epoch(Scores):
+  stage: int  # from 0
+  epoch: float  # from 1
+  train_loss: float | None
+  train_accuracy: float | None
+  validation_loss: float | None
+
+
+class Step(TypedDict):
+  milliseconds: float
+  bytes: int | None  # of memory
+
+
+class Test(TypedDict):
+  accuracy: float
+  loss: float | None
+  logits: str  # path in the workdir
+
+
+class Training(Scores):
+  key: NotRequired[str]  # in the ledger
+  method: str
+  seed: int
+  learning_rate: float
+  chosen: bool
+  seconds: float
+  compile_seconds: float
+  moved: float | None  # |theta - theta_0| / |theta_0| of the backbone
+  step: NotRequired[Step | None]  # of the stage that trains the most by steps
+  history: list[Epoch]  # empty where it diverged
+  test: NotRequired[dict[str, Test]]  # of a chosen one, by test set
+
+
+class Record(fields.Record):
+  data: Data
+  methods: list[Method]
+  trainings: list[Training]
+  best: NotRequired[dict[str, str | int]]  # of the model folder: method, seed, folder
+
+
 _ARRAYS = ("logits", "labels", "groups", "ids")
 
 
@@ -135,7 +163,7 @@ class Run:
   """A checked run: `record` is the content of results.json, `tests` the test sets by name."""
 
   workdir: pathlib.Path
-  record: Mapping[str, Any]
+  record: Record
   tests: Mapping[str, TestSet]
 
   @property
@@ -150,10 +178,10 @@ class Run:
   def seeds(self) -> tuple[int, ...]:
     return self.tests[self.record["data"]["id"]].seeds
 
-  def method(self, name: str) -> Mapping[str, Any]:
+  def method(self, name: str) -> Method:
     return next(method for method in self.record["methods"] if method["name"] == name)
 
-  def chosen(self, method: str) -> list[Mapping[str, Any]]:
+  def chosen(self, method: str) -> list[Training]:
     """The trainings of `method` at its chosen setting, by seed."""
     return _chosen(self.record, method)
 
@@ -167,7 +195,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
   return {n: s if last.count(s) == 1 else n for n, s in zip(names, last, strict=True)}
 
 
-def trained_blocks(stage: Mapping[str, Any], backbone: Mapping[str, Any]) -> frozenset[str]:
+def trained_blocks(stage: Stage, backbone: fields.Backbone) -> frozenset[str]:
   """Blocks that a stage of the record trains, "head" included.
 
   A stage that trains more parameters than its named blocks hold trains the head too.
@@ -177,52 +205,34 @@ def trained_blocks(stage: Mapping[str, Any], backbone: Mapping[str, Any]) -> fro
   return blocks | {block_strip.HEAD} if stage["trained_params"] > held else blocks
 
 
-def _check_record(record: Any, where: str) -> None:
+def _check(record: Any, where: str) -> None:
   """Checks the shape of a record and the names that its parts share."""
-  fields.check_fields(record, _RECORD, where)
+  fields.check_record(record, Record, where, *KINDS)
   backbone, data = record["backbone"], record["data"]
-  fields.check_fields(backbone, fields.BACKBONE, f"{where}: backbone")
-  fields.check_fields(data, _DATA, f"{where}: data")
   if sorted(backbone["block_params"]) != sorted(backbone["block_names"]):
     raise ValueError(
       f"{where}: backbone.block_params names {sorted(backbone['block_params'])}, "
       f"backbone.block_names {sorted(backbone['block_names'])}; they have to be the same."
     )
-  chosen_by = {criteria.of(record["config"]).field: fields.MAYBE_NUMBER}
-  for i, method in enumerate(record["methods"]):
-    fields.check_fields(method, _METHOD, f"{where}: methods[{i}]")
-    _check_method(method, backbone, chosen_by, f"{where}: method {method['name']!r}")
   names = [method["name"] for method in record["methods"]]
   if not names or len(set(names)) != len(names):
     raise ValueError(f"{where}: methods are {names}; at least one is needed, each named once.")
-  for i, training in enumerate(record["trainings"]):
-    fields.check_fields(training, _TRAINING, f"{where}: trainings[{i}]")
-    fields.check_one_of(training["method"], names, f"{where}: trainings[{i}].method")
-    if training.get("step") is not None:  # absent in older records
-      fields.check_fields(training["step"], _STEP, f"{where}: trainings[{i}].step")
-    for j, row in enumerate(training["history"]):
-      fields.check_fields(row, _HISTORY, f"{where}: trainings[{i}].history[{j}]")
-  for name in [data["id"], *data["ood"]]:
-    fields.check_one_of(
-      name, sorted(data["num_test"]), f"{where}: a test set of data.id and data.ood"
-    )
-
-
-def _check_method(
-  method: Mapping[str, Any], backbone: Mapping[str, Any], chosen_by: Mapping[str, Any], where: str
-) -> None:
+  chosen_by = criteria.fields(criteria.of(record["config"]))
   blocks = [*backbone["block_names"], block_strip.HEAD]
-  if "fork_macs" in method:  # absent in older records
-    fields.check_fields(method, {"fork_macs": fields.NUMBER}, where)
-  for i, stage in enumerate(method["stages"]):
-    fields.check_fields(stage, _STAGE, f"{where}: stages[{i}]")
-    for block in stage["blocks"]:
-      fields.check_one_of(block, blocks, f"{where}: a block of stages[{i}]")
-  for i, point in enumerate(method["grid"]):
-    fields.check_fields(point, {**_GRID, **chosen_by}, f"{where}: grid[{i}]")
+  for method in record["methods"]:
+    place = f"{where}: method {method['name']!r}"
+    for i, stage in enumerate(method["stages"]):
+      for block in stage["blocks"]:
+        fields.check_one_of(block, blocks, f"{place}: a block of stages[{i}]")
+    for i, point in enumerate(method["grid"]):
+      fields.check_has(point, chosen_by, f"{place}: grid[{i}]")
+  for i, training in enumerate(record["trainings"]):
+    fields.check_one_of(training["method"], names, f"{where}: trainings[{i}].method")
+  for name in [data["id"], *data["ood"]]:
+    fields.check_one_of(name, sorted(data["num_test"]), f"{where}: a set of data.id, data.ood")
 
 
-def _read_logits(workdir: pathlib.Path, entry: Mapping[str, Any], num_classes: int, where: str):
+def _read_logits(workdir: pathlib.Path, entry: Test, num_classes: int, where: str):
   """Arrays of one logits file, checked against `entry` of the record (accuracy, path)."""
   path = (workdir / entry["logits"]).resolve()
   if not path.is_relative_to(workdir.resolve()):
@@ -250,22 +260,20 @@ def _read_logits(workdir: pathlib.Path, entry: Mapping[str, Any], num_classes: i
   return arrays
 
 
-def _test_set(
-  workdir: pathlib.Path, record: Mapping[str, Any], name: str, seeds: tuple[int, ...]
-) -> TestSet:
+def _test_set(workdir: pathlib.Path, record: Record, name: str, seeds: tuple[int, ...]) -> TestSet:
   """Reads what every method and seed predicted on the test set `name`."""
   num_classes = len(record["data"]["class_names"])
-  first, first_where, predicted, measured = None, "", {}, {}
+  first: dict[str, np.ndarray] = {}
+  first_where, predicted, measured = "", {}, {}
   for method in (m["name"] for m in record["methods"]):
     rows, scores = [], []
     for training in _chosen(record, method):
       where = f"method {method!r}, seed {training['seed']}, on {name!r}"
       entry = training.get("test", {}).get(name)
       if entry is None:
-        raise ValueError(f"{workdir / RESULTS}: no test of {where}, a chosen training.")
-      fields.check_fields(entry, _TEST, f"{workdir / RESULTS}: the test of {where}")
+        raise ValueError(f"{workdir / fields.RESULTS}: no test of {where}, a chosen training.")
       arrays = _read_logits(workdir, entry, num_classes, where)
-      if first is None:
+      if not first:
         first, first_where = arrays, where
       for key in ("labels", "groups", "ids"):
         if not np.array_equal(first[key], arrays[key]):
@@ -280,8 +288,8 @@ def _test_set(
   count = record["data"]["num_test"][name]
   if len(first["labels"]) != count:
     raise ValueError(
-      f"{workdir / RESULTS}: data.num_test says {count} images of {name!r}, the logits are of "
-      f"{len(first['labels'])}."
+      f"{workdir / fields.RESULTS}: data.num_test says {count} images of {name!r}, the logits are "
+      f"of {len(first['labels'])}."
     )
   return TestSet(
     name, first["labels"], first["groups"].astype(str), first["ids"].astype(str), predicted, seeds,
@@ -295,16 +303,16 @@ def _measures(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
   return {own.name: own.scores(probabilities, labels) for own in measures.MEASURES}
 
 
-def chosen_of(record: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:
+def chosen_of(record: Record, method: str) -> list[Training]:
   """The trainings of a method at its chosen setting, one a seed, as the record has them."""
   return [row for row in record["trainings"] if row["method"] == method and row["chosen"]]
 
 
-def _chosen(record: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:
+def _chosen(record: Record, method: str) -> list[Training]:
   return sorted(chosen_of(record, method), key=lambda training: training["seed"])
 
 
-def _common_seeds(record: Mapping[str, Any], where: str) -> tuple[int, ...]:
+def _common_seeds(record: Record, where: str) -> tuple[int, ...]:
   """The seeds of the chosen trainings: the same for every method, or a single one."""
   seeds = {m["name"]: [t["seed"] for t in _chosen(record, m["name"])] for m in record["methods"]}
   most = max(seeds.values(), key=len)
@@ -327,10 +335,8 @@ def load(workdir: str | os.PathLike) -> Run:
       contradict each other, or an accuracy is not that of its logits.
   """
   workdir = pathlib.Path(workdir)
-  path = workdir / RESULTS
-  record = files.read_record(path)
-  _check_record(record, str(path))
-  seeds = _common_seeds(record, str(path))
+  record: Record = fields.load(workdir, _check)
+  seeds = _common_seeds(record, f"{workdir / fields.RESULTS}")
   names = dict.fromkeys([record["data"]["id"], *record["data"]["ood"]])
   tests = {name: _test_set(workdir, record, name, seeds) for name in names}
   return Run(workdir, record, tests)

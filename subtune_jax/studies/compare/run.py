@@ -34,7 +34,7 @@ from subtune_jax.runner import (
 from subtune_jax.runner import progress as progress_lib
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import criteria
-from subtune_jax.studies import data_table, publish
+from subtune_jax.studies import data_table, fields, publish
 from subtune_jax.studies.compare import best, errors, label_check
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
@@ -108,7 +108,7 @@ def start(
       and seeds, which the keys of its ledger hold. Not where it is a part of another workdir.
   """
   state, notes = look(config, pathlib.Path(workdir), stream)
-  finished = (state.workdir / compare_record.RESULTS).exists()
+  finished = (state.workdir / fields.RESULTS).exists()
   free = trainings.fields_in_keys() if changeable and not finished else ()
   state.workdir, entered = workdir_lib.enter(workdir, config, free)
   state.changeable = changeable
@@ -205,7 +205,7 @@ def _publish(
   run: trainings.Run, record: Row, row: Row | None, labelled: errors.Take, report: Report
 ) -> None:
   """Writes record, page, table and model folder; nothing of it is computed on all devices."""
-  workdir_lib.write_json(run.workdir / compare_record.RESULTS, record)
+  workdir_lib.write_json(run.workdir / fields.RESULTS, record)
   keep = {training["key"] for training in record["trainings"] if training["chosen"]}
   for folder in (run.workdir / "tasks").iterdir():
     if folder.name not in keep:  # learning rates that were not chosen
@@ -313,7 +313,7 @@ def _first_line(config, grids, engine, workdir) -> str:
   )
 
 
-def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
+def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> compare_record.Record:
   """The record of the run, with the scores on the test sets."""
   config = run.config
   tests_read = run.tests
@@ -328,9 +328,7 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
     run.workdir, {t.name: t.images for t in tests_read}, {t.name: t.ids for t in tests_read}
   )
   return {
-    "name": config.name,
-    "title": config.title,
-    "command": command,
+    **fields.header(config, command),
     **provenance.run_facts(run.engine.mesh),
     "config": workdir_lib.as_json(config),
     "backbone": network.backbone_row(config, run.engine.model, run.pretrained),
@@ -352,7 +350,9 @@ def _record(run: trainings.Run, chosen: Mapping[str, Row], command: str) -> Row:
   }  # fmt: skip
 
 
-def _training_row(row: Row, scores: Sequence[str], test: Row | None = None) -> Row:
+def _training_row(
+  row: Row, scores: Sequence[str], test: Row | None = None
+) -> compare_record.Training:
   """A training in the record; one that was chosen has been tested."""
   names = ("method", "seed", "learning_rate", "seconds", "compile_seconds", "moved", "history",
            "key", *(name for name in scores if name != "validation_loss"))  # fmt: skip
@@ -361,7 +361,7 @@ def _training_row(row: Row, scores: Sequence[str], test: Row | None = None) -> R
   return out | ({} if test is None else {"test": test})
 
 
-def _step_row(stages: Sequence[Row]) -> Row | None:
+def _step_row(stages: Sequence[Row]) -> compare_record.Step | None:
   """Time and memory of a step of the stage that trains the most by steps; None without one."""
   took = [stage for stage in stages if stage.get("step", {}).get("number")]
   if not took:
@@ -371,7 +371,7 @@ def _step_row(stages: Sequence[Row]) -> Row | None:
   return {"milliseconds": round(each, 3), "bytes": step["bytes"]}
 
 
-def _method_row(run: trainings.Run, name: str, result: Row) -> Row:
+def _method_row(run: trainings.Run, name: str, result: Row) -> compare_record.Method:
   best, grid = result["chosen"][0], result["grid"]
   block_names = run.engine.model.block_names
   engine, pretrained = run.network_of(name)

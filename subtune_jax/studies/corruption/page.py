@@ -186,5 +186,5 @@ def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Reads the record in `workdir` and writes the page again; see `search.checks.load`."""
+  """Reads the record in `workdir` and writes the page again; see `fields.load`."""
   return html.write(workdir, report(corruption_record.load(workdir), workdir))

@@ -1,10 +1,10 @@
 """The record of a study of corruptions: read, checked, and asked for what its page needs."""
 
-from collections.abc import Sequence
 import math
 import os
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+import msgspec
 import numpy as np
 
 from subtune_jax.report import estimate
@@ -13,60 +13,60 @@ from subtune_jax.studies.search import checks
 from subtune_jax.studies.search import record as search_record
 
 Row = checks.Row
-_ROW = {
-  "corruption": str,
-  "severity": int,
-  "title": str,
-  "name": str,
-  "folder": str,
-  "order": list,
-  "chosen": list,
-  "profile": list,
-}
 
 
-def load(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The record of a finished study; see `search.checks.load`."""
-  return checks.load(workdir, check)
+class Added(TypedDict):  # a unit that the forward search added, or would not
+  unit: str
+  score: fields.Fraction
+  taken: bool
+
+
+class Shift(TypedDict):  # what was found under a corruption
+  corruption: str
+  severity: int  # 0: none
+  title: str
+  name: str  # of the data set
+  folder: str  # of the search
+  order: list[Added]
+  chosen: list[str]
+  profile: list[checks.OfUnit]
+  head: checks.Mean | None  # of the head alone
+  all: checks.Mean | None  # of all units
+  certificate: checks.Certificate | None
+  test: dict[str, checks.Tested] | None  # by method
+
+
+class Record(fields.Record):
+  data: checks.FoldedData
+  units: list[checks.Unit]
+  rows: Annotated[list[Shift], msgspec.Meta(min_length=1)]
+
+
+def load(workdir: str | os.PathLike) -> Record:
+  """The record of a finished study; see `fields.load`."""
+  return fields.load(workdir, check)
 
 
 def check(record: Any, where: str = "record") -> None:
   """Raises ValueError unless `record` is a whole one of this study."""
-  checks.check_header(record, checks.CORRUPTION, where)
-  units, num_folds = checks.check_candidates(record, where), checks.check_folded_data(record, where)
-  fields.check_fields(record, {"rows": list}, where)
-
-  def check_row(row: Any, place: str) -> None:
-    fields.check_fields(row, _ROW, place)
+  fields.check_record(record, Record, where, "corruption")
+  units = checks.check_candidates(record, where)
+  for number, row in enumerate(record["rows"]):
+    place = f"{where}: rows[{number}]"
     checks.check_folder(row["folder"], place)
     checks.check_units(row["chosen"], units, f"{place}: chosen")
-    for key in ("head", "all", "certificate", "test"):
-      fields.check_fields(row, {key: (dict, type(None))}, place)
-    for key in ("head", "all"):
-      if row[key] is not None:
-        checks.check_estimate(row[key], f"{place}: {key}")
     checks.check_certificate(row["certificate"], units, f"{place}: certificate")
-    _check_order(row["order"], units, f"{place}: order")
+    for name in ("order", "profile"):
+      for i, entry in enumerate(row[name]):
+        fields.check_one_of(entry["unit"], units, f"{place}: {name}[{i}].unit")
     for i, point in enumerate(row["profile"]):
-      fields.check_fields(point, {"unit": str, "by_fold": list}, f"{place}: profile[{i}]")
-      fields.check_one_of(point["unit"], units, f"{place}: profile[{i}].unit")
-      checks.check_estimate(point, f"{place}: profile[{i}]")
-      checks.check_folds(point, num_folds, f"{place}: profile[{i}]")
-    for name, entry in (row["test"] or {}).items():
-      checks.check_estimate(entry, f"{place}: test.{name}", key="accuracy")
-      fields.check_fields(entry, {"title": str}, f"{place}: test.{name}")
-
-  checks.check_list(record["rows"], f"{where}: rows", check_row, least=1)
+      checks.check_folds(point, record["data"]["num_folds"], f"{place}: profile[{i}]")
+    for name, entry in {"head": row["head"], "all": row["all"], **(row["test"] or {})}.items():
+      if entry is not None:
+        checks.check_interval(entry, f"{place}: {name}")
 
 
-def _check_order(order: Sequence[Any], units: checks.Units, where: str) -> None:
-  for i, step in enumerate(order):
-    fields.check_fields(step, {"unit": str, "taken": bool}, f"{where}[{i}]")
-    fields.check_one_of(step["unit"], units, f"{where}[{i}].unit")
-    checks.check_accuracy(step, "score", f"{where}[{i}]")
-
-
-def labels(record: Row) -> list[str]:
+def labels(record: Record) -> list[str]:
   """Titles of the corruptions; with their severity where there are several, 0 being none."""
   severities = {row["severity"] for row in record["rows"]} - {0}
   several = len(severities) > 1
@@ -76,7 +76,7 @@ def labels(record: Row) -> list[str]:
   ]
 
 
-def titled(record: Row, key: str) -> list[tuple[str, Row]]:
+def titled(record: Record, key: Literal["order", "profile", "test"]) -> list[tuple[str, Shift]]:
   """The rows that hold something under `key`, with their labels."""
   return [(t, row) for t, row in zip(labels(record), record["rows"], strict=True) if row[key]]
 
@@ -102,13 +102,13 @@ def gains(record: Row) -> tuple[np.ndarray, np.ndarray]:
   return values, near
 
 
-def method_titles(record: Row) -> dict[str, str]:
+def method_titles(record: Record) -> dict[str, str]:
   """Titles of the methods that were tested, in the order in which they come."""
   tests = [row["test"] or {} for row in record["rows"]]
   return {name: entry["title"] for test in tests for name, entry in test.items()}
 
 
-def mean_test(record: Row) -> dict[str, estimate.Estimate]:
+def mean_test(record: Record) -> dict[str, estimate.Estimate]:
   """Mean test accuracy over the corruptions; methods that were not tested under all are absent.
 
   There is no interval: corruptions of one set of images err together.

@@ -12,12 +12,13 @@ from typing import Any, TextIO
 from subtune_jax import data
 from subtune_jax.runner import provenance
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import publish
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.corruption import config as corruption_config
 from subtune_jax.studies.corruption import page as corruption_page
+from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.search import config as search_config
+from subtune_jax.studies.search import record as search_record
 
 Row = dict[str, Any]
 FOLDER = "corruptions"
@@ -56,8 +57,8 @@ def run(
     record = studies.run_search(folder, own, command, stream)
     rows.append(_row(folder, shift, record))
   study = _record(config, rows, record, command)
-  workdir_lib.write_json(workdir / compare_record.RESULTS, study)
-  publish.publish(corruption_page.report(study, workdir), workdir, stream)
+  workdir_lib.write_json(workdir / fields.RESULTS, study)
+  publish.publish(corruption_page.report(corruption_record.load(workdir), workdir), workdir, stream)
   return study
 
 
@@ -70,7 +71,7 @@ def _search_config(config: Any, shift: str) -> Any:
   return own
 
 
-def _row(folder: pathlib.Path, shift: str, record: Row) -> Row:
+def _row(folder: pathlib.Path, shift: str, record: search_record.Record) -> corruption_record.Shift:
   name, _, severity = shift.partition("/")
   units = tuple(unit["name"] for unit in record["units"])
   return {
@@ -83,7 +84,7 @@ def _row(folder: pathlib.Path, shift: str, record: Row) -> Row:
   }  # fmt: skip
 
 
-def _order(record: Row) -> list[Row]:
+def _order(record: search_record.Record) -> list[corruption_record.Added]:
   """The units in the order in which the forward search added them."""
   paths = [s for s in record["searches"] if s["kind"] == "greedy" and s["start"] == "none"]
   order = []
@@ -93,10 +94,12 @@ def _order(record: Row) -> list[Row]:
   return order
 
 
-def _record(config, rows: list[Row], last: Row, command: str) -> Row:
+def _record(
+  config: Any, rows: list[corruption_record.Shift], last: search_record.Record, command: str
+) -> corruption_record.Record:
   return {
-    "kind": "corruption", "name": config.name, "title": config.title, "command": command,
-    **provenance.header_of(last), "config": workdir_lib.as_json(config),
+    **fields.header(config, command), **provenance.header_of(last),
+    "config": workdir_lib.as_json(config),
     "backbone": last["backbone"],
     "data": {
       **{k: last["data"][k] for k in ("class_names", "num_examples", "num_folds", "attribution")},

@@ -11,7 +11,7 @@ from subtune_jax.studies.dataset_size import figures as size_figures
 from subtune_jax.studies.dataset_size import record as size_record
 from subtune_jax.studies.search import record as search_record
 
-Row = size_record.Row
+Record = size_record.Record
 _INTERVALS = "95 % intervals as in the comparison of each size."
 _DIFFERENCES = (
   "A difference is taken image by image on the same test set, so it is surer than two intervals "
@@ -20,14 +20,14 @@ _DIFFERENCES = (
 )
 
 
-def headline(record: Row) -> str:
+def headline(record: Record) -> str:
   """Where SubTuning and full fine-tuning cross, in a sentence."""
   if record["crossover"] is None:
     return "Where SubTuning and full fine-tuning cross was not asked."
   return record["crossover"]["text"]
 
 
-def figures(record: Row) -> list[document_lib.Figure]:
+def figures(record: Record) -> list[document_lib.Figure]:
   """The figures of a study, rendered; those that its record has nothing for are left out."""
   drawn = [
     (
@@ -53,7 +53,7 @@ def figures(record: Row) -> list[document_lib.Figure]:
   return document_lib.rendered(drawn)
 
 
-def _images(size: Row, workdir: pathlib.Path) -> Cell:
+def _images(size: size_record.Size, workdir: pathlib.Path) -> Cell:
   """The number of images, with the number asked for where it is another; a link to its report."""
   text = f"{size['size']:,}"
   if size["asked"] != size["size"]:
@@ -61,17 +61,18 @@ def _images(size: Row, workdir: pathlib.Path) -> Cell:
   return sections.report_link(text, workdir, size["folder"])
 
 
-def _accuracies(record: Row, workdir: pathlib.Path) -> Section:
+def _accuracies(record: Record, workdir: pathlib.Path) -> Section:
   titles, rows, against_rows = size_record.methods(record), [], []
   against = [n for n in titles if any(n in size["against_ft"] for size in record["sizes"])]
   for size in record["sizes"]:
     found = [size_record.method(size, name) for name in titles]
     values = [search_record.estimate(entry, "accuracy") if entry else None for entry in found]
     rows.append([_images(size, workdir), *map(document_lib.interval, values)])
-    found = [size["against_ft"].get(name) for name in against]
-    values = [search_record.estimate(entry) if entry else None for entry in found]
+    lead = [size["against_ft"].get(name) for name in against]
+    values = [search_record.estimate(entry) if entry else None for entry in lead]
     against_rows.append([_images(size, workdir), *map(document_lib.difference, values)])
-  heads, parts = document_lib.methods(titles), []
+  heads = document_lib.methods(titles)
+  parts: list[document_lib.Part] = []
   if against:
     table = Table(["Difference, points; images", *(heads[name] for name in against)], against_rows)
     parts = [table, Text(_DIFFERENCES)]
@@ -84,7 +85,7 @@ def _accuracies(record: Row, workdir: pathlib.Path) -> Section:
   ])  # fmt: skip
 
 
-def _settings(record: Row, workdir: pathlib.Path) -> list[Section]:
+def _settings(record: Record, workdir: pathlib.Path) -> list[Section]:
   """The settings chosen, and the units that SubTuning trains."""
   titles, rows, units = size_record.methods(record), [], []
   for size in record["sizes"]:
@@ -93,7 +94,7 @@ def _settings(record: Row, workdir: pathlib.Path) -> list[Section]:
     if "chosen" in size:
       chosen = " + ".join(size["chosen"]) or "head alone"
       units.append((_images(size, workdir), chosen))
-  header = ["Setting chosen; images", *document_lib.methods(titles).values()]
+  header: list[Cell | str] = ["Setting chosen; images", *document_lib.methods(titles).values()]
   return [
     Section("Settings chosen", [Table(header, rows)], level=3, page_only=True),
     Section(
@@ -102,13 +103,14 @@ def _settings(record: Row, workdir: pathlib.Path) -> list[Section]:
   ]
 
 
-def _setting(method: Row | None) -> Cell:
-  if method is None or method.get("value") is None:
+def _setting(method: size_record.Method | None) -> Cell:
+  value = None if method is None else method.get("value")
+  if method is None or value is None:
     return Cell("")
-  return document_lib.setting(method["setting"], method["value"])
+  return document_lib.setting(method["setting"], value)
 
 
-def _best_units(record: Row) -> Section:
+def _best_units(record: Record) -> Section:
   rows = []
   for head, profile in size_record.profiles(record):
     best, near = search_record.best_of(profile)
@@ -126,7 +128,7 @@ def _best_units(record: Row) -> Section:
   return Section("The best single unit", [Table(header, rows)] if rows else [], level=3)
 
 
-def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
+def report(record: Record, workdir: str | os.PathLike) -> document_lib.Document:
   """The whole report; sizes whose own report is in `workdir` are links to it."""
   data, workdir = record["data"], pathlib.Path(workdir)
   sizes = ", ".join(f"{size['size']:,}" for size in record["sizes"])
@@ -137,7 +139,7 @@ def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
     ("Classes", f"{len(data['class_names']):,}"),
     ("Test images", f"{data['num_test']:,} of {data['test']}"),
   ]
-  parts = [
+  parts: list[document_lib.Part] = [
     Text(headline(record), tone="best"),
     *figures(record),
     _best_units(record),
@@ -152,5 +154,5 @@ def report(record: Row, workdir: str | os.PathLike) -> document_lib.Document:
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Reads the record in `workdir` and writes the page again; see `search.checks.load`."""
+  """Reads the record in `workdir` and writes the page again; see `fields.load`."""
   return html.write(workdir, report(size_record.load(workdir), workdir))

@@ -1,9 +1,9 @@
 """The record of a study of the number of training images: read, checked, asked by its page."""
 
-from collections.abc import Sequence
 import os
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 
 from subtune_jax.studies import fields
@@ -12,88 +12,104 @@ from subtune_jax.studies.search import record as search_record
 
 Row = checks.Row
 
-_SIZE = {"asked": int, "size": int, "folder": str, "methods": list, "against_ft": dict}
-_SIZE_METHOD = {"name": str, "title": str, "by_seed": list, "setting": str}
+
+class Data(fields.Data):
+  train: str
+  test: str
+  num_test: int
 
 
-def load(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The record of a finished study; see `search.checks.load`."""
-  return checks.load(workdir, check)
+class Method(checks.Tested):
+  name: str
+  by_seed: list[fields.Fraction]
+  setting: str
+  value: NotRequired[float | None]  # of the setting
+
+
+class Difference(TypedDict):  # of accuracies
+  mean: Annotated[float, msgspec.Meta(ge=-1, le=1)]
+  low: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None
+  high: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None
+
+
+class Size(TypedDict):
+  asked: int  # images
+  size: int  # as many could be drawn
+  folder: str  # of the search
+  chosen: NotRequired[list[str]]  # units
+  methods: Annotated[list[Method], msgspec.Meta(min_length=1)]
+  against_ft: dict[str, Difference]  # by method
+
+
+class Head(checks.Mean):
+  size: int
+
+
+class OfUnit(checks.OfUnit):
+  size: int
+
+
+class Map(TypedDict):  # which unit helps at which size
+  units: list[str]
+  rows: list[OfUnit]
+  head: list[Head]  # of the head alone
+
+
+class Record(fields.Record):
+  data: Data
+  sizes: Annotated[list[Size], msgspec.Meta(min_length=1)]
+  map: Map | None
+  crossover: dict[str, str] | None  # "text"
+
+
+def load(workdir: str | os.PathLike) -> Record:
+  """The record of a finished study; see `fields.load`."""
+  return fields.load(workdir, check)
 
 
 def check(record: Any, where: str = "record") -> None:
   """Raises ValueError unless `record` is a whole one of this study."""
-  checks.check_header(record, checks.DATASET_SIZE, where)
-  data = {"train": str, "class_names": list, "num_test": int, "test": str}
-  fields.check_fields(record["data"], data, f"{where}: data")
-  wanted = {"sizes": list, "map": (dict, type(None)), "crossover": (dict, type(None))}
-  fields.check_fields(record, wanted, where)
-  checks.check_list(record["sizes"], f"{where}: sizes", _check_size, least=1)
+  fields.check_record(record, Record, where, "dataset_size")
   sizes = [size["size"] for size in record["sizes"]]
   if sorted(set(sizes)) != sizes or sizes[0] < 1:
     raise ValueError(f"{where}: sizes are {sizes}; they have to be positive and to rise.")
-  if record["crossover"] is not None:
-    fields.check_fields(record["crossover"], {"text": str}, f"{where}: crossover")
-  if record["map"] is not None:
-    _check_map(record["map"], sizes, f"{where}: map")
+  for i, size in enumerate(record["sizes"]):
+    place = f"{where}: sizes[{i}]"
+    checks.check_folder(size["folder"], place)
+    for entry in (*size["methods"], *size["against_ft"].values()):
+      checks.check_interval(entry, place)
+  for name in ("rows", "head") if record["map"] else ():
+    for i, row in enumerate(record["map"][name]):
+      place = f"{where}: map.{name}[{i}]"
+      fields.check_one_of(row["size"], sizes, f"{place}: size")
+      checks.check_interval(row, place)
+      if name == "rows":
+        fields.check_one_of(row["unit"], record["map"]["units"], f"{place}: unit")
+        checks.check_folds(row, len(row["by_fold"]), place)
 
 
-def _check_size(size: Any, where: str) -> None:
-  fields.check_fields(size, _SIZE, where)
-  checks.check_folder(size["folder"], where)
-  checks.check_list(size["methods"], f"{where}: methods", _check_size_method, least=1)
-  if not all(isinstance(unit, str) for unit in size.get("chosen", ())):
-    raise ValueError(f"{where}: chosen is {size['chosen']!r}, it has to be a list of units.")
-  for name, entry in size["against_ft"].items():
-    checks.check_estimate(entry, f"{where}: against_ft.{name}", least=-1.0)
-
-
-def _check_size_method(method: Any, where: str) -> None:
-  fields.check_fields(method, _SIZE_METHOD, where)
-  checks.check_estimate(method, where, key="accuracy")
-  for i in range(len(method["by_seed"])):
-    checks.check_accuracy(dict(enumerate(method["by_seed"])), i, f"{where}: by_seed")
-
-
-def _check_map(entry: Row, sizes: Sequence[int], where: str) -> None:
-  fields.check_fields(entry, {"units": list, "rows": list, "head": list}, where)
-
-  def check_head(row: Any, place: str) -> None:
-    fields.check_fields(row, {"size": int}, place)
-    fields.check_one_of(row["size"], sizes, f"{place}: size")
-    checks.check_estimate(row, place)
-
-  def check_row(row: Any, place: str) -> None:
-    check_head(row, place)
-    fields.check_fields(row, {"unit": str, "by_fold": list}, place)
-    fields.check_one_of(row["unit"], entry["units"], f"{place}: unit")
-    checks.check_folds(row, len(row["by_fold"]), place)
-
-  checks.check_list(entry["rows"], f"{where}.rows", check_row)
-  checks.check_list(entry["head"], f"{where}.head", check_head)
-
-
-def methods(record: Row) -> dict[str, str]:
+def methods(record: Record) -> dict[str, str]:
   """Titles of the methods by name, in the order in which they come."""
   return {method["name"]: method["title"] for size in record["sizes"] for method in size["methods"]}
 
 
-def method(size: Row, name: str) -> Row | None:
+def method(size: Size, name: str) -> Method | None:
   """The entry of a method, None if it was not run at that size."""
   return next((method for method in size["methods"] if method["name"] == name), None)
 
 
-def profiles(record: Row) -> list[tuple[Row, list[Row]]]:
+def profiles(record: Record) -> list[tuple[Head, list[OfUnit]]]:
   """Per size of the map: the entry of the head alone, and those of the single units."""
-  if record["map"] is None:
+  own = record["map"]
+  if own is None:
     return []
   return [
-    (head, [row for row in record["map"]["rows"] if row["size"] == head["size"]])
-    for head in sorted(record["map"]["head"], key=lambda head: head["size"])
+    (head, [row for row in own["rows"] if row["size"] == head["size"]])
+    for head in sorted(own["head"], key=lambda head: head["size"])
   ]
 
 
-def gains(record: Row) -> tuple[np.ndarray, np.ndarray, list[Row]]:
+def gains(record: Record) -> tuple[np.ndarray, np.ndarray, list[Head]]:
   """The map of the record as arrays.
 
   Returns:
@@ -101,6 +117,7 @@ def gains(record: Row) -> tuple[np.ndarray, np.ndarray, list[Row]]:
     whether a unit is not told apart from the best of its size; the entries of the head alone.
   """
   found = profiles(record)
-  rows = [search_record.gains(rows, head, record["map"]["units"]) for head, rows in found]
+  units = record["map"]["units"] if record["map"] else []
+  rows = [search_record.gains(rows, head, units) for head, rows in found]
   values, near = (np.array(part) for part in zip(*rows, strict=True))
   return values, near, [head for head, _ in found]

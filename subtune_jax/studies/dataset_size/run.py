@@ -12,11 +12,12 @@ from typing import Any, TextIO
 from subtune_jax.report import estimate as estimate_lib
 from subtune_jax.runner import provenance
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import publish
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.dataset_size import page as size_page
+from subtune_jax.studies.dataset_size import record as size_record
 from subtune_jax.studies.search import config as search_config
+from subtune_jax.studies.search import record as search_record
 
 Row = dict[str, Any]
 SIZES = "sizes"  # folder of the searches
@@ -55,8 +56,8 @@ def run(
     rows.append(_size_row(folder, size, record))
     found.append(record)
   record = _record(config, rows, found, workdir, command)
-  workdir_lib.write_json(workdir / compare_record.RESULTS, record)
-  publish.publish(size_page.report(record, workdir), workdir, stream)
+  workdir_lib.write_json(workdir / fields.RESULTS, record)
+  publish.publish(size_page.report(size_record.load(workdir), workdir), workdir, stream)
   return record
 
 
@@ -67,7 +68,7 @@ def _search_config(config: Any, size: int) -> Any:
   return own
 
 
-def _size_row(folder: pathlib.Path, asked: int, record: Row) -> Row:
+def _size_row(folder: pathlib.Path, asked: int, record: search_record.Record) -> size_record.Size:
   methods = studies.scores_on_test(folder)
   final, _ = studies.final_run(folder)
   return {
@@ -78,14 +79,17 @@ def _size_row(folder: pathlib.Path, asked: int, record: Row) -> Row:
   }  # fmt: skip
 
 
-def _record(config, rows: list[Row], found: list[Row], workdir: pathlib.Path, command: str) -> Row:
+def _record(
+  config: Any, rows: list[size_record.Size], found: list[search_record.Record],
+  workdir: pathlib.Path, command: str,
+) -> size_record.Record:  # fmt: skip
   last = found[-1]
   final, summary = studies.final_run(workdir / rows[-1]["folder"])
   test = summary.columns[0].key
   names = [unit["name"] for unit in last["units"]]
   return {
-    "kind": "dataset_size", "name": config.name, "title": config.title, "command": command,
-    **provenance.header_of(last), "config": workdir_lib.as_json(config),
+    **fields.header(config, command), **provenance.header_of(last),
+    "config": workdir_lib.as_json(config),
     "backbone": last["backbone"],
     "data": {
       "train": last["data"]["train"], "class_names": last["data"]["class_names"],
@@ -110,7 +114,7 @@ def _record(config, rows: list[Row], found: list[Row], workdir: pathlib.Path, co
   }  # fmt: skip
 
 
-def crossover(rows: list[Row], method: str = "subtuning") -> str:
+def crossover(rows: list[size_record.Size], method: str = "subtuning") -> str:
   """Where SubTuning and full fine-tuning change places, said no more firmly than the data do."""
   verdicts = []
   for row in rows:

@@ -39,7 +39,7 @@ def pcv_gamma(held_out: Sequence[Arrays], partitions: Sequence[class_splits.Part
 
 
 def numbers(arrays: Arrays, absent: np.ndarray, *, pcv: float | None = None) -> Row:
-  """Everything that the record keeps of one network; see `holistic` for the fields.
+  """Everything that the record keeps of one network; fields of `record.Epoch`.
 
   Args:
     arrays: "test/logits", "test/labels", "train/logits", "train/labels" and, for NCM,

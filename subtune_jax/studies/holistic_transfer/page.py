@@ -6,12 +6,10 @@ import math
 import os
 import pathlib
 
-from subtune_jax import files
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, style, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
-from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.holistic_transfer import captions, sweep_figures
 from subtune_jax.studies.holistic_transfer import headline as headline_lib
 from subtune_jax.studies.holistic_transfer import record as record_lib
@@ -367,6 +365,4 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     FileNotFoundError: a file that the record names is missing.
     ValueError: not the record of such a study, or a damaged file.
   """
-  workdir = pathlib.Path(workdir)
-  record = files.read_record(workdir / compare_record.RESULTS)
-  return html.write(workdir, report(record_lib.of(record, workdir)))
+  return html.write(workdir, report(record_lib.load(workdir)))

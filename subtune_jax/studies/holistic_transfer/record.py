@@ -1,6 +1,7 @@
-"""The record of a study of holistic transfer as its page and figures read it.
+"""The record of a study of holistic transfer: declared, and as its page and figures read it.
 
-`holistic_transfer.run` says what is in the record and in the files that it names.
+`holistic_transfer.run` says what is in the files that it names. Y: all classes, S: those seen in
+fine-tuning, U: those absent from it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -22,11 +23,128 @@ Row = Mapping[str, Any]
 PRETRAINED, FT = "pretrained", "ft"
 NONE, ALG, PCV, STAR = "none", "alg", "pcv", "star"
 CALIBRATIONS = {NONE: "as it is", ALG: "+ ALG", PCV: "+ PCV", STAR: "+ gamma*"}
-_BODY = {
-  "source": dict, "partitions": list, "methods": list, "networks": list, "pcv": list,
-  "table": list, "blocks": list,
-}  # fmt: skip
-_RECORD = {"name": str, "title": str, "config": dict, "backbone": dict, "data": dict}
+# A number over seeds, null where one has none; with an interval where there are several concepts.
+Number = TypedDict(
+  "Number", {"mean": float | None, "by_seed": list[float | None], "95": NotRequired[fields.Ends]}
+)
+# Pair "Y/Y", "S/Y", "U/Y", "S/S" or "U/U" -> accuracy, by "micro" (over images) and "balanced"
+# (over classes).
+Averages = dict[str, dict[str, float | None]]
+ByName = dict[str, float | None]
+
+
+class Data(fields.Data):
+  train: str  # the target
+  source: NotRequired[str]  # "": a network that was loaded
+  num_train: int
+  num_validation: int
+  num_test: int
+
+
+class Partition(TypedDict):
+  id: int
+  seed: int
+  how: str
+  num_seen: int
+  seen: list[int]  # classes
+  absent: list[int]
+
+
+class Method(TypedDict):
+  name: str
+  title: str
+  oracle: bool  # it saw absent classes
+  learning_rate: float  # or another setting
+  grid: list[compare_record.GridPoint]
+  grid_edge: bool
+
+
+class Epoch(TypedDict):  # numbers of a network on the test images; logits in nats
+  stage: int | None  # null: no training
+  epoch: int | None
+  file: str
+  gamma: ByName  # "none" 0, "alg", "star" (an oracle), "pcv" where there is one
+  accuracy: dict[str, Averages]  # by calibration
+  ausuc: float | None  # micro area under `calibration.seen_unseen_curve(logits, labels, absent)`
+  harmonic_mean: ByName  # the best on the curve: "value", "gamma"
+  # Of "absent" and "seen" images: "p_absent", mean P(U|x); "answered_absent", a share.
+  probabilities: dict[str, ByName]
+  # Of absent images, mean logits: "own", "other" (largest other absent), their difference
+  # "own_over_other", "seen" (largest seen), "seen_over_absent".
+  margins: ByName
+  # By nearest class means with "cosine" or "euclidean" distance: `Averages`, and "ausuc".
+  ncm: NotRequired[dict[str, dict[str, Any]]]
+
+
+class Network(TypedDict):
+  id: int
+  use: Literal["pretrained", "main", "wise", "block", "size", "sweep"]
+  method: str  # "ft", "subtuning:14..top", "sweep:adam:0.0005"
+  title: str
+  seed: int
+  partition: int  # id
+  key: str | None  # of the training
+  learning_rate: float | None
+  alpha: NotRequired[float]  # of "wise"
+  validation_accuracy: float | None
+  trained_params: int
+  seconds: float
+  # Of the classifier's updates, last epoch: "similarity", mean cosine of "seen", "absent" and
+  # "between"; "update_length", "norm_before", "norm_after" of "seen" and "absent".
+  directions: NotRequired[dict[str, ByName]]
+  # Of "size", and "main" of ft: accuracy of "head" and "ncm" on the absent classes that all sizes
+  # share, among all classes ("Y") and these ("own").
+  common: NotRequired[dict[str, ByName]]
+  epochs: list[Epoch]  # every one of the methods in holistic.along, else the last; none: diverged
+
+
+class PseudoValidation(TypedDict):
+  method: str
+  seed: int
+  gamma: float
+  splits: list[dict[str, Any]]  # "key", "file", "pseudo_absent" (classes) of trainings
+
+
+class OverSeeds(TypedDict):  # the numbers of last epochs, of one calibration
+  gamma: Number
+  accuracy: dict[str, dict[str, Number]]
+  ausuc: Number
+  harmonic_mean: dict[str, Number]
+  probabilities: dict[str, dict[str, Number]]
+  margins: dict[str, Number]
+  ncm: NotRequired[dict[str, dict[str, Any]]]
+
+
+class TableRow(TypedDict):
+  """Of the networks of a method that are "main", "wise" or "pretrained"."""
+
+  method: str
+  title: str
+  calibration: str
+  oracle: bool
+  numbers: OverSeeds
+  # "pretrained", "ft" -> "Y/Y", "S/Y", "U/Y", "AUSUC" -> [difference, low, high], paired.
+  against: NotRequired[dict[str, dict[str, list[float | None]]]]
+
+
+class BlockRow(TableRow):
+  unit: str
+  blocks: list[str]
+
+
+class Body(TypedDict):
+  source: dict[str, Any]  # how it was made: data, method, learning_rate, test_accuracy, file, ...
+  partitions: list[Partition]
+  methods: list[Method]
+  networks: list[Network]
+  pcv: list[PseudoValidation]
+  table: list[TableRow]
+  blocks: list[BlockRow]  # the same of SubTuning of each unit
+
+
+class Record(fields.Record):
+  data: Data
+  holistic: Body
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +167,13 @@ class Estimate:
     return min(self.by_seed), max(self.by_seed)
 
 
-def estimate(number: Row) -> Estimate:
+def estimate(number: Number) -> Estimate:
   """A number of the record's table."""
   seeds = tuple(fields.number(value) for value in number["by_seed"])
-  interval = tuple(map(float, number["95"])) if "95" in number else None
+  interval = None
+  if "95" in number:
+    low, high = map(fields.number, number["95"])
+    interval = (low, high)
   return Estimate(fields.number(number["mean"]), seeds, interval)
 
 
@@ -74,11 +195,11 @@ class Curve(NamedTuple):
 class Study:
   """A checked record, and the workdir that its files lie in."""
 
-  record: Row
+  record: Record
   workdir: pathlib.Path
 
   @property
-  def body(self) -> Row:
+  def body(self) -> Body:
     return self.record["holistic"]
 
   @property
@@ -220,19 +341,23 @@ class Study:
     return np.logical_and.reduce(own)
 
 
-def of(record: Row, workdir: str | os.PathLike) -> Study:
+def of(record: Any, workdir: str | os.PathLike) -> Study:
   """The study of a record.
 
   Raises:
     ValueError: it is not the record of a study of holistic transfer.
   """
-  where = f"{pathlib.Path(workdir) / compare_record.RESULTS}"
-  fields.check_fields(record, {**_RECORD, "holistic": dict}, where)
-  fields.check_fields(record["holistic"], _BODY, f"{where}: holistic")
+  where = f"{pathlib.Path(workdir) / fields.RESULTS}"
+  fields.check_record(record, Record, where, "holistic_transfer")
   methods = [row["method"] for row in record["holistic"]["table"]]
   for method in (PRETRAINED, FT):
     fields.check_one_of(method, methods, f"{where}: a method that the table needs")
   return Study(record, pathlib.Path(workdir))
+
+
+def load(workdir: str | os.PathLike) -> Study:
+  """The study in a workdir. Raises: see `fields.read` and `of`."""
+  return of(fields.read(workdir), workdir)
 
 
 def values(trainings: Sequence[Sequence[Row]], read: Callable[[Row], float | None]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The record of a study of holistic transfer; `holistic` says what is in it."""
+"""The record of a study of holistic transfer is put together; `record` declares it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import shutil
@@ -12,8 +12,7 @@ from subtune_jax.robustness import interpolation
 from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import provenance
 from subtune_jax.runner import workdir as workdir_lib
-from subtune_jax.studies import epoch_files, publish
-from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies import epoch_files, fields, publish
 from subtune_jax.studies.holistic_transfer import best
 from subtune_jax.studies.holistic_transfer import config as holistic_config
 from subtune_jax.studies.holistic_transfer import intervals as holistic_intervals
@@ -32,8 +31,8 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   body = _body(study, trained)
   config, target = study.config, study.target
   names = (config.data.train, study.source.facts["data"])
-  record = {
-    "name": config.name, "title": config.title, "command": command,
+  record: holistic_records.Record = {
+    **fields.header(config, command),
     **provenance.run_facts(study.source.engine.mesh), "config": workdir_lib.as_json(config),
     "backbone": network_lib.backbone_row(
       config, study.source.engine.model, study.source.pretrained
@@ -46,9 +45,9 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
     },
     "holistic": body,
   }  # fmt: skip
-  workdir_lib.write_json(study.workdir / compare_record.RESULTS, record)
+  workdir_lib.write_json(study.workdir / fields.RESULTS, record)
   _clean(study, body)
-  report = holistic_page.report(holistic_records.of(record, study.workdir))
+  report = holistic_page.report(holistic_records.load(study.workdir))
   study.run.progress.close()
   publish.publish(report, study.workdir, study.run.progress.stream)
   if config.save_model:
@@ -59,7 +58,7 @@ def finish(study: holistic_study.Study, trained: holistic_study.Trained, command
   return record
 
 
-def _body(study: holistic_study.Study, trained: holistic_study.Trained) -> Row:
+def _body(study: holistic_study.Study, trained: holistic_study.Trained) -> holistic_records.Body:
   gammas = {
     key: holistic_numbers.pcv_gamma(
       [epoch_files.read(study.epoch_path(row)) for _, row in splits], [p for p, _ in splits]
@@ -111,7 +110,7 @@ def _relative(study: holistic_study.Study, path: Any) -> str:
 
 def _networks(
   study: holistic_study.Study, trained: holistic_study.Trained, gammas: Mapping[Any, float]
-) -> Iterator[Row]:
+) -> Iterator[holistic_records.Network]:
   """Every network that the record has numbers of."""
   own = study.config.holistic
   before = holistic_study.source_arrays(study)
@@ -228,7 +227,9 @@ def _wise(
   }  # fmt: skip
 
 
-def table(networks: Sequence[Row], uses: Sequence[str]) -> list[Row]:
+def table(
+  networks: Sequence[holistic_records.Network], uses: Sequence[str]
+) -> list[holistic_records.TableRow]:
   """A row per network over its seeds and calibration."""
   groups: dict[tuple[str, str], list[Row]] = {}
   for network in networks:
@@ -251,7 +252,7 @@ def table(networks: Sequence[Row], uses: Sequence[str]) -> list[Row]:
   return rows
 
 
-def _clean(study: holistic_study.Study, body: Row) -> None:
+def _clean(study: holistic_study.Study, body: holistic_records.Body) -> None:
   """Removes the weights and arrays of trainings that the record does not name."""
   named = {n["key"] for n in body["networks"]} | {
     s["key"] for p in body["pcv"] for s in p["splits"]

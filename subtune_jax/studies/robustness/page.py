@@ -299,7 +299,8 @@ def _drawn(study: Study) -> list[document_lib.Drawn]:
 
 def report(run: compare_record.Run, summary: summary_lib.Summary) -> document_lib.Document:
   """The whole report."""
-  study, common = study_lib.of(run.record), compare_page.figures(run, summary)
+  study = study_lib.of(run.record, f"{run.workdir / fields.RESULTS}")
+  common = compare_page.figures(run, summary)
   accuracy = [common.pop("accuracy")] if "accuracy" in common else []
   parts = [
     *compare_page.numbers(summary),

@@ -1,13 +1,14 @@
-"""The entry "robustness" of a record: checked, and asked for what tables and figures need.
+"""The record of a robustness study, a comparison's with the entry "robustness".
 
-Nothing here needs jax, as in `records`.
+Declared, checked, and asked for what tables and figures need. Nothing here needs jax.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 
 from subtune_jax.report import estimate as estimate_lib
@@ -16,54 +17,94 @@ from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import summary as summary_lib
 
 Row = Mapping[str, Any]
-ENTRY = "robustness"
+ENTRY: Final = "robustness"
 PROBE = "lp"
 ORACLE = "oracle"
 RULES = {"last": "Last epoch", "early_stopping": "Early stopping", ORACLE: "Oracle"}
 
-_ENTRY = {
-  "validation": str,
-  "rule": str,
-  "units": list,
-  "trainings": list,
-  "selections": list,
-  "blocks": dict,
-  "interpolation": dict,
-  "probe_steps": list,
-  "shift": dict,
-  "recommendation": dict,
-}
-_TRAINING = {
-  "key": str,
-  "method": str,
-  "learning_rate": fields.NUMBER,
-  "seed": int,
-  "moved": fields.MAYBE_NUMBER,
-  "epochs": list,
-}
-_EPOCH = {"stage": int, "epoch": int, "accuracy": dict, "distortion": dict}
-_SELECTION = {
-  "rule": str,
-  "oracle": bool,
-  "method": str,
-  "learning_rate": fields.NUMBER,
-  "at_edge": bool,
-  "epochs": list,
-  "score": fields.NUMBER,
-  "accuracy": dict,
-}
-_RECOMMENDATION = {"method": str, "among": (list, tuple), "strength": str,
-                   "reasons": (list, tuple)}  # fmt: skip
+# How far a feature moved, means over images: "absolute", "relative", "cosine", "cka"; null where
+# it is not defined.
+Distortion = dict[str, float | None]
+Score = TypedDict(
+  "Score", {"mean": float, "by_seed": list[float], "90": fields.Ends, "95": fields.Ends}
+)
+
+
+class Epoch(TypedDict):
+  """With what was chosen by, such as "validation_loss"."""
+
+  stage: int
+  epoch: int
+  accuracy: dict[str, float]  # by set, validation among them
+  distortion: dict[str, Distortion]  # of the last unit, by set
+
+
+class Training(TypedDict):
+  key: str  # in the ledger
+  method: str
+  learning_rate: float
+  seed: int
+  moved: float | None  # see `compare.record`
+  epochs: Annotated[list[Epoch], msgspec.Meta(min_length=1)]  # without those that diverged
+
+
+class Selection(TypedDict):  # what a rule chose for a method
+  rule: Literal["last", "early_stopping", "oracle"]
+  oracle: bool  # it read test labels
+  method: str
+  learning_rate: float
+  at_edge: bool
+  epochs: list[int]  # by seed
+  score: float  # what it went by
+  accuracy: dict[str, Score]  # by set, and the mean out of distribution
+
+
+class OnLine(TypedDict):  # the network between the probe (alpha 0) and a training (1)
+  seed: int
+  alpha: float
+  accuracy: dict[str, float]
+
+
+class ProbeSteps(TypedDict):  # LP-FT from a probe that was stopped early
+  steps: int
+  seed: int
+  probe: dict[str, Score]
+  tuned: dict[str, Score]
+
+
+class Recommendation(TypedDict):  # see `robustness.recommend`
+  method: str
+  among: list[str]
+  strength: str
+  reasons: list[str]
+
+
+class Entry(TypedDict):
+  validation: str  # the set's name
+  rule: str  # of figures and recommendation
+  units: list[str]
+  num_images: NotRequired[dict[str, int]]
+  trainings: list[Training]
+  selections: list[Selection]
+  blocks: dict[str, dict[str, dict[str, list[Distortion]]]]  # method, set, unit, seed
+  interpolation: dict[str, list[OnLine]]  # by method
+  probe_steps: list[ProbeSteps]
+  shift: dict[str, float | None]  # proxy A-distance of each shifted set
+  recommendation: Recommendation
+
+
+class Record(compare_record.Record):
+  robustness: Entry
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
   """A checked record of a study, from `of`."""
 
-  record: Row
+  record: Record
 
   @property
-  def entry(self) -> Row:
+  def entry(self) -> Entry:
     return self.record[ENTRY]
 
   @property
@@ -116,31 +157,31 @@ class Study:
     """Key of the accuracy out of distribution: the mean where there are several sets."""
     return list(self.columns)[-1] if self.ood else None
 
-  def title_of(self, column: str | None) -> str:
+  def title_of(self, column: str) -> str:
     """How figures call `id` and `ood_column`."""
     if column == self.id:
       return self.columns[self.id]
     return self.columns[column] + ("" if column == summary_lib.MEAN_OOD else " (OOD)")
 
-  def method(self, name: str) -> Row:
+  def method(self, name: str) -> compare_record.Method:
     return next(method for method in self.record["methods"] if method["name"] == name)
 
-  def selection(self, rule: str, method: str) -> Row:
+  def selection(self, rule: str, method: str) -> Selection:
     """What a rule chose for a method, and its accuracies."""
     rows = self.entry["selections"]
     return next(row for row in rows if (row["rule"], row["method"]) == (rule, method))
 
-  def trainings(self, method: str) -> list[Row]:
+  def trainings(self, method: str) -> list[Training]:
     """All trainings of a method, by learning rate and seed."""
     found = [row for row in self.entry["trainings"] if row["method"] == method]
     return sorted(found, key=lambda row: (row["learning_rate"], row["seed"]))
 
-  def picked(self, rule: str, method: str) -> list[Row]:
+  def picked(self, rule: str, method: str) -> list[Training]:
     """The trainings at the rate that a rule chose, by seed."""
     rate = self.selection(rule, method)["learning_rate"]
     return [row for row in self.trainings(method) if row["learning_rate"] == rate]
 
-  def picked_epochs(self, rule: str, method: str) -> list[Row]:
+  def picked_epochs(self, rule: str, method: str) -> list[Epoch]:
     """The epoch of each of `picked` that the rule chose, in the last stage."""
     numbers = self.selection(rule, method)["epochs"]
     return [
@@ -152,11 +193,11 @@ class Study:
     """Mean over the shifted sets, each with the same weight; NaN without any."""
     return float(np.mean([by_set[name] for name in self.ood])) if self.ood else math.nan
 
-  def accuracy(self, epoch: Row, *, ood: bool) -> float:
+  def accuracy(self, epoch: Epoch, *, ood: bool) -> float:
     """Test accuracy after an epoch, a fraction: in distribution, or the mean out of it."""
     return self.out(epoch["accuracy"]) if ood else epoch["accuracy"][self.id]
 
-  def distortion(self, by_set: Mapping[str, Row], kind: str, *, ood: bool) -> float:
+  def distortion(self, by_set: Mapping[str, Distortion], kind: str, *, ood: bool) -> float:
     """One kind of distortion, on the test images of one side; nan where it is not defined."""
     values = {name: fields.number(by_set[name][kind]) for name in (self.id, *self.ood)}
     return self.out(values) if ood else values[self.id]
@@ -174,43 +215,36 @@ class Study:
     ])  # fmt: skip
 
 
-def last_stage(training: Row) -> list[Row]:
+def last_stage(training: Training) -> list[Epoch]:
   """Its epochs in the last stage."""
   epochs = training["epochs"]
   return [epoch for epoch in epochs if epoch["stage"] == epochs[-1]["stage"]]
 
 
-def stage_starts(training: Row) -> list[int]:
+def stage_starts(training: Training) -> list[int]:
   """Positions in `epochs` at which a stage begins: [0] for a method of one stage."""
   stages = [epoch["stage"] for epoch in training["epochs"]]
   return [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
 
 
-def estimate(score: Row, level: str = "95") -> estimate_lib.Estimate:
+def estimate(score: Score, level: Literal["90", "95"] = "95") -> estimate_lib.Estimate:
   """An accuracy of a selection with its interval."""
-  return estimate_lib.Estimate(score["mean"], *score[level])
+  return estimate_lib.Estimate(score["mean"], *map(fields.number, score[level]))
 
 
-def of(record: Row) -> Study:
-  """The study in a record.
+def of(record: Any, where: str = "record") -> Study:
+  """The study in a record, that of the file `where`.
 
   Raises:
-    ValueError: the entry is missing, lacks a field, or its parts contradict each other.
+    ValueError: it is of another study, lacks a field, or its parts contradict each other.
   """
-  entry = record.get(ENTRY)
-  fields.check_fields(entry, _ENTRY, ENTRY)
-  study = Study(record)
+  fields.check_record(record, Record, where, "robustness")
+  study, entry = Study(record), record[ENTRY]
   sets = [entry["validation"], study.id, *study.ood]
   for row in entry["trainings"]:
-    where = f"{ENTRY}: training {row.get('key')!r}"
-    fields.check_fields(row, _TRAINING, where)
-    if not row["epochs"]:
-      raise ValueError(f"{where} has no epochs; leave out trainings that failed.")
     for epoch in row["epochs"]:
-      fields.check_fields(epoch, _EPOCH, where)
       for kind in ("accuracy", "distortion"):
-        _check_names(epoch[kind], sets, f"{where}: {kind}")
-  fields.check_fields(entry["recommendation"], _RECOMMENDATION, f"{ENTRY}: recommendation")
+        fields.check_has(epoch[kind], sets, f"{ENTRY}: training {row['key']!r}: {kind}")
   fields.check_one_of(entry["recommendation"]["method"], study.methods, f"{ENTRY}: recommendation")
   _check_selections(study)
   return study
@@ -219,13 +253,11 @@ def of(record: Row) -> Study:
 def _check_selections(study: Study) -> None:
   """Every rule has chosen for every method, a training and an epoch that are there."""
   for row in study.entry["selections"]:
-    where = f"{ENTRY}: selection {row.get('rule')!r} of {row.get('method')!r}"
-    fields.check_fields(row, _SELECTION, where)
-    fields.check_one_of(row["rule"], list(RULES), f"{where}: rule")
+    where = f"{ENTRY}: selection {row['rule']!r} of {row['method']!r}"
     fields.check_one_of(row["method"], study.methods, f"{where}: method")
     if row["oracle"] != (row["rule"] == ORACLE):
       raise ValueError(f"{where}: oracle is {row['oracle']}; only {ORACLE!r} reads test labels.")
-    _check_names(row["accuracy"], [study.validation, *study.columns], f"{where}: accuracy")
+    fields.check_has(row["accuracy"], [study.validation, *study.columns], f"{where}: accuracy")
     picked = study.picked(row["rule"], row["method"])
     if len(picked) != len(row["epochs"]):
       raise ValueError(
@@ -239,10 +271,4 @@ def _check_selections(study: Study) -> None:
   if wanted - found:
     rule, method = min(wanted - found)
     raise ValueError(f"{ENTRY}: rule {rule!r} has no selection of method {method!r}.")
-  _check_names(study.entry["blocks"], study.methods, f"{ENTRY}: blocks")
-
-
-def _check_names(found: Mapping[str, Any], wanted: Sequence[str], where: str) -> None:
-  missing = [name for name in wanted if name not in found]
-  if missing:
-    raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'}.")
+  fields.check_has(study.entry["blocks"], study.methods, f"{ENTRY}: blocks")

@@ -32,6 +32,7 @@ from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.compare import summary as summary_lib
 from subtune_jax.studies.robustness import config as robustness_config
 from subtune_jax.studies.robustness import page as robustness_page
+from subtune_jax.studies.robustness import record as study_lib
 from subtune_jax.training import evaluate, export, trainable_split
 
 Row = dict[str, Any]
@@ -165,7 +166,7 @@ def _epochs(state: trainings.Run, seen: _Seen, row: Row) -> list[_Epoch]:
   return found
 
 
-def _distortion(arrays: Mapping[str, np.ndarray], name: str, unit: int) -> Row:
+def _distortion(arrays: Mapping[str, np.ndarray], name: str, unit: int) -> study_lib.Distortion:
   """Means over the images of a set of how far one unit's feature moved."""
   kinds = ("absolute", "relative", "cosine")
   means = {kind: float(np.mean(arrays[f"{kind}/{name}"][unit], dtype=np.float64)) for kind in kinds}
@@ -173,7 +174,7 @@ def _distortion(arrays: Mapping[str, np.ndarray], name: str, unit: int) -> Row:
   return means | {"cka": None if np.isnan(cka) else cka}
 
 
-def _study(state: trainings.Run, seen: _Seen, chosen: Mapping[str, Row]) -> Row:
+def _study(state: trainings.Run, seen: _Seen, chosen: Mapping[str, Row]) -> study_lib.Entry:
   """The entry "robustness" of the record."""
   state.progress.line("choosing on the records")
   trained = {
@@ -255,7 +256,7 @@ def _chosen_epochs(rows: Mapping[str, Any], choice: selection.Choice) -> list[_E
   return [found[seed] for seed in sorted(found)]
 
 
-def _selections(trained, choices, seen: _Seen) -> list[Row]:
+def _selections(trained, choices, seen: _Seen) -> list[study_lib.Selection]:
   """A row per rule and method: what was chosen, and its accuracy on every set with intervals."""
   rules = list(dict.fromkeys(rule for made in choices.values() for rule in made))
   rows = []
@@ -278,7 +279,9 @@ def _correct(epochs: Sequence[_Epoch], name: str) -> np.ndarray:
   return np.stack([epoch.right[name] for epoch in epochs])
 
 
-def _scores(epochs: Mapping[str, Sequence[_Epoch]], seen: _Seen) -> dict[str, Row]:
+def _scores(
+  epochs: Mapping[str, Sequence[_Epoch]], seen: _Seen
+) -> dict[str, dict[str, study_lib.Score]]:
   """Method -> column -> {"mean", "by_seed", "90": [low, high], "95": [low, high]}.
 
   Columns are the sets, and the mean over the shifted ones, every set with the same weight.
@@ -318,7 +321,9 @@ def _by_block(epochs: Sequence[_Epoch], seen: _Seen) -> Row:
   }
 
 
-def _interpolation(state: trainings.Run, seen: _Seen, probe: Row, result: Row) -> list[Row]:
+def _interpolation(
+  state: trainings.Run, seen: _Seen, probe: Row, result: Row
+) -> list[study_lib.OnLine]:
   """Accuracy on every set along the line from the probe to each chosen training."""
   pretrained = state.pretrained.variables
   start, _ = export.load_task(state.workdir / "tasks" / probe["key"], pretrained)
@@ -339,7 +344,9 @@ def _interpolation(state: trainings.Run, seen: _Seen, probe: Row, result: Row) -
   return rows
 
 
-def _probe_steps(state: trainings.Run, seen: _Seen, chosen: Mapping[str, Row]) -> list[Row]:
+def _probe_steps(
+  state: trainings.Run, seen: _Seen, chosen: Mapping[str, Row]
+) -> list[study_lib.ProbeSteps]:
   """LP-FT at its chosen rate from probes that were stopped early, on the first seed."""
   rows = []
   for steps in state.config.robustness.probe_steps:
@@ -359,7 +366,9 @@ def _shift(seen: _Seen) -> Row:
   return {own.name: domain_gap.proxy_a_distance(here, own.before[last]) for own in seen.sets[2:]}
 
 
-def _recommendation(seen: _Seen, final: Mapping[str, Sequence[_Epoch]], shift: Row) -> Row:
+def _recommendation(
+  seen: _Seen, final: Mapping[str, Sequence[_Epoch]], shift: Row
+) -> study_lib.Recommendation:
   correct = {name: _correct(epochs, VALIDATION) for name, epochs in final.items()}
   moved = {
     name: float(np.mean([e.row["distortion"][VALIDATION]["relative"] for e in epochs]))

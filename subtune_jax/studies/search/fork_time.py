@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from subtune_jax import files
+from subtune_jax import strict_json
 from subtune_jax.multitask import costs, latency
 from subtune_jax.multitask import network as network_lib
 from subtune_jax.multitask import plan as plan_lib
@@ -36,7 +36,7 @@ def measure(
     task = latency.pretended(model.clone(num_classes=latency.CLASSES, parent=None), (), 1)
     found = costs.added_by_fork(network_lib.MultiTask(task), batch_size)
     workdir_lib.write_json(path, found)
-  by_block = files.read_record(path)
+  by_block = strict_json.loads(path.read_text())
   found = {name: by_block[network.blocks((name,))[0]] for name in network.names}
   return found | {HEAD: by_block[HEAD]}
 

@@ -15,10 +15,10 @@ from subtune_jax.search import (
   scores,
 )
 from subtune_jax.studies.search import config as search_config
+from subtune_jax.studies.search import record as search_record
 from subtune_jax.studies.search import rows
 from subtune_jax.training import loop
 
-Row = dict[str, Any]
 PREDICTED = "predicted"
 
 
@@ -32,7 +32,7 @@ class Prediction:
   """
 
   scored: Mapping[scores.Units, scores.Score]
-  row: Row
+  row: search_record.Predicted
 
   def proposed(
     self, problem: evaluator.Problem, budget: rules.Budget, number: int
@@ -112,7 +112,7 @@ def _predict(
     tried, path.chosen, overlap=problem.overlap, level=config.search.level
   )  # fmt: skip
   kernels = predictor.kernels
-  row = {
+  row: search_record.Predicted = {
     "sets": [rows.set_row(network, problem.overlap, score) for score in tried],
     "chosen": list(path.chosen),
     "stopped": path.stopped,

@@ -1,13 +1,12 @@
 """The record of a search for the units to train: read, checked, and asked for what a page needs.
 
-Studies made of searches ask it too. It is plain JSON in WORKDIR/results.json; accuracies are
-fractions, intervals 95 %.
+Studies made of searches ask it too.
 """
 
 from collections.abc import Iterable, Sequence
 import math
 import os
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -20,98 +19,140 @@ from subtune_jax.studies.search import checks
 Row = checks.Row
 Units = checks.Units
 
-SEARCHES = ("profile", "windows", "pairs", "greedy", "predicted", "uniform")
-PROFILE, WINDOWS, PAIRS, GREEDY, PREDICTED, UNIFORM = SEARCHES
-FORWARD, BACKWARD = STARTS = ("none", "all")
-RULES = ("gain", "significance", "tolerant", "size")
-_SET = {
-  "units": list,
-  "by_fold": list,
-  "mean": fields.NUMBER,
-  "complete": bool,
-  "trained_params": int,
-  "fork_macs": fields.NUMBER,
-  "trainings": int,
-  "seconds": fields.NUMBER,
-  "compile_seconds": fields.NUMBER,
-}
-_GREEDY = {
-  "start": str,
-  "rule": dict,
-  "budget": (dict, type(None)),
-  "racing": bool,
-  "steps": list,
-  "chosen": list,
-  "stopped": str,
-}
-_STEP = {
-  "base": list,
-  "tried": list,
-  "chosen": list,
-  "score": fields.NUMBER,
-  "taken": bool,
-  "reason": str,
-}
-_COST = {
-  "trainings": int,
-  "dropped_by_race": int,
-  "seconds": fields.NUMBER,
-  "compile_seconds": fields.NUMBER,
-  "flops": fields.NUMBER,
-  "plain_trainings": int,
-  "plain_flops": fields.NUMBER,
-  "prefix_peak_bytes": fields.NUMBER,
-  "prefix_budget_bytes": fields.NUMBER,
-  "notes": list,
-}
-_PREDICTED = {
-  "sets": list,
-  "chosen": list,
-  "probes": int,
-  "statistics": str,
-  "kernel_seconds": fields.NUMBER,
-  "compile_seconds": fields.NUMBER,
-  "fit_seconds": fields.NUMBER,
-}
+WINDOWS, PAIRS, GREEDY, PREDICTED = "windows", "pairs", "greedy", "predicted"  # kinds of searches
+FORWARD = "none"  # what a greedy search starts from
 
 
-def load(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The record of a finished search; see `checks.load`."""
-  return checks.load(workdir, check)
+class TriedSet(checks.Mean):
+  units: list[str]
+  by_fold: list[fields.Fraction | None]  # null: not trained, a race dropped the set
+  complete: bool  # trained on every fold, and converged
+  diverged: NotRequired[bool]
+  learning_rates: NotRequired[list[float]]  # chosen by its trainings
+  exploded: NotRequired[list[str]]  # how, see `report.explosion`
+  trained_params: int
+  fork_macs: float  # multiply-adds of one more such task, an image
+  trainings: int
+  seconds: float
+  compile_seconds: float
+
+
+class TriedInStep(TypedDict):
+  units: list[str]
+  mean: fields.Fraction
+
+
+class Step(TypedDict):  # a step of a greedy search: sets that differ from `base` by a unit
+  base: list[str]
+  tried: list[TriedInStep]
+  chosen: list[str]
+  score: fields.Fraction
+  taken: bool
+  reason: str
+
+
+class Rule(TypedDict):  # when a unit earns its place; fields of `search.rules`
+  kind: Literal["gain", "significance", "tolerant", "size"]
+
+
+class Greedy(TypedDict):
+  start: Literal["none", "all"]
+  rule: Rule
+  budget: dict[str, float | None] | None
+  racing: bool
+  steps: list[Step]
+  chosen: list[str]
+  score: fields.Fraction | None
+  stopped: str
+
+
+class Windows(TypedDict):
+  width: int  # units in a row
+
+
+class Search(TypedDict):
+  """With the fields of `Greedy` or `Windows`, or "proposed": the predicted sets to train."""
+
+  kind: Literal["profile", "windows", "pairs", "greedy", "predicted", "uniform"]
+  proposed: NotRequired[list[list[str]]]
+
+
+class Cost(TypedDict):
+  trainings: int
+  dropped_by_race: int
+  seconds: float
+  compile_seconds: float
+  flops: float
+  plain_trainings: int  # plain: without sharing the frozen prefix and without races
+  plain_flops: float
+  prefix_peak_bytes: float
+  prefix_budget_bytes: float
+  notes: list[str]
+
+
+class Predicted(TypedDict):  # what was predicted from gradients, nothing trained
+  sets: list[TriedSet]
+  chosen: list[str]
+  stopped: NotRequired[str]
+  certificate: checks.Certificate | None
+  probes: int
+  statistics: str
+  kernel_seconds: float
+  compile_seconds: float
+  fit_seconds: float
+
+
+class Final(TypedDict):
+  folder: str  # of the comparison
+
+
+class Record(fields.Record):
+  data: checks.FoldedData
+  units: list[checks.Unit]
+  head_params: int
+  head_macs: float  # multiply-adds of an image
+  sets: list[TriedSet]
+  searches: list[Search]
+  chosen: list[str]
+  chosen_by: str
+  lora: NotRequired[dict[str, Any] | None]  # the chosen ranks as options of the method `lora`
+  certificate: checks.Certificate | None
+  fork_ms: NotRequired[dict[str, float]]  # milliseconds by first unit, and of the head
+  predicted: NotRequired[Predicted | None]
+  cost: Cost
+  final: Final | None
+
+
+def load(workdir: str | os.PathLike) -> Record:
+  """The record of a finished search; see `fields.load`."""
+  return fields.load(workdir, check)
 
 
 def check(record: Any, where: str = "record") -> None:
-  """Raises ValueError unless `record`, the content of results.json, is a whole one of a search."""
-  checks.check_header(record, checks.SEARCH, where)
-  wanted = {"head_params": int, "head_macs": fields.NUMBER, "sets": list, "searches": list}
-  wanted |= {"chosen": list, "chosen_by": str, "cost": dict}
-  units, num_folds = checks.check_candidates(record, where), checks.check_folded_data(record, where)
-  fields.check_fields(record, wanted, where)
-  for name in ("certificate", "final"):
-    fields.check_fields(record, {name: (dict, type(None))}, where)
+  """Raises ValueError unless `record` is a whole one of a search."""
+  fields.check_record(record, Record, where, "search")
+  units, num_folds = checks.check_candidates(record, where), record["data"]["num_folds"]
   if record.get("fork_ms"):
-    times = dict.fromkeys((*units, "head"), fields.NUMBER)
-    fields.check_fields(record["fork_ms"], times, f"{where}: fork_ms")
+    fields.check_has(record["fork_ms"], (*units, "head"), f"{where}: fork_ms")
   predicted = record.get("predicted")
   _check_sets(record["sets"], units, num_folds, f"{where}: sets", least=0 if predicted else 1)
   if predicted is not None:
     _check_predicted(predicted, units, num_folds, f"{where}: predicted")
   for i, search in enumerate(record["searches"]):
-    _check_one_search(search, units, f"{where}: searches[{i}]")
+    _check_one_search(search, units, where, f"searches[{i}]")
   checks.check_units(record["chosen"], units, f"{where}: chosen")
   checks.check_certificate(record["certificate"], units, f"{where}: certificate")
-  fields.check_fields(record["cost"], _COST, f"{where}: cost")
   if record["final"] is not None:
-    checks.check_folder(record["final"].get("folder"), f"{where}: final")
+    checks.check_folder(record["final"]["folder"], f"{where}: final")
 
 
-def _check_sets(sets: list, units: Units, num_folds: int, where: str, least: int = 1) -> None:
+def _check_sets(
+  sets: list[TriedSet], units: Units, num_folds: int, where: str, least: int = 1
+) -> None:
   """Raises unless every entry is a set of units with its accuracies, each set once."""
   for i, tried in enumerate(sets):
     place = f"{where}[{i}]"
-    fields.check_fields(tried, _SET, place)
     checks.check_units(tried["units"], units, f"{place}: units")
-    checks.check_estimate(tried, place)
     checks.check_folds(tried, num_folds, place)
     whole = None not in tried["by_fold"] and not tried.get("diverged")
     if tried["complete"] != whole:
@@ -123,8 +164,7 @@ def _check_sets(sets: list, units: Units, num_folds: int, where: str, least: int
     raise ValueError(f"{where} {what}; at least one set is needed, each once.")
 
 
-def _check_predicted(entry: Any, units: Units, num_folds: int, where: str) -> None:
-  fields.check_fields(entry, _PREDICTED, where)
+def _check_predicted(entry: Predicted, units: Units, num_folds: int, where: str) -> None:
   _check_sets(entry["sets"], units, num_folds, f"{where}: sets")
   checks.check_units(entry["chosen"], units, f"{where}: chosen")
   checks.check_certificate(entry["certificate"], units, f"{where}: certificate")
@@ -136,31 +176,22 @@ def _check_predicted(entry: Any, units: Units, num_folds: int, where: str) -> No
       )
 
 
-def _check_one_search(search: Any, units: Units, where: str) -> None:
-  fields.check_fields(search, {"kind": str}, where)
-  fields.check_one_of(search["kind"], SEARCHES, f"{where}: kind")
+def _check_one_search(search: Any, units: Units, where: str, path: str) -> None:
+  """Checks what only searches of its kind have."""
+  place = f"{where}: {path}"
   if search["kind"] == WINDOWS:
-    fields.check_fields(search, {"width": int}, where)
+    fields.check(search, Windows, where, path)
     if not 1 <= search["width"] <= len(units):
-      raise ValueError(f"{where}: width is {search['width']}; allowed: 1 to {len(units)}.")
+      raise ValueError(f"{place}: width is {search['width']}; allowed: 1 to {len(units)}.")
   if search["kind"] != GREEDY:
     return
-  fields.check_fields(search, _GREEDY, where)
-  fields.check_one_of(search["start"], STARTS, f"{where}: start")
-  fields.check_fields(search["rule"], {"kind": str}, f"{where}: rule")
-  fields.check_one_of(search["rule"]["kind"], RULES, f"{where}: rule.kind")
-  checks.check_units(search["chosen"], units, f"{where}: chosen")
-  checks.check_accuracy({"score": None} | search, "score", where, maybe=True)
+  fields.check(search, Greedy, where, path)
+  checks.check_units(search["chosen"], units, f"{place}: chosen")
   for i, step in enumerate(search["steps"]):
-    place = f"{where}: steps[{i}]"
-    fields.check_fields(step, _STEP, place)
-    checks.check_accuracy(step, "score", place)
-    for key in ("base", "chosen"):
-      checks.check_units(step[key], units, f"{place}: {key}")
-    for j, tried in enumerate(step["tried"]):
-      fields.check_fields(tried, {"units": list}, f"{place}: tried[{j}]")
-      checks.check_units(tried["units"], units, f"{place}: tried[{j}].units")
-      checks.check_accuracy(tried, "mean", f"{place}: tried[{j}]")
+    sets = {"base": step["base"], "chosen": step["chosen"]}
+    sets |= {f"tried[{j}].units": tried["units"] for j, tried in enumerate(step["tried"])}
+    for name, own in sets.items():
+      checks.check_units(own, units, f"{place}: steps[{i}]: {name}")
 
 
 def unit_names(record: Row) -> Units:
@@ -222,6 +253,8 @@ def best_of(entries: Iterable[Row]) -> tuple[Row | None, list[Row]]:
   """The entry of the highest mean, and those that are not told apart from it."""
   entries = list(entries)
   best = max(entries, key=lambda entry: entry["mean"], default=None)
+  if best is None:
+    return None, []
   return best, [entry for entry in entries if entry is not best and undecided(entry, best)]
 
 
@@ -260,13 +293,14 @@ def blocks(record: Row, units: Sequence[str]) -> frozenset[str]:
   )
 
 
-def in_doubt(certificate: Row | None) -> list[Row]:
+def in_doubt(certificate: checks.Certificate | None) -> list[checks.Probable]:
   """The sets beside the certified one that may be the best, the most probable first.
 
   None: it is decided.
   """
-  others = certificate["undecided"] if certificate else []
-  others = [other for other in others if other["units"] != certificate["chosen"]]
+  if certificate is None:
+    return []
+  others = [own for own in certificate["undecided"] if own["units"] != certificate["chosen"]]
   return sorted(others, key=lambda other: -other["probability"])
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from subtune_jax.search import certificate, cost, evaluator, racing, ranks, scores, significance
 from subtune_jax.search import units as units_lib
-
-Row = dict[str, Any]
+from subtune_jax.studies.search import checks
+from subtune_jax.studies.search import record as search_record
 
 
 def set_row(
@@ -16,7 +16,7 @@ def set_row(
   overlap: float,
   score: scores.Score,
   trainings: Sequence[Mapping[str, Any]] = (),
-) -> Row:
+) -> search_record.TriedSet:
   """The entry of a set.
 
   Args:
@@ -46,7 +46,7 @@ def set_row(
   }  # fmt: skip
 
 
-def lora_row(network: units_lib.Network, units: scores.Units) -> Row | None:
+def lora_row(network: units_lib.Network, units: scores.Units) -> dict[str, Any] | None:
   """A set of ranks as fields of the method `lora`; None where units are trained themselves."""
   if not isinstance(network, ranks.Ranks):
     return None
@@ -54,7 +54,7 @@ def lora_row(network: units_lib.Network, units: scores.Units) -> Row | None:
   return {"where": list(own["where"]), "rank_pattern": own["rank_pattern"]}
 
 
-def certificate_row(sure: certificate.Certificate) -> Row:
+def certificate_row(sure: certificate.Certificate) -> checks.Certificate:
   """The entry of a certificate."""
   return {
     "chosen": list(sure.chosen), "probability_best": sure.probability_best,
@@ -64,7 +64,9 @@ def certificate_row(sure: certificate.Certificate) -> Row:
   }  # fmt: skip
 
 
-def cost_row(config: Any, trainer: evaluator.Evaluator, races: Sequence[racing.Race]) -> Row:
+def cost_row(
+  config: Any, trainer: evaluator.Evaluator, races: Sequence[racing.Race]
+) -> search_record.Cost:
   """What the trainings took, and what they would have taken without sharing and racing."""
   problem, network = trainer.problem, trainer.problem.network
   shared = config.search.prefix_bytes > 0

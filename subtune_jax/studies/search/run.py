@@ -25,12 +25,12 @@ from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.search import certificate, evaluator, greedy, racing, rules, scores
 from subtune_jax.search import store as store_lib
 from subtune_jax.search import units as units_lib
-from subtune_jax.studies import data_table, publish
-from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies import data_table, fields, publish
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.search import forecast, fork_time, predicting, rows
 from subtune_jax.studies.search import page as search_page
+from subtune_jax.studies.search import record as search_record
 from subtune_jax.training import loop
 from subtune_jax.training import trace as trace_lib
 
@@ -103,8 +103,8 @@ def run(
   search.progress.close()
   if config.search.final:
     record["final"] = _run_final(config, workdir, problem, record["chosen"], command, stream)
-  workdir_lib.write_json(workdir / compare_record.RESULTS, record)
-  publish.publish(search_page.report(record, workdir), workdir, stream)
+  workdir_lib.write_json(workdir / fields.RESULTS, record)
+  publish.publish(search_page.report(search_record.load(workdir), workdir), workdir, stream)
   return record
 
 
@@ -285,7 +285,7 @@ def _greedy(search: _Search) -> list[Row]:
   return [_path_row(path, rule, budget, options.racing) for path in paths]
 
 
-def _path_row(path: greedy.Path, rule, budget, racing_on: bool) -> Row:
+def _path_row(path: greedy.Path, rule, budget, racing_on: bool) -> search_record.Greedy:
   steps = [
     dataclasses.asdict(step)
     | {"base": list(step.base), "chosen": list(step.chosen)}
@@ -348,7 +348,7 @@ def _choose(search: _Search, found: Sequence[Row], prediction, tried) -> tuple[s
 def _record(
   search: _Search, found: list[Row], prediction: predicting.Prediction | None,
   pretrained: weights.Pretrained, command: str,
-) -> Row:  # fmt: skip
+) -> search_record.Record:  # fmt: skip
   config, problem, network = search.config, search.problem, search.network
   tried = tried_scores(search.evaluator)
   chosen, why = _choose(search, found, prediction, tried)
@@ -357,11 +357,9 @@ def _record(
   sure = None
   if chosen in tried:
     sure = certificate.certify(sound, chosen, overlap=overlap, level=config.search.level)
-  train = problem.train
-  engine = search.evaluator.engine
+  train, engine = problem.train, search.evaluator.engine
   return {
-    "kind": "search", "name": config.name, "title": config.title, "command": command,
-    **provenance.run_facts(engine.mesh),
+    **fields.header(config, command), **provenance.run_facts(engine.mesh),
     "config": workdir_lib.as_json(config),
     "backbone": network_lib.backbone_row(config, engine.model, pretrained),
     "data": {
@@ -389,7 +387,9 @@ def _record(
   }  # fmt: skip
 
 
-def _run_final(config, workdir: pathlib.Path, problem, chosen, command, stream) -> Row | None:
+def _run_final(
+  config, workdir: pathlib.Path, problem, chosen, command, stream
+) -> search_record.Final:
   """The chosen set retrained on all training images, beside the other methods; reads the test."""
   final = search_config.final_of(config, problem.network, tuple(chosen))
   if not problem.network.blocks(tuple(chosen)):

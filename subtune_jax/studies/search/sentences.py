@@ -146,10 +146,19 @@ def path(record: Row, found: Row) -> str:
 
 
 def moves(step: Row, gap: str = " ") -> list[str]:
-  """The units that came and went in a step: "+ block9"."""
-  came = [f"+{gap}{name}" for name in step["chosen"] if name not in step["base"]]
-  went = [f"{words.MINUS}{gap}{name}" for name in step["base"] if name not in step["chosen"]]
-  return [*came, *went]
+  """What came and went in a step: "+ block9"; of ranks "block9 4 → 16"."""
+  came = [name for name in step["chosen"] if name not in step["base"]]
+  went = [name for name in step["base"] if name not in step["chosen"]]
+  before = {name.partition("=")[0]: name for name in went if "=" in name}
+  parts = []
+  for name in came:
+    unit, _, rank = name.partition("=")
+    old = before.get(unit)
+    if old is not None:
+      went.remove(old)
+      steps = f"{old.partition('=')[2]}{gap}→{gap}{rank}"
+    parts.append(f"+{gap}{name}" if old is None else f"{unit}{gap}{steps}")
+  return [*parts, *(f"{words.MINUS}{gap}{name}" for name in went)]
 
 
 def _rule(found: Row) -> str:

@@ -1,17 +1,19 @@
 """The report of tasks in sequence, from its record."""
 
+import os
 import pathlib
-from typing import Any
 
-from subtune_jax import files
 from subtune_jax.report import document as document_lib
-from subtune_jax.report import estimate, html, words
+from subtune_jax.report import html, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import sections
 from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies.search import record as search_record
 from subtune_jax.studies.sequence import figures as sequence_figures
+from subtune_jax.studies.sequence import record as sequence_record
 
-Row = dict[str, Any]
+Record = sequence_record.Record
+Method = sequence_record.Method
 _NOTE = (
   "Accuracy at the end of the sequence, in % of the test images, with 95 % intervals over groups "
   "of them; another seed or order is not in the intervals. Forgetting: accuracy after a task's own "
@@ -25,24 +27,24 @@ _FORWARD = (
 )
 
 
-def mean_forgetting(method: Row) -> float:
+def mean_forgetting(method: Method) -> float:
   """Accuracy lost since a task's own training, mean over all tasks but the last."""
   lost = method["forgetting"][:-1]
   return sum(lost) / len(lost)
 
 
-def mean_transfer(method: Row) -> float | None:
+def mean_transfer(method: Method) -> float | None:
   """Accuracy that the tasks before added, mean over all tasks but the first; None: not measured."""
   gained = method.get("forward_transfer", ())[1:]
   return sum(gained) / len(gained) if gained else None
 
 
-def short_names(record: Row) -> list[str]:
+def short_names(record: Record) -> list[str]:
   """The tasks' names as `compare_record.short_names` has them."""
   return list(compare_record.short_names([task["name"] for task in record["tasks"]]).values())
 
 
-def headline(record: Row) -> list[str]:
+def headline(record: Record) -> list[str]:
   """What was forgotten, method by method."""
   lines = []
   for method in record["methods"]:
@@ -56,15 +58,14 @@ def headline(record: Row) -> list[str]:
   return lines
 
 
-def _final(record: Row) -> Section:
+def _final(record: Record) -> Section:
   transfer = [mean_transfer(method) for method in record["methods"]]
   measured = None not in transfer
   header = ["At the end", "Forgetting", *["Forward transfer"] * measured, *short_names(record)]
   rows = []
   for method, gained in zip(record["methods"], transfer, strict=True):
     cells = [
-      document_lib.interval(estimate.Estimate(own["accuracy"], own["low"], own["high"]))
-      for own in method["final"]
+      document_lib.interval(search_record.estimate(own, "accuracy")) for own in method["final"]
     ]
     lost = f"{100 * mean_forgetting(method):.1f}"
     more = [] if gained is None else [f"{100 * gained:+.1f}" if gained else "0.0"]
@@ -73,9 +74,9 @@ def _final(record: Row) -> Section:
   return Section("Accuracy and forgetting", [Table([*header, "Weights"], rows), *notes])
 
 
-def _matrix(record: Row, method: Row) -> Section:
+def _matrix(record: Record, method: Method) -> Section:
   names = short_names(record)
-  rows = [
+  rows: list[list[Cell | str]] = [
     [f"after {names[at]}", *(f"{100 * a:.1f}" for a in own), *[""] * (len(names) - len(own))]
     for at, own in enumerate(method["matrix"])
   ]
@@ -83,7 +84,7 @@ def _matrix(record: Row, method: Row) -> Section:
   return Section(method["title"], [table], level=3, page_only=True)
 
 
-def report(record: Row) -> document_lib.Document:
+def report(record: Record) -> document_lib.Document:
   """The whole report."""
   first, *others = headline(record)
   drawn = [
@@ -103,7 +104,7 @@ def report(record: Row) -> document_lib.Document:
       for task in record["tasks"]
     ),
   ]  # fmt: skip
-  parts = [
+  parts: list[document_lib.Part] = [
     Text(first, tone="best"),
     *map(Text, others),
     *document_lib.rendered(drawn),
@@ -117,6 +118,6 @@ def report(record: Row) -> document_lib.Document:
   return document_lib.Document(record["title"], subtitle, parts)
 
 
-def write_report(workdir: str) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Reads the record in `workdir` and writes the page again."""
-  return html.write(workdir, report(files.read_record(pathlib.Path(workdir) / "results.json")))
+  return html.write(workdir, report(sequence_record.load(workdir)))

@@ -28,15 +28,16 @@ from subtune_jax.runner import examples, provenance, recipes
 from subtune_jax.runner import network as network_lib
 from subtune_jax.runner import workdir as workdir_lib
 from subtune_jax.statistics import intervals
-from subtune_jax.studies import publish
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies.sequence import config as sequence_config
 from subtune_jax.studies.sequence import page
+from subtune_jax.studies.sequence import record as sequence_record
 from subtune_jax.training import engine as engine_lib
 from subtune_jax.training import evaluate, export, loop
 from subtune_jax.training import trace as trace_lib
 
 Row = dict[str, Any]
-RESULTS, TASKS, ALONE = "results.json", "tasks", "alone"
+TASKS, ALONE = "tasks", "alone"
 
 
 class _Data(NamedTuple):
@@ -93,8 +94,8 @@ def run(
   state = _Run(config, workdir, engine, pretrained, sets, stream, trace)
   rows = [_method(state, name) for name in config.methods]
   record = _record(state, rows, command)
-  workdir_lib.write_json(workdir / RESULTS, record)
-  publish.publish(page.report(record), workdir, stream)
+  workdir_lib.write_json(workdir / fields.RESULTS, record)
+  publish.publish(page.report(sequence_record.load(workdir)), workdir, stream)
   return record
 
 
@@ -107,7 +108,7 @@ def _read(config: Any, name: str) -> _Data:
   return _Data(train if indices is None else train.subset(indices), validation, test)
 
 
-def _method(run: _Run, name: str) -> Row:
+def _method(run: _Run, name: str) -> sequence_record.Method:
   """The accuracies of a method: a row for each time, a column for each task so far."""
   engine, pretrained = network_lib.prepared(name, run.config, run.engine, run.pretrained)
   run = run._replace(engine=engine, pretrained=pretrained)
@@ -233,16 +234,18 @@ def _trained(
   return folder
 
 
-def _figure(logits: np.ndarray, test: data.Dataset) -> Row:
+def _figure(logits: np.ndarray, test: data.Dataset) -> fields.Accuracy:
   right = evaluate.predictions(logits) == test.labels
   low, high = intervals.of_accuracy(right, test.groups)
   return {"accuracy": float(right.mean()), "low": low, "high": high}
 
 
-def _record(run: _Run, rows: Sequence[Row], command: str) -> Row:
+def _record(
+  run: _Run, rows: Sequence[sequence_record.Method], command: str
+) -> sequence_record.Record:
   config = run.config
   return {
-    "kind": "sequence", "name": config.name, "title": config.title, "command": command,
+    **fields.header(config, command),
     **provenance.run_facts(run.engine.mesh), "config": workdir_lib.as_json(config),
     "backbone": network_lib.backbone_row(config, run.engine.model, run.pretrained),
     "tasks": [

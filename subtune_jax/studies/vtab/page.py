@@ -4,19 +4,17 @@ The record has a row per task, with the accuracy and the 95 % interval of every 
 over the tasks, which are there only when all tasks are.
 """
 
-from collections.abc import Mapping
 import os
 import pathlib
-from typing import Any
 
-from subtune_jax import files
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
-from subtune_jax.studies import sections
-from subtune_jax.studies.compare import record as compare_record
+from subtune_jax.studies import fields, sections
+from subtune_jax.studies.search import record as search_record
+from subtune_jax.studies.vtab import record as vtab_record
 
-Row = Mapping[str, Any]
+Record = vtab_record.Record
 NO_GROUP = "none"  # of tasks that are in no score
 _INTERVALS = (
   "95 % intervals of a task by a paired bootstrap over its test images and seeds; with one seed "
@@ -30,12 +28,12 @@ _BOLD = (
 )
 
 
-def titles(record: Row) -> dict[str, str]:
+def titles(record: Record) -> dict[str, str]:
   """Titles of the methods by name, in the order of the table."""
   return {m["name"]: m["title"] for row in record["tasks"][:1] for m in row["methods"]}
 
 
-def standing(record: Row) -> str:
+def standing(record: Record) -> str:
   """How much of the suite is there: "2 of 19 tasks are there, so no score is given ..."."""
   total, missing = record["num_tasks"], record["missing"]
   if not missing:
@@ -46,22 +44,22 @@ def standing(record: Row) -> str:
   )
 
 
-def _estimate(method: Row) -> estimate.Estimate:
-  return estimate.Estimate(method["accuracy"], method["low"], method["high"])
+def _estimate(method: fields.Accuracy) -> estimate.Estimate:
+  return search_record.estimate(method, "accuracy")
 
 
-def task_line(row: Row) -> str:
+def task_line(row: vtab_record.Task) -> str:
   """A finished task in one line: the test accuracy of each method."""
   cells = ", ".join(f"{m['title']} {words.plus_minus(_estimate(m))}" for m in row["methods"])
   return f"{row['task']}: {cells} (test accuracy in %, {row['num_test']:,} images)"
 
 
-def _link(row: Row) -> Cell:
+def _link(row: vtab_record.Task) -> Cell:
   return Cell(row["task"], link=f"{row['folder']}/{html.PAGE}")
 
 
-def _results(record: Row) -> Section:
-  rows = []
+def _results(record: Record) -> Section:
+  rows: list[list[Cell | str]] = []
   for row in record["tasks"]:
     group = "in no score" if row["group"] == NO_GROUP else row["group"]
     only = len(row["methods"]) > 1 and len(row["leaders"]) == 1
@@ -76,9 +74,9 @@ def _results(record: Row) -> Section:
   return Section("Tasks", [table, Text(_BOLD), leads])
 
 
-def _scores(record: Row) -> Section:
+def _scores(record: Record) -> Section:
   names = document_lib.methods(titles(record))
-  rows = [
+  rows: list[list[Cell | str]] = [
     [score["title"], *(document_lib.accuracy(_estimate(score["methods"][m])) for m in names)]
     for score in record["scores"] or ()
   ]
@@ -86,18 +84,21 @@ def _scores(record: Row) -> Section:
   return Section("Scores", [table] if rows else [Text(standing(record))])
 
 
-def _settings(record: Row) -> Section:
+def _settings(record: Record) -> Section:
   rows = [
     [_link(row), *(document_lib.setting(m["setting"], m["value"], at_edge=m["grid_edge"])
                    for m in row["methods"])]
     for row in record["tasks"]
   ]  # fmt: skip
-  header = ["Setting chosen on validation", *document_lib.methods(titles(record)).values()]
+  header: list[Cell | str] = [
+    "Setting chosen on validation",
+    *document_lib.methods(titles(record)).values(),
+  ]
   return Section("Settings chosen", [Table(header, rows)], page_only=True)
 
 
-def _run_facts(record: Row) -> Section:
-  facts = [
+def _run_facts(record: Record) -> Section:
+  facts: list[sections.FactRow] = [
     ("Command", Cell(record["command"], code=True)),
     ("Written", max(row["created"] for row in record["tasks"])),
     ("Devices", "; ".join(sorted({row["devices"] for row in record["tasks"]}))),
@@ -106,14 +107,14 @@ def _run_facts(record: Row) -> Section:
   return Section("The run", [Facts(facts)], page_only=True)
 
 
-def _seeds(record: Row) -> str:
+def _seeds(record: Record) -> str:
   numbers = sorted({row["num_seeds"] for row in record["tasks"]})
   return f"{' or '.join(map(str, numbers))} seed{'s' if numbers != [1] else ''} per method."
 
 
-def report(record: Row) -> document_lib.Document:
+def report(record: Record) -> document_lib.Document:
   """The whole report, as far as there are tasks."""
-  parts = []
+  parts: list[document_lib.Part] = []
   if record["tasks"]:
     intervals = f"{_seeds(record)} {_INTERVALS}"
     parts += [Text(record["protocol"])] if record.get("protocol") else []
@@ -128,6 +129,4 @@ def report(record: Row) -> document_lib.Document:
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Reads WORKDIR/results.json and writes the page again; returns its path."""
-  return html.write(
-    workdir, report(files.read_record(pathlib.Path(workdir) / compare_record.RESULTS))
-  )
+  return html.write(workdir, report(vtab_record.load(workdir)))

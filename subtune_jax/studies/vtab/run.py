@@ -19,8 +19,8 @@ from subtune_jax.data import errors, tfds_source, vtab
 from subtune_jax.report import html
 from subtune_jax.runner import executors, progress, recipes
 from subtune_jax.runner import workdir as workdir_lib
+from subtune_jax.studies import fields, publish
 from subtune_jax.studies import nested_search as studies
-from subtune_jax.studies import publish
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.compare import run as compare
 from subtune_jax.studies.compare import summary as summary_lib
@@ -28,6 +28,7 @@ from subtune_jax.studies.search import config as search_config
 from subtune_jax.studies.vtab import config as vtab_config
 from subtune_jax.studies.vtab import page as suite
 from subtune_jax.studies.vtab import protocols
+from subtune_jax.studies.vtab import record as vtab_record
 from subtune_jax.workers import queue
 
 Row = dict[str, Any]
@@ -73,7 +74,7 @@ def run(
     rows[task] = row
     record = _write(config, workdir, rows, command)
     stream.write(f"{suite.task_line(row)}\n\n")
-  publish.publish(suite.report(record), workdir, stream)
+  publish.publish(suite.report(vtab_record.load(workdir)), workdir, stream)
   return record
 
 
@@ -164,18 +165,18 @@ def _finished(
   return row if row and row["created"] == record["created"] else _row(folder, task)
 
 
-def _old_rows(workdir: pathlib.Path) -> dict[str, Row]:
+def _old_rows(workdir: pathlib.Path) -> dict[str, vtab_record.Task]:
   """Rows of an earlier start, whose intervals need not be computed again."""
-  path = workdir / compare_record.RESULTS
-  if not path.is_file():
+  if not (workdir / fields.RESULTS).is_file():
     return {}
-  return {row["task"]: row for row in studies.read(path).get("tasks", [])}
+  return {row["task"]: row for row in vtab_record.load(workdir)["tasks"]}
 
 
-def _row(folder: pathlib.Path, task: str) -> Row:
+def _row(folder: pathlib.Path, task: str) -> vtab_record.Task:
   """What the suite says of a task, from the records of its run."""
-  own = studies.read(folder / compare_record.RESULTS)
-  run_ = compare_record.load(folder / search_config.FINAL if own.get("final") else folder)
+  own = fields.read(folder)
+  searched = fields.kind_of(own) == "search"
+  run_ = compare_record.load(folder / search_config.FINAL if searched else folder)
   record, summary = run_.record, summary_lib.summarize(run_)
   data, (column,) = record["data"], summary.columns
   row = {
@@ -199,26 +200,26 @@ def _row(folder: pathlib.Path, task: str) -> Row:
   return row
 
 
-def _write(config: Any, workdir: pathlib.Path, rows: Mapping[str, Row], command: str) -> Row:
+def _write(
+  config: Any, workdir: pathlib.Path, rows: Mapping[str, vtab_record.Task], command: str
+) -> vtab_record.Record:
   """Writes the record and the page as far as there are results."""
   ordered = [rows[task] for task in _KNOWN if task in rows]
   record = {
-    "name": config.name,
-    "title": config.title,
+    **fields.header(config, command),
     "protocol": protocols.described(config),
-    "command": command,
     "config": workdir_lib.as_json(config),
     "num_tasks": len(vtab.TASKS),
     "missing": [task for task in vtab.TASKS if task not in rows],
     "tasks": ordered,
     "scores": scores(ordered),
   }
-  workdir_lib.write_json(workdir / compare_record.RESULTS, record)
+  workdir_lib.write_json(workdir / fields.RESULTS, record)
   html.write(workdir, suite.report(record))
   return record
 
 
-def scores(rows: Sequence[Row]) -> list[Row] | None:
+def scores(rows: Sequence[vtab_record.Task]) -> list[vtab_record.Score] | None:
   """The scores of each method; None unless all 19 tasks are there. Other tasks never count.
 
   Each score is a weighted mean of accuracies. Test sets and trainings of two tasks have nothing in
@@ -241,7 +242,9 @@ def scores(rows: Sequence[Row]) -> list[Row] | None:
   return found
 
 
-def _score(cells: Mapping[str, Row], function: Callable[[Mapping[str, float]], float]) -> Row:
+def _score(
+  cells: Mapping[str, vtab_record.Method], function: Callable[[Mapping[str, float]], float]
+) -> fields.Accuracy:
   value = function({task: cell["accuracy"] for task, cell in cells.items()})
   below = above = 0.0
   for task, cell in cells.items():

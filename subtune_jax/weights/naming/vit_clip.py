@@ -32,7 +32,7 @@ _OPENAI = vit_layout.Layout(
 
 _PREFIXES = ("vision_model.", "")
 _BLOCK = "encoder.layers.{}."
-_INSIDE = {
+_INSIDE: dict[str, vit_layout.Names] = {
   "norm1": "layer_norm1.",
   "attention/qkv": tuple(f"self_attn.{part}_proj." for part in "qkv"),
   "attention/out": "self_attn.out_proj.",

@@ -1,6 +1,6 @@
 """Names of ViT and DINOv2 in Hugging Face transformers: of its files and, since 5, in memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flax import linen as nn
 
@@ -16,11 +16,11 @@ _OUTSIDE = {
   "encoder_norm/norm": "layernorm.",
   "head": "/classifier.",
 }
-_ATTENTION_FILE = {
+_ATTENTION_FILE: dict[str, vit_layout.Names] = {
   "attention/qkv": tuple(f"attention.attention.{part}." for part in ("query", "key", "value")),
   "attention/out": "attention.output.dense.",
 }
-_ATTENTION_MEMORY = {
+_ATTENTION_MEMORY: dict[str, vit_layout.Names] = {
   "attention/qkv": tuple(f"attention.{part}_proj." for part in "qkv"),
   "attention/out": "attention.o_proj.",
 }
@@ -42,7 +42,7 @@ def _dropped(model: nn.Module, prefix: str, wanted: frozenset[str]) -> Iterable[
   yield vit_layout.group("mask token", prefix, "embeddings.mask_token")
 
 
-def _vit(title: str, block: str, *tables: dict[str, vit_layout.Names]) -> base.Scheme:
+def _vit(title: str, block: str, *tables: Mapping[str, vit_layout.Names]) -> base.Scheme:
   inside = {**_NORMS, **{key: names for table in tables for key, names in table.items()}}
   layout = vit_layout.Layout(_OUTSIDE, block, inside, ("vit.", ""))
   return vit_layout.scheme(title, vit.ViT, layout, dropped=_dropped)
