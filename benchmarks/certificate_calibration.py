@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 from scipy import stats
 
-from subtune_jax.report import charts, style
+from subtune_jax.report import charts, marks, style
 from subtune_jax.search import certificate, scores
 
 Table = tuple[np.ndarray, list[scores.Score]]
@@ -90,13 +90,11 @@ def judge(make: Callable, folds: int, tables: int) -> np.ndarray:
 
 def picture(found: dict[str, np.ndarray]) -> bytes:
   """One panel a generator, as PNG."""
-  figure = charts.new_figure(11, 8.6)
-  panels = figure.subplots(3, 4, sharex=True, sharey=True)
+  figure, panels = charts.panels(len(found), 11, 2.87, per_row=4, sharex=True, sharey=True)
   looks = (("with the overlap", style.RIGHT, "o", -0.012), ("without", style.WRONG, "s", 0.012))
-  for axes, (name, rows) in zip(panels.flat, found.items(), strict=True):
-    charts.clean(axes)
+  for axes, (name, rows) in zip(panels, found.items(), strict=True):
     axes.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1)
-    for (label, color, marker, shift), (claim, hit, _) in zip(
+    for (_, color, marker, shift), (claim, hit, _) in zip(
       looks, rows.transpose(0, 2, 1), strict=True
     ):
       place = np.clip(np.digitize(claim, EDGES) - 1, 0, len(EDGES) - 2)
@@ -106,18 +104,13 @@ def picture(found: dict[str, np.ndarray]) -> bytes:
           continue
         ends = stats.binomtest(int(own.sum()), len(own)).proportion_ci()
         x = claim[place == j].mean() + shift
-        axes.plot([x, x], ends, color=color, linewidth=1.5)
-        axes.plot(x, own.mean(), marker, color=color, markersize=5, label=label)
-    axes.set_title(name, fontsize=charts.SIZE, loc="left")
+        marks.interval(axes, x, ends, color)
+        marks.point(axes, x, own.mean(), color, marker, size=5)
+    charts.label(axes, name)
     axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
   figure.supxlabel("claimed P(best)", fontsize=charts.SIZE)
   figure.supylabel("frequency of truly best", fontsize=charts.SIZE)
-  handles, labels = panels.flat[0].get_legend_handles_labels()
-  entries = dict(zip(labels, handles, strict=True))
-  figure.legend(
-    entries.values(), entries, loc="outside upper left", ncols=2, frameon=False,
-    fontsize=charts.SIZE,
-  )  # fmt: skip
+  charts.legend(figure, [(marks.key(color, marker), label) for label, color, marker, _ in looks])
   return charts.png(figure)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from subtune_jax import data, methods, models, pruning, weights
 from subtune_jax.models import flops, heads
-from subtune_jax.report import chart_elements, charts, estimate, style
+from subtune_jax.report import charts, estimate, marks, style
 from subtune_jax.runner import provenance
 from subtune_jax.statistics import intervals
 from subtune_jax.training import loop
@@ -151,35 +151,31 @@ def _table(rows: Sequence[Row], means: Mapping, gaps: Mapping) -> str:
 
 def _picture(rows: Sequence[Row], means: Mapping) -> bytes:
   """Accuracy against each of the three, a line for every first block."""
-  made = charts.new_figure(10.5, 3.9)
-  axes = made.subplots(1, 3, sharey=True)
+  made, axes = charts.panels(3, 10.5, 3.9, sharey=True)
   costs = (("parameters, millions", lambda row: row.parameters / 1e6),
            ("multiply-adds of an image, millions", lambda row: row.macs / 1e6),
            ("seconds of 32 images, whole network = 1", lambda row: row.latency[32]))  # fmt: skip
   looks = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
   names = list(dict.fromkeys(row.first for row in rows if row.first))
   for panel, (label, cost) in zip(axes, costs, strict=True):
-    chart_elements.level_line(panel, means[PROBE], style.MUTED, "--")
+    marks.level(panel, means[PROBE], style.MUTED, "--")
     for first, (color, marker) in zip(names, looks, strict=False):
       own = [row for row in rows if row.first == first]
       ys = [100 * means[row.name].mean for row in own]
       panel.plot([cost(row) for row in own], ys, color=color, linewidth=1.2, alpha=0.6)
       for row in own:
-        chart_elements.mean(panel, cost(row), means[row.name], color=color, marker=marker,
-                            filled=row.share == 0, cap=0)  # fmt: skip
-    panel.set_xlabel(label, fontsize=charts.SIZE)
+        marks.mean(panel, cost(row), means[row.name], color, marker, filled=row.share == 0)
     panel.set_xlim(left=0)
-    charts.clean(panel)
-  axes[0].set_ylabel("test accuracy, %", fontsize=charts.SIZE)
+    charts.label(panel, x=label, y="test accuracy, %" if panel is axes[0] else "")
   entries = [
-    (chart_elements.point_entry(color, marker, filled=False), f"pruned and tuned from {first} on")
+    (marks.key(color, marker, filled=False), f"pruned and tuned from {first} on")
     for first, (color, marker) in zip(names, looks, strict=False)
   ]
   entries += [
-    (chart_elements.point_entry(style.INK, "o", filled=True), "nothing pruned"),
-    (chart_elements.level_entry(style.MUTED, "--"), "linear probe, nothing pruned"),
+    (marks.key(style.INK, "o"), "nothing pruned"),
+    (marks.key(style.MUTED, dashes="--"), "linear probe, nothing pruned"),
   ]
-  chart_elements.legend(made, entries)
+  charts.legend(made, entries)
   return charts.png(made)
 
 

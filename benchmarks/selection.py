@@ -21,7 +21,7 @@ import scipy.stats
 import selection_moved as moved
 
 from subtune_jax.models import compile_cache
-from subtune_jax.report import chart_elements, charts, style
+from subtune_jax.report import charts, marks, style
 from subtune_jax.runner import examples
 from subtune_jax.runner import network as network_lib
 from subtune_jax.search import (
@@ -186,25 +186,20 @@ def profile(names, truth, predictor, relevance) -> None:
 
 def picture(names, truth, relevance) -> bytes:
   """Above the trained accuracy of each block, below its share of Head2Toe's relevance."""
-  made = charts.new_figure(8.2, 4.6)
-  above, below = made.subplots(2, 1, sharex=True)
+  made, (above, below) = charts.panels(2, 8.2, 2.3, per_row=1, sharex=True)
   places = np.arange(len(names))
   for place, name in enumerate(names):
-    chart_elements.fold_dots(above, place, truth[name,])
+    marks.fold_dots(above, place, truth[name,])
   means = [100 * truth[name,].mean() for name in names]
   above.plot(places, means, "o", color=style.RIGHT, markersize=6)
   above.axhline(100 * truth[()].mean(), color=style.MUTED, linestyle="--", linewidth=1.2)
-  above.annotate("head alone", (1, 100 * truth[()].mean()), (0, 3), ha="right", va="bottom",
-                 xycoords=("axes fraction", "data"), textcoords="offset points",
-                 fontsize=charts.SMALL, color=style.MUTED)  # fmt: skip
-  above.set_ylabel("trained alone,\naccuracy, %", fontsize=charts.SIZE)
+  charts.note(above, "head alone", (1, 100 * truth[()].mean()), (0, 3), ha="right", va="bottom",
+              xycoords=("axes fraction", "data"), color=style.MUTED)  # fmt: skip
+  charts.label(above, y="trained alone,\naccuracy, %")
   shares = np.array([relevance[name] for name in names]) / sum(relevance.values())
   below.bar(places, 100 * shares, color=style.WRONG, width=0.7)
-  below.set_ylabel("relevance of its\nfeatures, %", fontsize=charts.SIZE)
-  for axes in (above, below):
-    charts.clean(axes)
+  charts.label(below, x="block", y="relevance of its\nfeatures, %")
   below.set_xticks(places, [name.removeprefix("block") for name in names])
-  below.set_xlabel("block", fontsize=charts.SIZE)
   return charts.png(made)
 
 

@@ -41,12 +41,8 @@ def correlation(points) -> str:
 
 def picture(kept) -> bytes:
   """A panel for each problem, a colour for each rate of it; all have one x axis."""
-  lines = -(-len(kept) // COLUMNS)
-  made = charts.new_figure(8.4, 0.4 + 2.5 * lines)
-  every = made.subplots(lines, COLUMNS, squeeze=False, sharex=True).ravel()
-  for axes in every[len(kept) :]:
-    axes.set_visible(False)
-  for axes, (title, points) in zip(every, kept.items(), strict=False):
+  made, panels = charts.panels(len(kept), 8.4, 2.5, per_row=COLUMNS, around=0.4, sharex=True)
+  for axes, (title, points) in zip(panels, kept.items(), strict=True):
     rates = sorted({point["rate"] for point in points})
     for rate, color in zip(rates, (style.RIGHT, style.WRONG), strict=True):
       own = [point for point in points if point["rate"] == rate]
@@ -56,9 +52,8 @@ def picture(kept) -> bytes:
     axes.set_xscale("log")
     axes.set_xticks(TICKS, [f"{tick}" for tick in TICKS])
     axes.minorticks_off()
-    axes.set_title(title.replace("_", " "), fontsize=charts.SMALL)
     axes.legend(fontsize=charts.SMALL, frameon=False, handletextpad=0.1)
-    charts.clean(axes, grid="both")
+    charts.label(axes, title.replace("_", " "), grid="both")
   made.supxlabel("distance moved, % of the block's length", fontsize=charts.SIZE)
   made.supylabel("predicted minus trained accuracy, points", fontsize=charts.SIZE)
   return charts.png(made)

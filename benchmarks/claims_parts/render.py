@@ -6,7 +6,7 @@ import itertools
 
 from benchmarks.claims_parts import archive as archive_lib
 from benchmarks.claims_parts import effects, rows
-from subtune_jax.report import chart_elements, charts, estimate, style, words
+from subtune_jax.report import charts, estimate, marks, style, words
 
 _VERDICT = {
   estimate.HIGHER: "holds", estimate.LOWER: "**does not hold**", estimate.UNDECIDED: "undecided",
@@ -99,27 +99,23 @@ def _about(facts) -> str:
 def figure() -> bytes:
   """All rows as points with intervals, coloured by what they say."""
   found = [own for own in answered() if own[0].unit != "% of their norm"]
-  made = charts.new_figure(12.0, 1.2 + 0.2 * len(found))
-  axes = made.subplots()
+  made, (axes,) = charts.panels(1, 12.0, 1.2 + 0.2 * len(found))
+  axes.set_xscale("symlog", linthresh=10)
   for place, (_, effect) in enumerate(found):
-    color = _COLOR[effect.verdict]
-    chart_elements.interval(axes, place, effect, color, horizontal=True)
-    axes.plot(100 * effect.mean, place, "o", color=color, markersize=4)
+    marks.mean(axes, place, effect, _COLOR[effect.verdict], "o", size=4, flat=True)
   axes.axvline(0, color=style.INK, linewidth=0.8)
   axes.set_yticks(
     range(len(found)), [charts.plain(f"{row.claim}  ({_short(row.where)})") for row, _ in found]
   )
   axes.tick_params(axis="y", labelsize=6)
   axes.set_ylim(len(found) - 0.4, -0.6)
-  charts.clean(axes, grid="x")
-  axes.set_xscale("symlog", linthresh=10)
+  charts.label(axes, x="points; above 0 the claim holds", grid="x")
   ticks = (-20, -10, -5, 0, 5, 10, 20, 40, 80)
   axes.set_xticks(ticks, [str(tick) for tick in ticks])
-  axes.set_xlabel("points; above 0 the claim holds")
-  for verdict, label in ((estimate.HIGHER, "holds"), (estimate.LOWER, "does not hold"),
-                         (estimate.UNDECIDED, "undecided")):  # fmt: skip
-    axes.plot([], [], "o-", color=_COLOR[verdict], label=label)
-  made.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=charts.SMALL)
+  verdicts = {estimate.HIGHER: "holds", estimate.LOWER: "does not hold",
+              estimate.UNDECIDED: "undecided"}  # fmt: skip
+  charts.legend(made, [(marks.key(_COLOR[v], "o", size=4, dashes="-"), text)
+                       for v, text in verdicts.items()])  # fmt: skip
   return charts.png(made)
 
 
@@ -134,30 +130,26 @@ def _short(where: str) -> str:
 
 def regimes() -> bytes:
   """Three methods against the probe, in and out of distribution, in two settings side by side."""
-  made = charts.new_figure(9.0, 3.9)
-  every = made.subplots(1, len(_REGIMES))
+  made, every = charts.panels(len(_REGIMES), 9.0, 3.9)
   for axes, (name, title) in zip(every, _REGIMES.items(), strict=True):
     archive = _archive(name)
     _regime(axes, archive, title)
-  every[0].set_ylabel("points above the linear probe")
-  charts.method_legend(made, list(_METHODS), _METHODS)
+  every[0].set_ylabel("points above the linear probe", fontsize=charts.SIZE)
+  charts.legend(made, marks.keys(style.looks(list(_METHODS)), _METHODS))
   return charts.png(made)
 
 
 def _regime(axes, archive: archive_lib.Archive, title: str) -> None:
-  colors = style.colors(list(_METHODS))
+  looks = style.looks(list(_METHODS))
   data = archive.facts["data"]
   for side, sets in enumerate(([data["id"]], data["ood"])):
     for place, method in enumerate(_METHODS):
       effect = effects.difference(archive, sets, method, "lp")
-      at = side + 0.22 * (place - 1)
-      chart_elements.interval(axes, at, effect, colors[method], cap=0.04)
-      axes.plot(at, 100 * effect.mean, "o", color=colors[method])
+      marks.mean(axes, side + 0.22 * (place - 1), effect, *looks[method])
   axes.axhline(0, color=style.INK, linewidth=0.8)
   axes.set_xticks((0, 1), ("in distribution", "out of distribution"))
   axes.set_xlim(-0.5, 1.5)
-  axes.set_title(title, fontsize=charts.SIZE, loc="left")
-  charts.clean(axes)
+  charts.label(axes, title)
 
 
 _READING = [

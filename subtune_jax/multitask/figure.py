@@ -5,7 +5,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from subtune_jax.multitask import plan as plan_lib
-from subtune_jax.report import charts, style
+from subtune_jax.report import charts, marks, style
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -30,8 +30,7 @@ def draw(plan: plan_lib.Plan, macs: Mapping[str, float]) -> "Figure":
 
   edges, rows = _edges(plan, macs), _rows(plan)
   lowest = min(rows)
-  figure = charts.new_figure(8.4, 1.5 + 0.42 * (1 - lowest))
-  axes = figure.add_subplot()
+  figure, (axes,) = charts.panels(1, 8.4, 1.5 + 0.42 * (1 - lowest))
   for i, node in enumerate(plan.nodes):
     left, right = edges[node.unit]
     for at in node.reads:
@@ -43,10 +42,7 @@ def draw(plan: plan_lib.Plan, macs: Mapping[str, float]) -> "Figure":
   for task in plan.tasks:
     axes.text(1.015, rows[plan.leaf(task)], charts.plain(task), va="center", fontsize=charts.SMALL)
   _finish(axes, lowest, plan, edges)
-  handles = [patches.Patch(color=color) for color, _ in _LEGEND]
-  labels = [label for _, label in _LEGEND]
-  figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False,
-                fontsize=charts.SMALL)  # fmt: skip
+  charts.legend(figure, [(marks.bar_key(color), label) for color, label in _LEGEND])
   return figure
 
 

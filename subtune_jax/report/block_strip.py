@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 HEAD = "head"  # a block of every network
+_NOTE = charts.SMALL + 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,25 +41,24 @@ def network(backbone: Mapping[str, Any], rows: Sequence[BlockRow]) -> "Figure":
   """
   blocks = [*backbone["block_names"], HEAD]
   params = {**backbone["block_params"], HEAD: backbone["head_params"]}
-  widths = _box_widths([params[block] for block in blocks])
-  edges = np.concatenate([[0.0], np.cumsum(widths)])
-  names = max(len(f"{words.shorten(b, 30)}  {words.parameters(params[b])}") for b in blocks)
-  height = max(1.5, 0.08 * names + 0.25) + 0.42 * len(rows)
-  figure = charts.new_figure(min(max(11, 0.42 * len(blocks) + 3.5), 24), height)
-  axes = figure.add_subplot()
+  names = [f"{words.shorten(b, 30)}  {words.parameters(params[b])}" for b in blocks]
+  edges = np.concatenate([[0.0], np.cumsum(_box_widths([params[b] for b in blocks]))])
+  height = max(1.5, 0.08 * max(map(len, names)) + 0.25) + 0.42 * len(rows)
+  figure, (axes,) = charts.panels(1, min(max(11, 0.42 * len(blocks) + 3.5), 24), height)
   tops, top = [], 0.0
   for i, row in enumerate(rows):
     top += 0.35 if i and row.gap else 0.0
-    _draw_block_row(row, axes, blocks, edges, top)
-    tops.append(top)
+    for block, left, right in zip(blocks, edges[:-1], edges[1:], strict=True):
+      _draw_box(axes, left, right, top, row.color if block in row.blocks else None)
+    charts.note(axes, row.note, (edges[-1], top + 0.41), (8, 0), size=_NOTE, va="center")
+    tops.append(top + 0.41)
     top += 1.0
-  _label_boxes(axes, blocks, params, edges)
-  axes.set_yticks(
-    [t + 0.41 for t in tops], [charts.plain(row.label) for row in rows], fontsize=charts.SIZE
-  )
-  axes.set_xlim(-0.1, edges[-1] + 0.1)
-  axes.set_ylim(top, -0.15)
-  axes.set_xticks([])
+  for name, left, right in zip(names, edges[:-1], edges[1:], strict=True):
+    charts.note(
+      axes, name, ((left + right) / 2, -0.15), (0, 3), rotation=90, ha="center", va="bottom"
+    )
+  axes.set_yticks(tops, [charts.plain(row.label) for row in rows], fontsize=charts.SIZE)
+  axes.set(xlim=(-0.1, edges[-1] + 0.1), ylim=(top, -0.15), xticks=[])
   axes.tick_params(axis="y", length=0)
   axes.spines[:].set_visible(False)
   return figure
@@ -70,55 +70,13 @@ def _box_widths(counts: Sequence[int]) -> np.ndarray:
   return np.clip(roots / roots.mean(), 0.6, 3.0)
 
 
-def _draw_block_row(row: BlockRow, axes, blocks, edges, top: float) -> None:
+def _draw_box(axes, left: float, right: float, top: float, color: str | None) -> None:
+  """A block: ticked in the colour, or grey."""
   from matplotlib import patches
 
-  for block, left, right in zip(blocks, edges[:-1], edges[1:], strict=True):
-    on = block in row.blocks
-    axes.add_patch(
-      patches.Rectangle(
-        (left + 0.04, top),
-        right - left - 0.08,
-        0.82,
-        linewidth=0.8,
-        facecolor=row.color if on else style.FROZEN,
-        edgecolor=row.color if on else "#BBBBBB",
-      )
-    )
-    if on:
-      axes.text(
-        (left + right) / 2,
-        top + 0.41,
-        style.RIGHT_SYMBOL,
-        ha="center",
-        va="center",
-        fontsize=charts.SMALL,
-        color=style.text_color(row.color),
-      )
-  axes.annotate(
-    charts.plain(row.note),
-    (edges[-1], top + 0.41),
-    (8, 0),
-    textcoords="offset points",
-    va="center",
-    fontsize=charts.SMALL + 0.5,
-    color=style.INK,
-    annotation_clip=False,
-  )
-
-
-def _label_boxes(axes, blocks, params, edges) -> None:
-  """Names and parameter counts of the blocks, upright above the first row."""
-  for block, left, right in zip(blocks, edges[:-1], edges[1:], strict=True):
-    axes.annotate(
-      f"{charts.plain(words.shorten(block, 30))}  {words.parameters(params[block])}",
-      ((left + right) / 2, -0.15),
-      (0, 3),
-      textcoords="offset points",
-      rotation=90,
-      ha="center",
-      va="bottom",
-      fontsize=charts.SMALL,
-      color=style.INK,
-      annotation_clip=False,
-    )
+  box = patches.Rectangle((left + 0.04, top), right - left - 0.08, 0.82, linewidth=0.8)
+  box.set(facecolor=color or style.FROZEN, edgecolor=color or "#BBBBBB")
+  axes.add_patch(box)
+  if color:
+    axes.text((left + right) / 2, top + 0.41, style.RIGHT_SYMBOL, ha="center", va="center",
+              fontsize=charts.SMALL, color=style.text_color(color))  # fmt: skip

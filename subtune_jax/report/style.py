@@ -13,6 +13,7 @@ MUTED = "#666666"
 GRID = "#DDDDDD"
 FROZEN = "#ECECEC"
 WARNING = "#A34700"
+DASHED, DOTTED = (0, (4, 2)), (0, (1, 1.3))  # of lines
 RIGHT = "#0072B2"
 WRONG = "#B34700"
 RIGHT_SYMBOL = "\N{CHECK MARK}"
@@ -82,6 +83,12 @@ def markers(methods: Sequence[str]) -> dict[str, Marker]:
   unknown = [m for m in methods if m not in METHOD_COLORS]
   order = known + unknown
   return {m: _MARKERS[order.index(m) % len(_MARKERS)] for m in methods}
+
+
+def looks(methods: Sequence[str]) -> dict[str, tuple[str, Marker]]:
+  """Colour and marker of methods."""
+  own = colors(methods)
+  return {method: (own[method], marker) for method, marker in markers(methods).items()}
 
 
 def text_color(background: str) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, charts, style
+from subtune_jax.report import charts, marks, style
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -27,22 +27,19 @@ def toy(picture: Mapping[str, Any]) -> "Figure":
   Returns:
     A matplotlib figure. Fine-tuning has one line per head, which is written at it.
   """
-  figure = charts.new_figure(11.6, 4.1)
-  features, models, errors = figure.subplots(1, 3)
+  figure, (features, models, errors) = charts.panels(3, 11.6, 4.1)
   _draw_features(features, picture)
   _draw_models(models, picture)
   _draw_errors(errors, picture)
   errors.set_box_aspect(np.ptp(models.get_ylim()) / np.ptp(models.get_xlim()))
-  fine_tuning = chart_elements.point_entry(_COLORS["ft"], _MARKERS["ft"], filled=True, size=6.5)
-  lp_ft = chart_elements.point_entry(_COLORS["lp_ft"], _MARKERS["lp_ft"], filled=True, size=5.5)
   entries = [
-    (chart_elements.point_entry(_COLORS["lp"], "o", filled=False, size=_RING), "LP"),
-    (lp_ft, "LP-FT"),
-    (fine_tuning, "FT, from random heads v0"),
-    (chart_elements.point_entry(style.INK, "*", filled=True, size=11), "w*, which made the labels"),
-    (chart_elements.point_entry(_DATA, "o", filled=True, size=4), "training inputs (ID)"),
+    (marks.key(_COLORS["lp"], "o", filled=False, size=_RING), "LP"),
+    (marks.key(_COLORS["lp_ft"], _MARKERS["lp_ft"], size=5.5), "LP-FT"),
+    (marks.key(_COLORS["ft"], _MARKERS["ft"], size=6.5), "FT, from random heads v0"),
+    (marks.key(style.INK, "*", size=11), "w*, which made the labels"),
+    (marks.key(_DATA, "o", size=4), "training inputs (ID)"),
   ]
-  chart_elements.legend(figure, entries)
+  charts.legend(figure, entries)
   return figure
 
 
@@ -60,42 +57,17 @@ def _dashes(number: int):
 
 def _plane(axes, picture: Mapping[str, Any], title: str) -> None:
   """Axes through the origin with the inputs on x."""
-  charts.clean(axes)
-  axes.grid(False)
+  axis = {"x": "direction of all inputs", "y": "direction that no input has"}
+  charts.label(axes, title, grid="", **axis)
   axes.axhline(0, color=style.GRID, linewidth=1, zorder=0)
   axes.axvline(0, color=style.GRID, linewidth=1, zorder=0)
   inputs = np.asarray(picture["inputs"])
   axes.plot(inputs[:, 0], inputs[:, 1], "o", color=_DATA, markersize=4, zorder=1)
-  axes.set_title(title, fontsize=charts.SIZE, loc="left")
-  axes.set_xlabel("direction of all inputs", fontsize=charts.SIZE)
-  axes.set_ylabel("direction that no input has", fontsize=charts.SIZE)
   points = np.concatenate([np.reshape(picture[key], (-1, 2)) for key in _POINTS])
   room = 0.3
   axes.set_xlim(points[:, 0].min() - room, points[:, 0].max() + room)
   axes.set_ylim(points[:, 1].min() - room, points[:, 1].max() + room)
   axes.set_aspect("equal", adjustable="box")
-
-
-def _arrow(axes, end: np.ndarray, color: str, zorder: float) -> None:
-  axes.annotate(
-    "",
-    xy=end,
-    xytext=(0, 0),
-    arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0},
-    zorder=zorder,
-  )
-
-
-def _note(axes, text: str, at, shift, color: str = style.INK, **how) -> None:
-  axes.annotate(
-    text,
-    at,
-    shift,
-    textcoords="offset points",
-    fontsize=charts.SMALL,
-    color=color,
-    **how,
-  )
 
 
 def _draw_features(axes, picture: Mapping[str, Any]) -> None:
@@ -109,9 +81,10 @@ def _draw_features(axes, picture: Mapping[str, Any]) -> None:
               linestyle=_dashes(number), zorder=2)  # fmt: skip
     axes.plot(*end, marker=_MARKERS["ft"], color=_COLORS["ft"], markersize=6.5, zorder=3)
     side = {"ha": "right"} if end[0] < start[0] else {"ha": "left"}
-    _note(axes, _head(picture, number), end, (0, 7), _COLORS["ft"], **side)
-  _arrow(axes, start, style.INK, 4)
-  _note(axes, "B0, which LP keeps", start, (0, 20), ha="center")
+    charts.note(axes, _head(picture, number), end, (0, 7), color=_COLORS["ft"], **side)
+  arrow = {"arrowstyle": "-|>", "color": style.INK, "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}
+  axes.annotate("", xy=start, xytext=(0, 0), arrowprops=arrow, zorder=4)
+  charts.note(axes, "B0, which LP keeps", start, (0, 20), ha="center")
 
 
 def _draw_models(axes, picture: Mapping[str, Any]) -> None:
@@ -125,24 +98,15 @@ def _draw_models(axes, picture: Mapping[str, Any]) -> None:
               linestyle=_dashes(number), zorder=2)  # fmt: skip
     side = {"ha": "right"} if path[0, 0] < target[0] else {"ha": "left"}
     shift = (-6 if side["ha"] == "right" else 6, -3)
-    _note(axes, _head(picture, number), path[0], shift, _COLORS["ft"], **side)
+    charts.note(axes, _head(picture, number), path[0], shift, color=_COLORS["ft"], **side)
     axes.plot(*path[0], marker="|", color=_COLORS["ft"], markersize=10, zorder=2)
     axes.plot(*path[-1], marker=_MARKERS["ft"], color=_COLORS["ft"], markersize=6.5, zorder=3)
   axes.plot(*target, marker="*", color=style.INK, markersize=12, zorder=5)
-  chart_elements.point(
-    axes, *picture["lp"], color=_COLORS["lp"], marker="o", filled=False, size=_RING
-  )
-  chart_elements.point(
-    axes,
-    *picture["lp_ft"],
-    color=_COLORS["lp_ft"],
-    marker=_MARKERS["lp_ft"],
-    filled=True,
-    size=5.5,
-    zorder=5,
-  )
-  _note(axes, "fits all inputs", (target[0], axes.get_ylim()[0]), (5, 5), style.MUTED)
-  _note(axes, "multiples of B0", 0.35 * start, (-7, 2), style.MUTED, ha="right")
+  marks.point(axes, *picture["lp"], _COLORS["lp"], "o", filled=False, size=_RING)
+  look = _COLORS["lp_ft"], _MARKERS["lp_ft"]
+  marks.point(axes, *picture["lp_ft"], *look, size=5.5, zorder=5)
+  charts.note(axes, "fits all inputs", (target[0], axes.get_ylim()[0]), (5, 5), color=style.MUTED)
+  charts.note(axes, "multiples of B0", 0.35 * start, (-7, 2), color=style.MUTED, ha="right")
 
 
 def _draw_errors(axes, picture: Mapping[str, Any]) -> None:
@@ -150,36 +114,17 @@ def _draw_errors(axes, picture: Mapping[str, Any]) -> None:
   times, color = np.asarray(picture["times"]), _COLORS["ft"]
   for number, error in enumerate(np.asarray(picture["ft_error"])):
     axes.plot(times[1:], error[1:], color=color, linewidth=1.6, linestyle=_dashes(number), zorder=2)
-    _note(axes, _head(picture, number), (times[1], error[1]), (2, 5), color)
-    end = chart_elements.point(
-      axes,
-      times[-1],
-      error[-1],
-      color=color,
-      marker=_MARKERS["ft"],
-      filled=True,
-      size=6.5,
-      zorder=3,
-    )
+    charts.note(axes, _head(picture, number), (times[1], error[1]), (2, 5), color=color)
+    end = marks.point(axes, times[-1], error[-1], color, _MARKERS["ft"], size=6.5, zorder=3)
     end.set_clip_on(False)
   axes.axhline(picture["lp_error"], color=_COLORS["lp"], linewidth=1.4, zorder=1)
   for method, filled, size, zorder in (("lp", False, _RING, 4), ("lp_ft", True, 5.5, 5)):
-    end = chart_elements.point(
-      axes,
-      times[-1],
-      picture[f"{method}_error"],
-      color=_COLORS[method],
-      marker=_MARKERS[method],
-      filled=filled,
-      size=size,
-      zorder=zorder,
-    )
-    end.set_clip_on(False)
+    height, color, marker = picture[f"{method}_error"], _COLORS[method], _MARKERS[method]
+    look = {"filled": filled, "size": size, "zorder": zorder}
+    marks.point(axes, times[-1], height, color, marker, **look).set_clip_on(False)
   axes.set_xscale("log")
   axes.set_yscale("log")
   axes.set_ymargin(0.12)
   title = "OOD error: FT's depends on its head,\nhowever early it is stopped"
-  axes.set_title(title, fontsize=charts.SIZE, loc="left")
-  axes.set_xlabel("time of the gradient flow", fontsize=charts.SIZE)
-  axes.set_ylabel("mean squared error, all directions", fontsize=charts.SIZE)
-  charts.clean(axes)
+  axis = {"x": "time of the gradient flow", "y": "mean squared error, all directions"}
+  charts.label(axes, title, **axis)

@@ -422,7 +422,7 @@ def test_best_alpha_is_chosen_by_validation(tmp_path):
 )
 def test_axes_over_decades_are_logarithmic_and_keep_zero(values, scale):
   axes = charts.new_figure(4, 3).add_subplot()
-  robustness_plots.from_zero(axes, [*values, float("nan")])
+  charts.from_zero(axes, [*values, float("nan")])
   assert axes.get_yscale() == scale
   assert axes.get_ylim()[0] == 0
   assert axes.get_ylim()[1] > max(values)

@@ -15,7 +15,7 @@ from PIL import Image
 import pytest
 from scipy import stats
 
-from subtune_jax.report import chart_elements, charts, html, style, terminal, words
+from subtune_jax.report import charts, heat_map, html, marks, style, terminal, words
 from subtune_jax.statistics import intervals
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.corruption import figures as corruption_plots
@@ -384,15 +384,15 @@ def test_pair_map_has_the_accuracies_of_the_record(search):
   frame = axes.patches[-1]
   place = round(frame.get_x() + 0.46), round(frame.get_y() + 0.46)
   assert place == tuple(names.index(name) for name in ranked[0]["units"])
-  dots = sum(text.get_text() == chart_elements.DOT for text in axes.texts)
+  dots = sum(text.get_text() == heat_map.DOT for text in axes.texts)
   assert dots == sum(search_records.undecided(pair, ranked[0]) for pair in ranked[1:])
 
 
 def test_pairs_of_one_split_are_neither_told_apart_nor_marked():
   record = fake_search.search("resnet26", num_folds=1, kinds=("pairs",))
   axes, beside = figures.pairs(record).axes[:2]
-  assert not any(text.get_text() == chart_elements.DOT for text in axes.texts)
-  assert chart_elements.QUIET not in {line.get_color() for line in beside.lines}
+  assert not any(text.get_text() == heat_map.DOT for text in axes.texts)
+  assert marks.QUIET not in {line.get_color() for line in beside.lines}
 
 
 def test_greedy_path_is_drawn_with_its_last_step_hollow(search):

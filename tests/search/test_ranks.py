@@ -10,7 +10,7 @@ import pytest
 
 from subtune_jax import adapters, methods
 from subtune_jax.models import adapted
-from subtune_jax.report import chart_elements, charts
+from subtune_jax.report import charts
 from subtune_jax.runner import recipes
 from subtune_jax.search import evaluator, greedy, ranks, rules, scores, store
 from subtune_jax.studies.compare import record as compare_record
@@ -236,7 +236,7 @@ def test_a_name_that_is_too_long_keeps_its_rank():
   figure = charts.new_figure(4, 3)
   axes = figure.subplots()
   names = ["block1/unit2..block2/unit2=16", "early=4", "a name that is by far too long for it"]
-  chart_elements.unit_ticks(axes, names, 3.0)
+  charts.unit_ticks(axes, names, 3.0)
   first, second, third = (text.get_text() for text in axes.get_xticklabels())
   assert first.endswith("\u2026=16")
   assert len(first) < len(names[0])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import charts, style, words
+from subtune_jax.report import charts, heat_map, style, words
 from subtune_jax.studies.compare import chosen
 from subtune_jax.studies.compare import figures as compare_figures
 
@@ -95,23 +95,12 @@ def _draw_confusion(axes: "Axes", own: Confusion) -> None:
     paint[-1, -1, :3] = colors.to_rgb(style.MUTED)
   axes.imshow(paint, interpolation="nearest", aspect="equal")
   names = [charts.plain(_short(name)) for name in own.names]
+  rows = [f"{name} ({count:,})" for name, count in zip(names, totals, strict=True)]
+  heat_map.gaps(axes, size, size, style.GRID, 0.6)
   axes.xaxis.tick_top()
   small = charts.SMALL if size <= NUMBERED else charts.SMALL - 1
-  axes.set_xticks(
-    range(size),
-    names,
-    rotation=0 if size <= 3 and max(map(len, names)) <= 9 else 90,
-    fontsize=small,
-  )
-  axes.set_yticks(
-    range(size), [f"{n} ({c:,})" for n, c in zip(names, totals, strict=True)], fontsize=small
-  )
-  edges, grid = np.arange(size + 1) - 0.5, {"color": style.GRID, "linewidth": 0.6}
-  axes.hlines(edges, -0.5, size - 0.5, **grid)
-  axes.vlines(edges, -0.5, size - 0.5, **grid)
-  axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
-  axes.tick_params(length=0, colors=style.INK)
-  axes.spines[:].set_color(style.GRID)
+  axes.set_xticks(range(size), names, rotation=0 if _is_flat(own) else 90, fontsize=small)
+  axes.set_yticks(range(size), rows, fontsize=small)
   axes.set_title(charts.plain(own.title), fontsize=charts.SIZE, fontweight="bold", loc="left")
   if size > NUMBERED:
     return

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subtune_jax.report import chart_elements, charts, style, words
-from subtune_jax.studies.holistic_transfer import figures as holistic_plots
+from subtune_jax.report import charts, heat_map, marks, style, words
 from subtune_jax.studies.holistic_transfer import record as holistic_records
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
+  from matplotlib.image import AxesImage
 
 Study = holistic_records.Study
 Row = holistic_records.Row
-DASHES, _DOTTED = (0, (4, 2)), (0, (1, 1.3))
+_DASHES = {"head": "-", "ncm": style.DASHED}
 # How the seen classes were drawn: title, colour, marker.
 _HOWS = {
   "random": ("at random", "#0072B2", "o"),
@@ -35,36 +35,31 @@ def sizes(study: Study) -> "Figure | None":
   networks = [n for n in size_networks(study) if n.get("common")]
   if not networks:
     return None
-  figure = charts.new_figure(9.5, 4.4)
-  panels = figure.subplots(1, 2, sharey=True)
+  figure, panels = charts.panels(2, 9.5, 4.4, sharey=True)
   hows = [how for how in _HOWS if any(study.partition(n)["how"] == how for n in networks)]
   titles = {"Y": "among all classes", "own": "among these absent classes"}
-  source = _source_common(study, networks)
+  source, color = _source_common(study, networks), style.METHOD_COLORS["pretrained"]
   numbers = sorted({study.partition(n)["num_seen"] for n in networks})
   apart = 0.008 * (numbers[-1] - numbers[0])
   for axes, (space, title) in zip(panels, titles.items(), strict=True):
-    for place, how in enumerate(hows):
-      own = [n for n in networks if study.partition(n)["how"] == how]
-      for kind in ("head", "ncm"):
+    for kind, dashes in _DASHES.items():
+      for place, how in enumerate(hows):
+        own = [n for n in networks if study.partition(n)["how"] == how and kind in n["common"]]
         _draw_sizes(study, axes, own, kind, space, apart * (2 * place - len(hows) + 1))
-    for kind, dashes in (("head", "-"), ("ncm", DASHES)):
-      axes.axhline(100 * source[kind][space], color=style.METHOD_COLORS["pretrained"],
-                   linestyle=dashes, linewidth=1.3, zorder=1)  # fmt: skip
-    axes.set_title(title, fontsize=charts.SIZE, loc="left")
-    axes.set_xlabel("classes fine-tuned on", fontsize=charts.SIZE)
+      axes.axhline(
+        100 * source[kind][space], color=color, linestyle=dashes, linewidth=1.3, zorder=1
+      )
+    label = "accuracy on the shared\nabsent classes, %" if axes is panels[0] else ""
+    charts.label(axes, title, x="classes fine-tuned on", y=label)
     axes.set_xticks(numbers)
-    charts.clean(axes)
-  holistic_plots.percent_axes(panels[0], "accuracy on the shared\nabsent classes, %")
-  entries = [
-    (chart_elements.point_entry(_HOWS[h][1], _HOWS[h][2], filled=True), f"seen: {_HOWS[h][0]}")
-    for h in hows
-  ]
-  entries += [
-    (chart_elements.level_entry(style.METHOD_COLORS["pretrained"], "-"), "source model"),
-    (chart_elements.level_entry(style.INK, "-"), "the classifier"),
-    (chart_elements.level_entry(style.INK, DASHES), "nearest class means"),
-  ]
-  chart_elements.legend(figure, entries)
+  panels[0].set_ylim(bottom=0)
+  entries = [(marks.key(*_HOWS[how][1:]), f"seen: {_HOWS[how][0]}") for how in hows]
+  charts.legend(figure, [
+    *entries,
+    (marks.key(color, dashes="-"), "source model"),
+    (marks.key(style.INK, dashes="-"), "the classifier"),
+    (marks.key(style.INK, dashes=style.DASHED), "nearest class means"),
+  ])  # fmt: skip
   return figure
 
 
@@ -72,24 +67,23 @@ def _draw_sizes(
   study: Study, axes, networks: Sequence[Row], kind: str, space: str, shift: float
 ) -> None:
   """One line over the numbers of seen classes, `shift` aside; dots are seeds."""
-  points: dict[int, list[float]] = {}
+  points: dict[float, list[float]] = {}
   for network in networks:
-    place = study.partition(network)
-    if kind in network["common"]:
-      points.setdefault(place["num_seen"], []).append(100 * network["common"][kind][space])
+    place = study.partition(network)["num_seen"] + shift
+    points.setdefault(place, []).append(100 * network["common"][kind][space])
   if not points:
     return
   _, color, marker = _HOWS[study.partition(networks[0])["how"]]
-  places = [x + shift for x in sorted(points)]
-  values = [points[x] for x in sorted(points)]
-  face = color if kind == "head" else "white"
-  axes.plot(places, [np.mean(v) for v in values], color=color, marker=marker, markersize=6,
-            linewidth=1.8, linestyle="-" if kind == "head" else DASHES, zorder=3,
-            markerfacecolor=face)  # fmt: skip
-  for place, seeds in zip(places, values, strict=True):
-    if len(seeds) > 1:
-      axes.scatter([place] * len(seeds), seeds, s=11, facecolors=face, edgecolors=color,
-                   linewidths=0.7, alpha=0.7)  # fmt: skip
+  xs, filled = sorted(points), kind == "head"
+  means = np.array([[np.mean(points[x]) for x in xs]])
+  marks.lines(axes, xs, means, color, marker, dashes=_DASHES[kind], filled=filled)
+  for x in xs:
+    _seeds(axes, x, points[x], color, filled=filled)
+
+
+def _seeds(axes, x: float, seeds: Sequence[float], color: str, *, filled: bool) -> None:
+  look = {"facecolors": color if filled else "white", "edgecolors": color, "alpha": 0.7}
+  marks.seed_dots(axes, [x] * len(seeds), seeds, **look)
 
 
 def _source_common(study: Study, networks: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -127,31 +121,28 @@ def sweep(study: Study) -> "Figure | None":
     list(dict.fromkeys(place[0] for place in cells)),
     *(sorted({place[i] for place in cells}) for i in (1, 2)),
   )
-  columns = min(len(optimizers), _PER_ROW)
-  bands = -(-len(optimizers) // columns)
-  height = 0.42 * len(decays) + 0.95
-  width = max(columns * (0.62 * len(rates) + 0.5) + 2.2, 6.5)
-  figure = charts.new_figure(width, 0.5 + height * bands)
-  panels = figure.subplots(bands, columns, squeeze=False, sharex=True, sharey=True).ravel()
+  count, columns = len(optimizers), min(len(optimizers), _PER_ROW)
+  figure, panels = charts.panels(
+    count, max(columns * (0.62 * len(rates) + 0.5) + 2.2, 6.5), 0.42 * len(decays) + 0.95,
+    per_row=columns, around=0.5, sharex=True, sharey=True,
+  )  # fmt: skip
   known = [100 * row["epochs"][-1]["ausuc"] for row in rows if row["epochs"]]
-  look = chart_elements.accuracy_colors(np.array(known or [0.0]))
-  image = None
-  for axes, optimizer in zip(panels, optimizers, strict=False):
-    image = _draw_sweep(axes, optimizer, decays, rates, cells, look)
-  for axes in panels[len(optimizers) :]:
-    axes.remove()
-  for axes in panels[: len(optimizers) : columns]:
-    axes.set_ylabel("weight decay", fontsize=charts.SIZE)
-  for axes in panels[max(len(optimizers) - columns, 0) : len(optimizers)]:
-    axes.set_xlabel("learning rate", fontsize=charts.SIZE)
-    axes.tick_params(labelbottom=True)
-  bar = figure.colorbar(image, ax=list(panels[: len(optimizers)]), pad=0.015, aspect=25)
-  bar.set_label("AUSUC, hundredths", fontsize=charts.SIZE)
-  bar.ax.tick_params(labelsize=charts.SMALL)
-  bar.outline.set_visible(False)
-  chart_elements.legend(
-    figure, [(chart_elements.outline_entry(), "highest accuracy on validation images")]
-  )
+  look = heat_map.accuracy_colors(np.array(known or [0.0]))
+  for index, (axes, optimizer) in enumerate(zip(panels, optimizers, strict=True)):
+    own = {(decays.index(d), rates.index(r)): row for (o, d, r), row in cells.items()
+           if o == optimizer}  # fmt: skip
+    image = _draw_sweep(axes, own, (len(decays), len(rates)), look)
+    axes.set_xticks(range(len(rates)), [words.setting_value(r) for r in rates])
+    axes.set_yticks(range(len(decays)), [words.setting_value(d) for d in decays])
+    lowest, left = index + columns >= count, index % columns == 0
+    charts.label(
+      axes, optimizer, x="learning rate" if lowest else "", y="weight decay" if left else "",
+      grid="",
+    )  # fmt: skip
+    if lowest:
+      axes.tick_params(labelbottom=True)
+  heat_map.color_bar(image, panels, "AUSUC, hundredths")
+  charts.legend(figure, [(heat_map.outline_key(), "highest accuracy on validation images")])
   return figure
 
 
@@ -162,34 +153,24 @@ def _sweep_place(row: Row) -> tuple[str, float, float]:
 
 
 def _draw_sweep(
-  axes,
-  optimizer: str,
-  decays: Sequence[float],
-  rates: Sequence[float],
-  cells: Mapping[tuple[str, float, float], Row],
-  look: tuple,
-):
+  axes, cells: Mapping[tuple[int, int], Row], shape: tuple[int, int], look: tuple
+) -> "AxesImage":
   """The heat map of one optimiser, the setting that validation would choose framed."""
-  values, best, most = np.full((len(decays), len(rates)), np.nan), None, -1.0
-  for i, decay in enumerate(decays):
-    for j, rate in enumerate(rates):
-      row = cells.get((optimizer, decay, rate))
-      if row is not None and row["epochs"]:
-        values[i, j] = 100 * row["epochs"][-1]["ausuc"]
-        if row["validation_accuracy"] is not None and row["validation_accuracy"] > most:
-          best, most = (i, j), row["validation_accuracy"]
-  image = chart_elements.heat_map(axes, values, *look, aspect="auto")
-  for (i, j), value in np.ndenumerate(values):
-    if np.isfinite(value):
-      chart_elements.in_cell(axes, image, i, j, value, f"{value:.1f}")
-    elif (optimizer, decays[i], rates[j]) in cells:
-      axes.text(j, i, "diverged", ha="center", va="center", fontsize=charts.SMALL - 1.5,
+  values, judged = np.full(shape, np.nan), {}
+  for place, row in cells.items():
+    if row["epochs"]:
+      values[place] = 100 * row["epochs"][-1]["ausuc"]
+      if row["validation_accuracy"] is not None:
+        judged[place] = row["validation_accuracy"]
+  image = heat_map.draw(axes, values, *look, aspect="auto")
+  for place, row in cells.items():
+    if row["epochs"]:
+      heat_map.write(axes, image, *place, values[place], f"{values[place]:.1f}")
+    else:
+      axes.text(*place[::-1], "diverged", ha="center", va="center", fontsize=charts.SMALL - 1.5,
                 color=style.WARNING)  # fmt: skip
-  if best:
-    chart_elements.outline(axes, *best)
-  axes.set_xticks(range(len(rates)), [words.setting_value(r) for r in rates])
-  axes.set_yticks(range(len(decays)), [words.setting_value(d) for d in decays])
-  axes.set_title(charts.plain(optimizer), fontsize=charts.SIZE, loc="left", pad=4)
+  if judged:
+    heat_map.outline(axes, *max(sorted(judged), key=judged.get))
   return image
 
 
@@ -203,42 +184,38 @@ def blocks(study: Study) -> "Figure | None":
   units = block_titles(study)
   if not units:
     return None
-  width = chart_elements.page_width(len(units), 0.7)
-  figure = charts.new_figure(width, 7.4 + chart_elements.label_room(list(units.values())))
-  panels = figure.subplots(3, 1, sharex=True)
-  color = style.METHOD_COLORS["subtuning"]
+  width, room = charts.page_width(len(units), 0.7), charts.label_room(list(units.values()))
+  figure, panels = charts.panels(3, width, 7.4 / 3, per_row=1, around=room, sharex=True)
+  color, dashes = style.METHOD_COLORS["subtuning"], (style.DASHED, "-")
   reads = (
     ("gap of the logits,\ngamma by ALG", lambda n: n["gamma"], "alg", 1.0),
     ("AUSUC", lambda n: n["ausuc"], "none", 1.0),
     ("Acc U/Y, %", lambda n: n["accuracy"]["micro"]["U/Y"], "none", 100.0),
   )
-  for axes, (label, read, kind, scale) in zip(panels, reads, strict=True):
-    _draw_units(axes, study, list(units), read, kind, scale, color, filled=True)
-    for title, dashes in zip(study.compared, (DASHES, "-"), strict=True):
-      _level(axes, study, title, read, kind, scale, dashes)
-    axes.set_ylabel(label, fontsize=charts.SIZE)
-    charts.clean(axes)
-  _draw_units(panels[2], study, list(units), reads[2][1], "alg", 100.0, color, filled=False)
-  _level(panels[2], study, study.compared[1], reads[2][1], "alg", 100.0, _DOTTED)
+  for axes, (label, *how) in zip(panels, reads, strict=True):
+    _draw_units(axes, study, list(units), *how, color, filled=True)
+    for title, dash in zip(study.compared, dashes, strict=True):
+      _level(axes, study, title, *how, dash)
+    charts.label(axes, y=label)
+  read = reads[2][1]
+  _draw_units(panels[2], study, list(units), read, "alg", 100.0, color, filled=False)
+  _level(panels[2], study, study.compared[1], read, "alg", 100.0, style.DOTTED)
   for axes in panels[1:]:
     axes.set_ylim(bottom=0)
   panels[0].set_ylim(bottom=min(0, panels[0].get_ylim()[0]))
   panels[2].set_ylim(top=1.08 * panels[2].get_ylim()[1])
-  chart_elements.unit_ticks(panels[2], list(units.values()), width - 1.2)
+  charts.unit_ticks(panels[2], list(units.values()), width - 1.2)
   panels[2].set_xlim(-0.5, len(units) - 0.5)
   panels[2].set_xlabel("unit trained, input to head", fontsize=charts.SIZE)
-  entries = [
-    (chart_elements.point_entry(color, "^", filled=True), "SubTuning of the unit"),
-    (chart_elements.point_entry(color, "^", filled=False), "the same with ALG"),
-  ]
-  entries += [
-    (chart_elements.level_entry(study.colors[t], dashes), words.shorten(t, 28))
-    for t, dashes in zip(study.compared, (DASHES, "-"), strict=True)
-  ]
   tuned = study.compared[1]
-  entries.append((chart_elements.level_entry(study.colors[tuned], _DOTTED), f"{tuned} with ALG"))
+  lines = [*zip(study.compared, dashes, study.compared, strict=True),
+           (tuned, style.DOTTED, f"{tuned} with ALG")]  # fmt: skip
   figure.align_ylabels(panels)
-  chart_elements.legend(figure, entries)
+  charts.legend(figure, [
+    (marks.key(color, "^"), "SubTuning of the unit"),
+    (marks.key(color, "^", filled=False), "the same with ALG"),
+    *((marks.key(study.colors[title], dashes=dash), text) for title, dash, text in lines),
+  ])  # fmt: skip
   return figure
 
 
@@ -255,15 +232,11 @@ def _draw_units(axes, study: Study, titles, read, kind, scale, color, *, filled:
   found = [holistic_records.estimate(read(study.numbers(t, kind))) for t in titles]
   means = [scale * value.mean for value in found]
   axes.plot(range(len(means)), means, color=color, linewidth=1.3, zorder=2,
-            linestyle="-" if filled else DASHES)  # fmt: skip
+            linestyle="-" if filled else style.DASHED)  # fmt: skip
   for x, value in enumerate(found):
-    chart_elements.point(axes, x, means[x], color=color, marker="^", filled=filled)
-    if value.interval:
-      ends = scale * np.array(value.interval)
-      place = x if filled else x - 0.05  # beside the interval of the filled point
-      axes.plot([place] * 2, ends, color=color, linewidth=1.5 if filled else 0.9, zorder=2)
-    if len(value.by_seed) > 1:
-      seeds = scale * np.array(value.by_seed)
-      face = color if filled else "white"
-      axes.scatter([x + (0.12 if filled else -0.12)] * len(seeds), seeds, s=11, facecolors=face,
-                   edgecolors=color, linewidths=0.7, alpha=0.7)  # fmt: skip
+    marks.point(axes, x, means[x], color, "^", filled=filled)
+    place = x if filled else x - 0.05  # beside the interval of the filled point
+    ends, line = [scale * end for end in value.interval or ()], 1.5 if filled else 0.9
+    marks.interval(axes, place, ends, color, line=line, zorder=2)
+    seeds = [scale * seed for seed in value.by_seed]
+    _seeds(axes, x + (0.12 if filled else -0.12), seeds, color, filled=filled)

@@ -7,7 +7,7 @@ network at its first tuned block, and all that comes after runs once more.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from subtune_jax.report import block_strip, chart_elements, charts, style, words
+from subtune_jax.report import block_strip, charts, marks, style, words
 from subtune_jax.studies.search import figures
 from subtune_jax.studies.search import record as search_record
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 Row = search_record.Row
+_SET = (figures.COLOR, figures.MARKER, "chosen set")
 
 
 def draw(record: Row) -> "Figure | None":
@@ -23,42 +24,38 @@ def draw(record: Row) -> "Figure | None":
   whole = [tried for tried in record["sets"] if tried["complete"]]
   if len(whole) < 2:
     return None
-  figure = charts.new_figure(9.5, 4.6)
-  axes = figure.subplots()
-  best, chosen = frontier(record, whole), sets.get(tuple(record["chosen"]))
-  axes.plot(
-    [_cost(record, tried) for tried in whole], [100 * tried["mean"] for tried in whole],
-    ".", color=figures.COLOR, alpha=0.4, markersize=5, markeredgewidth=0, zorder=1,
-  )  # fmt: skip
-  axes.plot(
-    [_cost(record, tried) for tried in best], [100 * tried["mean"] for tried in best],
-    color=style.MUTED, linewidth=1, zorder=1.5,
-  )  # fmt: skip
-  ends = [sets[units] for units in ((), names) if units in sets]
-  marked = [*best, *(x for x in (*ends, chosen) if x is not None and x not in best)]
+  figure, (axes,) = charts.panels(1, 9.5, 4.6)
+  best, costs = frontier(record, whole), [_cost(record, tried) for tried in whole]
+  axes.plot(costs, [100 * tried["mean"] for tried in whole], ".", color=figures.COLOR, alpha=0.4,
+            markersize=5, markeredgewidth=0, zorder=1)  # fmt: skip
+  path = [(_cost(record, tried), 100 * tried["mean"]) for tried in best]
+  axes.plot(*zip(*path, strict=True), color=style.MUTED, linewidth=1, zorder=1.5)
+  looks = _looks(names, tuple(record["chosen"]))
+  named = [sets[units] for units in looks if units in sets]
+  marked = [*best, *(tried for tried in named if tried not in best)]
   for tried in marked:
-    color, marker = _look(tried, names)
-    chart_elements.mean(
-      axes, _cost(record, tried), search_record.estimate(tried), color=color, marker=marker,
-      filled=tried in ends or tried is chosen,
-    )  # fmt: skip
-  for number, tried in enumerate(best, start=1):
-    axes.annotate(
-      str(number), (_cost(record, tried), 100 * tried["mean"]), (7, -4),
-      textcoords="offset points", fontsize=charts.SMALL, color=style.INK,
-    )  # fmt: skip
-  axes.set_xlabel(_axis(record), fontsize=charts.SIZE)
-  chart_elements.accuracy_axis(axes, figures.all_values(marked, folds=False))
-  most = max(_cost(record, tried) for tried in whole)
-  axes.set_xlim(-0.03 * most, 1.05 * most)
-  charts.clean(axes, grid="both")
-  chart_elements.legend(figure, _entries(sets, names, tuple(record["chosen"])))
+    color, marker, _ = looks.get(tuple(tried["units"]), _SET)
+    value, filled = search_record.estimate(tried), tried in named
+    marks.mean(axes, _cost(record, tried), value, color, marker, filled=filled)
+  for number, place in enumerate(path, start=1):
+    charts.note(axes, number, place, (7, -4))
+  charts.label(axes, x=_axis(record), grid="both")
+  charts.accuracy_axis(axes, figures.all_values(marked, folds=False))
+  axes.set_xlim(-0.03 * max(costs), 1.05 * max(costs))
+  entries = [(marks.key(color, marker), title)
+             for units, (color, marker, title) in looks.items() if units in sets]  # fmt: skip
+  other = marks.key(figures.COLOR, figures.MARKER, filled=False)
+  charts.legend(figure, [*entries, (other, "the best at its cost")])
   return figure
 
 
-def _look(tried: Row, names: Sequence[str]) -> tuple[str, str]:
-  looks = {(): (figures.HEAD_COLOR, "s"), names: (figures.ALL_COLOR, "o")}
-  return looks.get(tuple(tried["units"]), (figures.COLOR, figures.MARKER))
+def _looks(names: tuple[str, ...], chosen: tuple[str, ...]) -> dict[tuple[str, ...], tuple]:
+  """Colour, marker and title of the sets that are filled: head, all units, the chosen one."""
+  ends = {
+    (): (figures.HEAD_COLOR, "s", "head alone"),
+    names: (figures.ALL_COLOR, "o", "all units (full fine-tuning)"),
+  }
+  return ends | {chosen: _SET} | ends
 
 
 def frontier(record: Row, whole: Sequence[Row]) -> list[Row]:
@@ -110,16 +107,3 @@ def _axis(record: Row) -> str:
     return "millions of multiply-adds that one more task adds, an image"
   batch = words.count(record["config"]["search"]["fork_batch"], "image")
   return f"milliseconds that one more task adds to {batch}"
-
-
-def _entries(sets, names, chosen):
-  entries = []
-  for units, color, marker, title in (
-    ((), figures.HEAD_COLOR, "s", "head alone"),
-    (names, figures.ALL_COLOR, "o", "all units (full fine-tuning)"),
-    (chosen, figures.COLOR, figures.MARKER, "chosen set"),
-  ):
-    if units in sets and (title != "chosen set" or units not in ((), names)):
-      entries.append((chart_elements.point_entry(color, marker, filled=True), title))
-  other = chart_elements.point_entry(figures.COLOR, figures.MARKER, filled=False)
-  return [*entries, (other, "the best at its cost")]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from subtune_jax.report import chart_elements, charts, document, words
+from subtune_jax.report import charts, document, marks, style, words
 from subtune_jax.report.document import Cell, Section, Table, Text
 from subtune_jax.studies.search import figures as search_figures
 from subtune_jax.studies.search import record as search_record
@@ -151,28 +151,22 @@ def against_trained(record: Row) -> "Figure | None":
   head = next((pair for pair in both if not pair[0]["units"]), None)
   zero = [side["mean"] for side in head] if head else [0.0, 0.0]
   points = [(100 * (p["mean"] - zero[0]), 100 * (t["mean"] - zero[1]), t) for p, t in both]
-  figure = charts.new_figure(7.2, 4.6)
-  axes = figure.add_subplot()
+  figure, (axes,) = charts.panels(1, 7.2, 4.6)
   low, high = min(y for _, y, _ in points), max(y for _, y, _ in points)
   ends = [min(x for x, *_ in points), max(x for x, *_ in points)]
-  axes.plot(ends, ends, color=chart_elements.QUIET, linestyle=(0, (4, 3)), zorder=0)
+  axes.plot(ends, ends, color=marks.QUIET, linestyle=style.DASHED, zorder=0)
   best = sorted((y for _, y, _ in points), reverse=True)[: _NAMED + 1][-1]
   names = search_record.unit_names(record)
   for x, y, tried in points:
-    chart_elements.point(
-      axes, x, y, marker=search_figures.MARKER, filled=tried["units"] == record["chosen"], size=7,
-      color=search_figures.COLOR if tried["units"] else search_figures.HEAD_COLOR,
-    )  # fmt: skip
+    color = search_figures.COLOR if tried["units"] else search_figures.HEAD_COLOR
+    chosen = tried["units"] == record["chosen"]
+    marks.point(axes, x, y, color, search_figures.MARKER, filled=chosen, size=7)
     if y > best or not tried["units"]:
       label = words.shorten(search_record.set_name(tried["units"], names), 28)
-      axes.annotate(
-        charts.plain(label), (x, y), (7, -3), textcoords="offset points", fontsize=charts.SMALL
-      )
+      charts.note(axes, label, (x, y), (7, -3))
   room = 0.08 * max(high - low, 1.0)
   axes.set_ylim(low - room, high + room)
   what = "gain over the head alone, points" if head else "accuracy, %"
-  axes.set_xlabel(f"predicted {what}", fontsize=charts.SIZE)
-  axes.set_ylabel(f"trained {what}", fontsize=charts.SIZE)
   axes.margins(x=0.14)
-  charts.clean(axes)
+  charts.label(axes, x=f"predicted {what}", y=f"trained {what}")
   return figure
