@@ -57,8 +57,8 @@ def _dashes(number: int):
 
 def _plane(axes, picture: Mapping[str, Any], title: str) -> None:
   """Axes through the origin with the inputs on x."""
-  axis = {"x": "direction of all inputs", "y": "direction that no input has"}
-  charts.label(axes, title, grid="", **axis)
+  below, beside = "direction of all inputs", "direction that no input has"
+  charts.label(axes, title, x=below, y=beside, grid="")
   axes.axhline(0, color=style.GRID, linewidth=1, zorder=0)
   axes.axvline(0, color=style.GRID, linewidth=1, zorder=0)
   inputs = np.asarray(picture["inputs"])
@@ -80,11 +80,11 @@ def _draw_features(axes, picture: Mapping[str, Any]) -> None:
     axes.plot([0, end[0]], [0, end[1]], color=_COLORS["ft"], linewidth=1.6,
               linestyle=_dashes(number), zorder=2)  # fmt: skip
     axes.plot(*end, marker=_MARKERS["ft"], color=_COLORS["ft"], markersize=6.5, zorder=3)
-    side = {"ha": "right"} if end[0] < start[0] else {"ha": "left"}
-    charts.note(axes, _head(picture, number), end, (0, 7), color=_COLORS["ft"], **side)
+    side = "right" if end[0] < start[0] else "left"
+    charts.note(axes, _head(picture, number), end, (0, 7), color=_COLORS["ft"], ha=side)
   arrow = {"arrowstyle": "-|>", "color": style.INK, "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}
   axes.annotate("", xy=start, xytext=(0, 0), arrowprops=arrow, zorder=4)
-  charts.note(axes, "B0, which LP keeps", start, (0, 20), ha="center")
+  charts.note(axes, "B0, which LP keeps", tuple(start), (0, 20), ha="center")
 
 
 def _draw_models(axes, picture: Mapping[str, Any]) -> None:
@@ -96,17 +96,18 @@ def _draw_models(axes, picture: Mapping[str, Any]) -> None:
   for number, path in enumerate(np.asarray(picture["ft"])):
     axes.plot(path[:, 0], path[:, 1], color=_COLORS["ft"], linewidth=1.6,
               linestyle=_dashes(number), zorder=2)  # fmt: skip
-    side = {"ha": "right"} if path[0, 0] < target[0] else {"ha": "left"}
-    shift = (-6 if side["ha"] == "right" else 6, -3)
-    charts.note(axes, _head(picture, number), path[0], shift, color=_COLORS["ft"], **side)
+    side = "right" if path[0, 0] < target[0] else "left"
+    shift = (-6 if side == "right" else 6, -3)
+    charts.note(axes, _head(picture, number), path[0], shift, color=_COLORS["ft"], ha=side)
     axes.plot(*path[0], marker="|", color=_COLORS["ft"], markersize=10, zorder=2)
     axes.plot(*path[-1], marker=_MARKERS["ft"], color=_COLORS["ft"], markersize=6.5, zorder=3)
   axes.plot(*target, marker="*", color=style.INK, markersize=12, zorder=5)
-  marks.point(axes, *picture["lp"], _COLORS["lp"], "o", filled=False, size=_RING)
-  look = _COLORS["lp_ft"], _MARKERS["lp_ft"]
-  marks.point(axes, *picture["lp_ft"], *look, size=5.5, zorder=5)
+  x, y = picture["lp"]
+  marks.point(axes, x, y, _COLORS["lp"], "o", filled=False, size=_RING)
+  x, y = picture["lp_ft"]
+  marks.point(axes, x, y, _COLORS["lp_ft"], _MARKERS["lp_ft"], size=5.5, zorder=5)
   charts.note(axes, "fits all inputs", (target[0], axes.get_ylim()[0]), (5, 5), color=style.MUTED)
-  charts.note(axes, "multiples of B0", 0.35 * start, (-7, 2), color=style.MUTED, ha="right")
+  charts.note(axes, "multiples of B0", tuple(0.35 * start), (-7, 2), color=style.MUTED, ha="right")
 
 
 def _draw_errors(axes, picture: Mapping[str, Any]) -> None:
@@ -120,11 +121,11 @@ def _draw_errors(axes, picture: Mapping[str, Any]) -> None:
   axes.axhline(picture["lp_error"], color=_COLORS["lp"], linewidth=1.4, zorder=1)
   for method, filled, size, zorder in (("lp", False, _RING, 4), ("lp_ft", True, 5.5, 5)):
     height, color, marker = picture[f"{method}_error"], _COLORS[method], _MARKERS[method]
-    look = {"filled": filled, "size": size, "zorder": zorder}
+    look: dict[str, Any] = {"filled": filled, "size": size, "zorder": zorder}
     marks.point(axes, times[-1], height, color, marker, **look).set_clip_on(False)
   axes.set_xscale("log")
   axes.set_yscale("log")
   axes.set_ymargin(0.12)
   title = "OOD error: FT's depends on its head,\nhowever early it is stopped"
-  axis = {"x": "time of the gradient flow", "y": "mean squared error, all directions"}
-  charts.label(axes, title, **axis)
+  below, beside = "time of the gradient flow", "mean squared error, all directions"
+  charts.label(axes, title, x=below, y=beside)
