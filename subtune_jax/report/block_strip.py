@@ -20,7 +20,8 @@ _NOTE = charts.SMALL + 0.5
 class BlockRow:
   """A row of `network`: its label, the blocks that are coloured, the colour, a note at its end.
 
-  A row with `gap` stands a little apart from the one above.
+  A row with `gap` stands a little apart from the one above. `marks` has what stands in a coloured
+  block in place of a tick.
   """
 
   label: str
@@ -28,6 +29,7 @@ class BlockRow:
   color: str
   note: str
   gap: bool = False
+  marks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def network(backbone: Mapping[str, Any], rows: Sequence[BlockRow]) -> "Figure":
@@ -49,7 +51,8 @@ def network(backbone: Mapping[str, Any], rows: Sequence[BlockRow]) -> "Figure":
   for i, row in enumerate(rows):
     top += 0.35 if i and row.gap else 0.0
     for block, left, right in zip(blocks, edges[:-1], edges[1:], strict=True):
-      _draw_box(axes, left, right, top, row.color if block in row.blocks else None)
+      mark = row.marks.get(block, style.RIGHT_SYMBOL) if block in row.blocks else ""
+      _draw_box(axes, left, right, top, row.color, mark)
     charts.note(axes, row.note, (edges[-1], top + 0.41), (8, 0), size=_NOTE, va="center")
     tops.append(top + 0.41)
     top += 1.0
@@ -70,13 +73,13 @@ def _box_widths(counts: Sequence[int]) -> np.ndarray:
   return np.clip(roots / roots.mean(), 0.6, 3.0)
 
 
-def _draw_box(axes, left: float, right: float, top: float, color: str | None) -> None:
-  """A block: ticked in the colour, or grey."""
+def _draw_box(axes, left: float, right: float, top: float, color: str, mark: str) -> None:
+  """A block: its mark in the colour, or grey where there is none."""
   from matplotlib import patches
 
   box = patches.Rectangle((left + 0.04, top), right - left - 0.08, 0.82, linewidth=0.8)
-  box.set(facecolor=color or style.FROZEN, edgecolor=color or "#BBBBBB")
+  box.set(facecolor=color if mark else style.FROZEN, edgecolor=color if mark else "#BBBBBB")
   axes.add_patch(box)
-  if color:
-    axes.text((left + right) / 2, top + 0.41, style.RIGHT_SYMBOL, ha="center", va="center",
+  if mark:
+    axes.text((left + right) / 2, top + 0.41, mark, ha="center", va="center",
               fontsize=charts.SMALL, color=style.text_color(color))  # fmt: skip

@@ -322,6 +322,19 @@ def test_a_step_says_what_came_and_went_and_which_rank_changed(base, chosen, sai
   assert sentences.moves({"base": base, "chosen": chosen}) == said
 
 
+def test_the_strip_of_a_search_for_ranks_has_the_ranks():
+  record = fake_search.search("resnet26", kinds=("profile",))
+  record |= {"certificate": None, "lora": {"where": ["a"], "rank_pattern": "a=4"}}
+  for unit, rank in zip(record["units"], (4, 16), strict=False):
+    unit["name"] += f"={rank}"
+  record["chosen"] = [unit["name"] for unit in record["units"][:2]]
+  (axes,) = figures.network(record).axes
+  assert [text.get_text() for text in axes.texts if text.get_text() in ("4", "16")] == ["4", "16"]
+  del record["lora"]
+  (axes,) = figures.network(record).axes
+  assert not [text for text in axes.texts if text.get_text() in ("4", "16")]
+
+
 def test_ranking_holds_the_best_the_chosen_and_both_ends(search):
   ranked = search_page.ranking(search, most=4)
   means = [r.tried["mean"] for r in ranked]

@@ -5,6 +5,7 @@ colour has one meaning: black the head alone, orange all units (full fine-tuning
 """
 
 from collections.abc import Sequence
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -240,7 +241,7 @@ def network(record: Row, *, most: int = 6) -> "Figure":
   for number, other in enumerate(search_record.in_doubt(certificate)[:most]):
     label = f"undecided, best: {search_record.chance_text(other['probability'])}"
     row = _block_row(record, sets, other["units"], label, _PALE)
-    rows.append(block_strip.BlockRow(row.label, row.blocks, row.color, row.note, gap=number == 0))
+    rows.append(dataclasses.replace(row, gap=number == 0))
   return block_strip.network(record["backbone"], rows)
 
 
@@ -249,9 +250,14 @@ def _block_row(
 ) -> block_strip.BlockRow:
   tried = sets.get(tuple(units))
   note = "" if tried is None else f"{words.parameters(tried['trained_params'])} trained"
-  return block_strip.BlockRow(
-    label, search_record.blocks(record, units) | {block_strip.HEAD}, color, note
-  )
+  ranks = {}
+  if record.get("lora"):  # units are named UNIT=RANK
+    ranks = {
+      block: unit.partition("=")[2]
+      for unit in units for block in search_record.blocks(record, [unit])
+    }  # fmt: skip
+  blocks = search_record.blocks(record, units) | {block_strip.HEAD}
+  return block_strip.BlockRow(label, blocks, color, note, marks=ranks)
 
 
 def cost(record: Row) -> "Figure":

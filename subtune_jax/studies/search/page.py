@@ -153,7 +153,8 @@ def figures(record: Row) -> dict[str, document_lib.Figure]:
     (
       "network", "What is trained", search_figures.network(record),
       f"Blocks of the network from input to head; trained in the chosen set: {chosen}.",
-      "The network from input (left) to head (right). Coloured and ticked: trained. Below, paler: "
+      "The network from input (left) to head (right). Coloured, with a tick"
+      f"{' or its rank' if record.get('lora') else ''}: trained. Below, paler: "
       "sets that the certificate does not rule out, with their probability of being the best.",
     ),
     (
