@@ -116,7 +116,9 @@ def _draw_params(axes, counts: dict[str, int], chosen: Sequence[str]) -> None:
   bare(axes, "parameters\nof the unit")
 
 
-def params_bar(axes: "Axes", at: float, count: int, color: str, *, upright: bool = False, **how):
+def params_bar(
+  axes: "Axes", at: float, count: int, color: str, *, upright: bool = False, **how
+) -> None:
   """A bar of parameters with their number."""
   turn = {"rotation": 90 if upright else 0, "size": charts.SMALL - 1}
   marks.bar(axes, at, count, 0.62, color, text=words.parameters(int(count)), **turn, **how)
