@@ -6,6 +6,7 @@ workers of a run share compiled programs in a folder that goes with it. Figures 
 No test reaches a network.
 """
 
+import gc
 import os
 import socket
 import tempfile
@@ -33,6 +34,7 @@ from subtune_jax.report import charts
 jax.config.update("jax_numpy_rank_promotion", "raise")
 compile_cache.enable()
 charts.DPI = 40
+gc.set_threshold(50_000, 20, 20)  # tracing allocates much that stays
 
 _connect = socket.socket.connect
 
@@ -49,6 +51,12 @@ socket.socket.connect = _connect_locally
 
 # Their fixtures are trainings: begun last, they would leave the other worker idle.
 _FIRST = ("test_notebooks.py", "test_holistic.py", "test_search.py", "test_robustness.py")
+
+
+def pytest_collection_finish():
+  """What is there before the first test is left alone by the garbage collector."""
+  gc.collect()
+  gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

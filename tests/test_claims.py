@@ -18,6 +18,7 @@ def test_the_document_is_made_of_the_kept_answers():
   assert (ROOT / "docs" / "claims.md").read_text() == render.document()
 
 
+@pytest.mark.slow
 def test_enough_rows_and_most_of_them_decided():
   found = [effect.verdict for _, effect in render.answered()]
   assert len(found) >= 25

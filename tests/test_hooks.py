@@ -7,7 +7,7 @@ import pytest
 
 from subtune_jax import masks, methods, models
 from subtune_jax.data import preprocess
-from subtune_jax.models import side
+from subtune_jax.models import backbone, side
 from subtune_jax.training import ledger, lolsgd, loop, stage_steps, trainable_split
 from tests import tiny
 
@@ -127,7 +127,7 @@ def test_rates_of_layerwise_decay_and_decay_1_is_full_fine_tuning():
 
 def test_side_tuning_trains_the_side_and_leaves_the_base():
   model = models.create("resnet14", num_classes=3)
-  variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  variables = backbone.initialise(model, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   both, wrapped = side.wrap(model, variables)
   images = tiny.examples(8).images[:, :8, :8]
   x = preprocess.normalize(images, tiny.PREPROCESSING)

@@ -1,5 +1,6 @@
 """A small backbone with the interface of `subtune_jax.models`, and data that it can learn."""
 
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -54,11 +55,16 @@ class Tiny(nn.Module):
 def make(seed: int = 0, **fields):
   """(model, variables); running statistics are not the initial ones."""
   model = Tiny(**fields)
+  return model, jax.tree.map(jnp.asarray, _variables(model, seed))
+
+
+@functools.cache
+def _variables(model, seed):
   variables = model.init(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
   stats = jax.tree.map(
     lambda x: x + 0.1 * jax.random.uniform(jax.random.key(1), x.shape), variables["batch_stats"]
   )
-  return model, {"params": variables["params"], "batch_stats": stats}
+  return jax.device_get({"params": variables["params"], "batch_stats": stats})
 
 
 def examples(n: int = 24, seed: int = 0, num_classes: int = 3) -> loop.Examples:

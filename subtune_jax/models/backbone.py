@@ -1,6 +1,7 @@
 """What every backbone is: named blocks in a row, any contiguous range of which can run."""
 
 from collections.abc import Callable, Collection, Sequence
+import functools
 import inspect
 import itertools
 from typing import Any
@@ -175,3 +176,9 @@ def check_train_blocks(train_blocks: Collection[str], block_names: tuple[str, ..
   unknown = sorted(set(train_blocks) - set(block_names))
   if unknown:
     raise ValueError(f"train_blocks has unknown {unknown}; blocks: {', '.join(block_names)}")
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def initialise(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
+  """`model.init`, compiled once for all models that are equal."""
+  return model.init(key, images)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from subtune_jax import masks
+from subtune_jax.models import backbone
 from subtune_jax.training import trainable_split
 
 PyTree = Any
@@ -34,7 +35,7 @@ def draw(
     return variables, drawn
   key = jax.random.fold_in(jax.random.key(seed), _DRAW)
   images = jnp.zeros((1, model.image_size, model.image_size, 3))
-  fresh = {"batch_stats": {}, **jax.jit(model.init)(key, images)}
+  fresh = {"batch_stats": {}, **backbone.initialise(model, key, images)}
   changed = {}
   for name, tree in trees.items():
     new = dict(zip(masks.paths(fresh[name]), jax.tree.leaves(fresh[name]), strict=True))

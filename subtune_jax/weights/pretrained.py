@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from subtune_jax.data import preprocess
-from subtune_jax.models import heads, vit
+from subtune_jax.models import backbone, heads, vit
 from subtune_jax.weights import errors, files, hub, known, matching, sidecar, stated
 from subtune_jax.weights.naming import positions
 
@@ -112,7 +112,7 @@ def random_weights(
     seed: of the initialisation.
   """
   size = model.image_size
-  variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, size, size, 3)))
+  variables = backbone.initialise(model, jax.random.key(seed), jnp.zeros((1, size, size, 3)))
   name = f"random, seed {seed}"
   seen = preprocess.preset(preprocessing)
   return Pretrained(variables, seen, name, hashlib.sha256(name.encode()).hexdigest(), ())

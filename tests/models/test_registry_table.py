@@ -67,6 +67,10 @@ _COUNTS = {
 }
 
 
+# The smallest first, and before them what has no row.
+_BY_SIZE = sorted(models.names(), key=lambda name: _COUNTS.get(name, (0,))[0])
+
+
 @functools.cache
 def _shapes(name: str, num_classes: int, dtype=jnp.float32):
   model = models.create(name, num_classes, dtype)
@@ -74,7 +78,7 @@ def _shapes(name: str, num_classes: int, dtype=jnp.float32):
   return model, jax.eval_shape(model.init, jax.random.key(0), images)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", marks.first(12, _BY_SIZE))
 def test_every_registered_model_has_its_row_of_counts(name):
   assert name in _COUNTS, f"{name} is registered without a row in _COUNTS: add one"
   model, shapes = _shapes(name, 1000)
@@ -99,7 +103,7 @@ def test_only_the_head_depends_on_the_number_of_classes(name):
   assert shapes["params"]["head"]["bias"].shape == (45,)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", marks.first(8, _BY_SIZE))
 def test_the_variables_are_the_blocks_and_a_head(name):
   model, shapes = _shapes(name, 45, jnp.bfloat16)
   assert set(shapes) <= {"params", "batch_stats"}

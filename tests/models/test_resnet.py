@@ -12,6 +12,7 @@ import pytest
 from subtune_jax import models, weights
 from subtune_jax.models import bit_resnet, clip_resnet, resnet
 from subtune_jax.weights import matching
+from tests import marks
 
 _CLASSES = 5
 
@@ -101,19 +102,19 @@ def _difference(ours, theirs) -> float:
 
 _CASES = [
   ("basic", 40),
-  ("bottleneck", 64),
   ("bottleneck", 51),
-  ("torchvision", 45),
-  ("resnet26", 32),
   ("resnet26", 21),  # an odd map in every stage
   ("clip", 64),
+  ("bit", 41),
+  ("bottleneck", 64),
+  ("torchvision", 45),
+  ("resnet26", 32),
   ("clip", 96),
   ("bit", 64),
-  ("bit", 41),
 ]
 
 
-@pytest.mark.parametrize(("kind", "size"), _CASES)
+@pytest.mark.parametrize(("kind", "size"), marks.first(5, _CASES, several=True))
 def test_outputs_and_gradients_are_the_peers_and_blocks_in_a_row_the_whole(kind, size, tmp_path):
   key_size = size if kind == "clip" else 64
   model, variables, peer, match = _load(kind, key_size, tmp_path)
@@ -208,28 +209,37 @@ def test_bfloat16_computes_about_the_same(kind, tmp_path):
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
-def test_blocks_and_shapes_of_the_registered_models():
-  expected = {
-    "resnet18": ((2, 2, 2, 2), 512, 56),
-    "resnet26": ((4, 4, 4), 64, 32),
-    "resnet34": ((3, 4, 6, 3), 512, 56),
-    "resnet50": ((3, 4, 6, 3), 2048, 56),
-    "resnet101": ((3, 4, 23, 3), 2048, 56),
-    "clip_resnet50": ((3, 4, 6, 3), 1024, 56),
-    "bit_resnet50": ((3, 4, 6, 3), 2048, 56),
-  }
+_SIZES = {
+  "resnet18": ((2, 2, 2, 2), 512, 56),
+  "resnet26": ((4, 4, 4), 64, 32),
+  "resnet34": ((3, 4, 6, 3), 512, 56),
+  "resnet50": ((3, 4, 6, 3), 2048, 56),
+  "resnet101": ((3, 4, 23, 3), 2048, 56),
+  "clip_resnet50": ((3, 4, 6, 3), 1024, 56),
+  "bit_resnet50": ((3, 4, 6, 3), 2048, 56),
+}
+
+
+@pytest.mark.parametrize(
+  "name",
+  marks.first(
+    3,
+    ["resnet26", "bit_resnet50", "clip_resnet50", "resnet18", "resnet34", "resnet50", "resnet101"],
+  ),
+)
+def test_blocks_and_shapes_of_the_registered_models(name):
+  sizes, features, side = _SIZES[name]
   last = {"clip_resnet50": ("attention_pool",), "bit_resnet50": ("top",)}
-  for name, (sizes, features, side) in expected.items():
-    model = models.create(name, 10)
-    units = [f"block{s}/unit{u}" for s, n in enumerate(sizes, 1) for u in range(1, n + 1)]
-    assert model.block_names == ("stem", *units, *last.get(name, ()))
-    size = model.image_size
-    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    run = {stop: functools.partial(model.apply, stop=stop) for stop in ("block1/unit1", "head")}
-    stem = jax.eval_shape(run["block1/unit1"], shapes, images)
-    assert stem.shape == (2, side, side, 16 if name == "resnet26" else 64)
-    assert jax.eval_shape(run["head"], shapes, images).shape == (2, features)
+  model = models.create(name, 10)
+  units = [f"block{s}/unit{u}" for s, n in enumerate(sizes, 1) for u in range(1, n + 1)]
+  assert model.block_names == ("stem", *units, *last.get(name, ()))
+  size = model.image_size
+  images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  run = {stop: functools.partial(model.apply, stop=stop) for stop in ("block1/unit1", "head")}
+  stem = jax.eval_shape(run["block1/unit1"], shapes, images)
+  assert stem.shape == (2, side, side, 16 if name == "resnet26" else 64)
+  assert jax.eval_shape(run["head"], shapes, images).shape == (2, features)
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 12, 3), (1, 3, 4, 2)])

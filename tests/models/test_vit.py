@@ -11,6 +11,7 @@ import pytest
 
 from subtune_jax import models, weights
 from subtune_jax.weights import matching
+from tests import marks
 
 torch = pytest.importorskip("torch", reason="the peers are torch models")
 transformers = pytest.importorskip("transformers", reason="the peers are its models")
@@ -182,7 +183,9 @@ def _outputs(model, variables, images):
   return run(variables, images)
 
 
-@pytest.mark.parametrize(("size", "how"), [(_SIZE, "zip"), (48, "save_pretrained")])
+@pytest.mark.parametrize(
+  ("size", "how"), marks.first(1, [(48, "save_pretrained"), (_SIZE, "zip")], several=True)
+)
 @pytest.mark.parametrize("key", _PEERS)
 def test_every_block_is_the_peers(key, size, how, tmp_path):
   peer = _PEERS[key]
@@ -207,7 +210,7 @@ def test_every_block_is_the_peers(key, size, how, tmp_path):
   assert max(worst.values()) < 1e-4, worst
 
 
-@pytest.mark.parametrize("key", _PEERS)
+@pytest.mark.parametrize("key", marks.first(4, _PEERS))
 def test_gradients_are_the_peers(key):
   peer = _PEERS[key]
   module = torch_vits.redraw(peer.build())
@@ -323,7 +326,9 @@ def _full_size(name):
   return transformers.ViTForImageClassification(transformers.ViTConfig(**config, **mlp))
 
 
-@pytest.mark.parametrize("name", [name for name in models.names() if "vit_" in name])
+@pytest.mark.parametrize(
+  "name", marks.first(7, sorted((n for n in models.names() if "vit_" in n), key=len))
+)
 def test_full_size_shapes(name):
   with torch.device("meta"):
     state = _full_size(name).state_dict()

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from subtune_jax.search import certificate, scores
+from tests import marks
 
 NAN = np.nan
 
@@ -193,7 +194,7 @@ TOLERANCES = {
 }
 
 
-@pytest.mark.parametrize("name", POPULATIONS)
+@pytest.mark.parametrize("name", marks.first(3, POPULATIONS))
 def test_calibration_of_other_candidates(name):
   says_too_much, misses, costs = TOLERANCES[name]
   stated, hit, kept, expected, regret = judge(POPULATIONS[name], 300, 0.25, noise=0.01)

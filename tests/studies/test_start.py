@@ -126,6 +126,7 @@ def changing(monkeypatch):
   return shift
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_says_what_is_true_of_changed_data(changing, tmp_path):
   def started() -> str:
     stream = io.StringIO()

@@ -329,7 +329,10 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize(
-  ("name", "scan"), [("adam", False), ("sgd", False), ("plain_sgd", False), ("adam", True)]
+  ("name", "scan"),
+  marks.first(
+    2, [("adam", True), ("sgd", False), ("plain_sgd", False), ("adam", False)], several=True
+  ),
 )
 def test_multipliers_of_1_are_full_fine_tuning_bit_for_bit(name, scan):
   options = {"epochs": 2, **OPTIMIZERS[name]}
@@ -567,6 +570,7 @@ def test_chunks_divide_the_batch(size, most, wanted):
   assert auto_rates._chunk(size, most) == wanted
 
 
+@pytest.mark.slow
 def test_chunks_change_no_result(monkeypatch):
   model, variables = small_efficientnet()
   spec, moving, fixed = make_spec(KINDS["snr"](epochs=1), model, variables)

@@ -114,6 +114,7 @@ def test_an_image_that_breaks_while_training_ends_the_training():
 MIXED = step_lib.Augmentation("shift", 2, color=(0.2, 0.2, 0.2, 0.1), mixup=0.4)
 
 
+@pytest.mark.slow
 def test_colour_and_mixup_are_the_same_resident_and_streamed():
   resident, streamed = (fit(x, augmentation=MIXED) for x in (tiny.examples(), lazy_examples()))
   assert_same(resident, streamed)

@@ -17,7 +17,7 @@ SMALL = {"image_size": 16, "patch_size": 8, "width": 8, "depth": 3, "heads": 2}
 
 def network(**fields):
   model = models.create("vit_b16", num_classes=3, **SMALL, **fields)
-  return model, model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  return model, backbone.initialise(model, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
 
 
 def fit(model, variables, method=None, **fields):

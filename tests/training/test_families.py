@@ -8,7 +8,7 @@ import pytest
 from subtune_jax import masks, methods
 from subtune_jax.models import bit_resnet, clip_resnet, convnext, resnet, vit
 from subtune_jax.training import export, loop
-from tests import tiny
+from tests import marks, tiny
 
 _VIT = {"width": 8, "depth": 3, "heads": 2, "mlp_width": 16, "patch_size": 8, "image_size": 16}
 # A backbone, and a block in its middle.
@@ -28,8 +28,7 @@ FAMILIES = {
 }
 
 
-_SLOW = ("bit", "clip_resnet", "clip_vit")  # variants of the others
-_NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n in _SLOW else []) for n in FAMILIES]
+_NAMES = marks.first(2, ("resnet", "vit", "convnext", "bit", "clip_resnet", "clip_vit"))
 
 
 def _examples(model, n, seed=0):

@@ -12,6 +12,7 @@ from subtune_jax.data import preprocess
 from subtune_jax.models import efficientnet
 from subtune_jax.training import step as step_lib
 from subtune_jax.training import trainable_split
+from tests import marks
 
 PREPROCESSING = preprocess.Preprocessing(mean=(127.0,), std=(128.0,))
 BATCH = 4
@@ -61,7 +62,11 @@ def network(dtype):
 
 @pytest.mark.parametrize(
   ("case", "scan"),
-  [(case, False) for case in CASES] + [("full", True), ("one block, cached", True)],
+  marks.first(
+    6,
+    [("full", True), ("one block, cached", True), *((case, False) for case in CASES)],
+    several=True,
+  ),
 )
 def test_lowers(case, scan):
   method, options = CASES[case]

@@ -11,7 +11,7 @@ from subtune_jax.data import preprocess
 from subtune_jax.training import blockwise_step, loop, trainable_split
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import step as step_lib
-from tests import tiny
+from tests import marks, tiny
 from tests.search import small
 
 HALF = preprocess.Preprocessing(mean=(127.0,), std=(128.0,))
@@ -42,7 +42,8 @@ METHODS = {
 
 
 @pytest.mark.parametrize(
-  ("name", "cache"), [*((name, True) for name in METHODS), ("middle", False)]
+  ("name", "cache"),
+  marks.first(4, [("middle", False), *((name, True) for name in METHODS)], several=True),
 )
 def test_equals_the_whole_step(name, cache):
   """In float32, by rounding: the same losses, weights, statistics and validation figures."""

@@ -20,7 +20,7 @@ from subtune_jax.training import (
   probe_objective,
   probe_solver,
 )
-from tests import tiny
+from tests import marks, tiny
 
 
 def _digits(classes=range(10), absent=()):
@@ -106,7 +106,7 @@ def _fit(x, y, l2=STRENGTHS, **options):
   return probe.fit_path(x, y, **({"num_classes": 10, "l2": l2} | options))
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", marks.first(3, PROBLEMS))
 def test_agrees_with_sklearn(name):
   x, y, x_val, y_val = PROBLEMS[name]
   path = _fit(x, y, num_classes=12)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import models, weights
-from subtune_jax.models import vit
+from subtune_jax.models import backbone, vit
 from subtune_jax.weights import zero_shot
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -38,7 +38,8 @@ def file(tmp_path):
 
 
 def _variables(model):
-  return model.init(jax.random.key(0), jnp.zeros((1, model.image_size, model.image_size, 3)))
+  images = jnp.zeros((1, model.image_size, model.image_size, 3))
+  return backbone.initialise(model, jax.random.key(0), images)
 
 
 def test_the_head_gives_scaled_cosines_in_the_order_asked_for(file):

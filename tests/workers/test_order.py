@@ -9,6 +9,7 @@ from subtune_jax import strict_json
 from subtune_jax.runner import executors
 from subtune_jax.search import trainer
 from subtune_jax.workers import here
+from tests import marks
 from tests.studies import small_search
 from tests.workers import random_order
 
@@ -45,7 +46,7 @@ def in_order(tmp_path_factory):
     return decisions(tmp_path_factory.mktemp("search"), here.Here(), patch)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", marks.first(1, range(2)))
 def test_racing_and_greedy_decide_the_same_in_any_order(in_order, seed, tmp_path, monkeypatch):
   executor = random_order.RandomOrder(seed)
   found, _ = decisions(tmp_path, executor, monkeypatch)
