@@ -6,6 +6,7 @@ again and who takes a lost worker's place is decided by the library's own code, 
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import heapq
 import itertools
 import random
@@ -155,34 +156,35 @@ class Cluster:
       if worker.dead:
         ref.due, ref.lost = now, True
       elif self._draw.random() < self.plan.crash:
-        self._at(self._draw.random() * length, lambda: self._die(worker))
+        self._at(self._draw.random() * length, functools.partial(self._die, worker))
       return ref
 
-  def _at(self, delay: float, event: Any) -> None:
+  def _at(self, delay: float, event: Callable[[float], None]) -> None:
+    """Calls the event with its time, if late."""
     heapq.heappush(self._events, (time.monotonic() + delay, next(self._ids), event))
 
-  def _die(self, worker: _Worker, *, room: bool = True) -> None:
-    """A worker's process ends; its calls are lost."""
+  def _die(self, worker: _Worker, at: float, *, room: bool = True) -> None:
+    """A worker's process ends; its calls that had not ended at that time are lost."""
     if worker.dead:
       return
-    worker.dead, now = True, time.monotonic()
+    worker.dead = True
     self._alive.discard(worker)
     for ref in worker.refs:
-      if ref.due > now:
-        ref.due, ref.lost = now, True
+      if ref.due > at:
+        ref.due, ref.lost = at, True
     if room and worker.machine is not None:
       self._room[worker.machine] += 1
       self._place()
 
-  def _lose_machine(self) -> None:
+  def _lose_machine(self, at: float) -> None:
     there = sorted({w.machine for w in self._alive if w.machine is not None})
     if there:
       machine = self._draw.choice(there)
       self.machines_lost += 1
       self._room[machine] = 0
       for worker in [w for w in self._alive if w.machine == machine]:
-        self._die(worker, room=False)
-      self._at(self.plan.machine_back, lambda: self._back(machine))
+        self._die(worker, at, room=False)
+      self._at(self.plan.machine_back, lambda _: self._back(machine))
     self._at(self._draw.expovariate(1 / self.plan.machine_every), self._lose_machine)
 
   def _back(self, machine: int) -> None:
@@ -195,7 +197,8 @@ class Cluster:
       with self._lock:
         now = time.monotonic()
         while self._events and self._events[0][0] <= now:
-          heapq.heappop(self._events)[2]()
+          at, _, event = heapq.heappop(self._events)
+          event(at)
         order = sorted(refs, key=lambda ref: ref.due)
         following = min(order[0].due, self._events[0][0] if self._events else until)
       ready = [ref for ref in order[:num_returns] if ref.due <= now]
@@ -222,4 +225,4 @@ class Cluster:
 
   def _kill(self, handle: Any) -> None:
     with self._lock:
-      self._die(handle.own)
+      self._die(handle.own, time.monotonic())

@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import time
 
 import pytest
 
@@ -29,3 +30,16 @@ def test_a_call_that_is_always_lost_is_an_error(tmp_path):
   )
   with pytest.raises(scale.on_ray.LostWorkerError, match="lost with 4 workers one after another"):
     scale.simulate(5, plan, tmp_path)
+
+
+def test_a_call_that_is_lost_stays_so_however_late_it_is_looked_at():
+  plan = simulated_cluster.Plan(
+    machines=1, workers=1, seconds=0.01, start_seconds=0.0, crash=1.0, machine_every=0.0
+  )
+  ray = simulated_cluster.Cluster(plan).module()
+  worker = ray.remote()(None).remote({})
+  call = worker.run.remote(len, ((),), {})
+  time.sleep(0.1)  # the machine was busy
+  ray.wait([call], num_returns=1, timeout=1.0)
+  with pytest.raises(ray.exceptions.RayError):
+    ray.get(call)
