@@ -25,7 +25,7 @@ from benchmarks.accelerator_parts import (
   torch_peer,
   trace,
 )
-from tests import blocked
+from tests import blocked, marks
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = "jax,jaxlib,flax,optax,orbax-checkpoint,numpy,pillow"
@@ -233,7 +233,7 @@ def test_the_next_batch_is_tried_where_memory_runs_out(monkeypatch):
   assert all("RESOURCE_EXHAUSTED" in row["error"] for row in log.rows)
 
 
-@pytest.mark.parametrize("name", ["vit_b16", "resnet50", "convnext_tiny"])
+@pytest.mark.parametrize("name", marks.first(1, ["vit_b16", "resnet50", "convnext_tiny"]))
 def test_a_run_trains_and_leaves_the_random_weights_as_they_were(name):
   spec = programs.spec_of(programs.SMALL.model(name, "float32"), programs.full_fine_tuning())
   program = programs.training("step", spec, 4)

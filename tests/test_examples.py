@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from subtune_jax import masks
+from tests import marks
 
 _EXAMPLES = {"linen_model": "flaxmodels", "nnx_model": "mamba2_jax", "scanned_model": "flax"}
 
@@ -18,7 +19,7 @@ def _run(name: str):
     return importlib.import_module(f"examples.masks.{name}").run()
 
 
-@pytest.fixture(scope="module", params=_EXAMPLES)
+@pytest.fixture(scope="module", params=marks.first(2, _EXAMPLES))
 def result(request):
   needed = _EXAMPLES[request.param]
   pytest.importorskip(needed, reason=f"{needed} is not installed")

@@ -16,6 +16,7 @@ import pytest
 import scipy.special
 
 from subtune_jax.deploy.exporting import onnx_file, program, saved_model, stablehlo
+from tests import marks
 from tests.deploy import export_networks
 
 FAMILIES = [*export_networks.NETWORKS, "side"]
@@ -134,7 +135,7 @@ def _loaded(folder):
   return export.deserialize(bytearray((folder / stablehlo.PROGRAM).read_bytes()))
 
 
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("family", marks.first(1, EVERY))
 def test_stablehlo_answers_as_the_network_on_three_platforms(family, tmp_path):
   made = export_networks.of_family(family)
   read = _loaded(stablehlo.write(made, tmp_path / "out"))

@@ -9,9 +9,12 @@ import pytest
 
 from subtune_jax import models
 from subtune_jax.models import vit_layers
+from tests import marks
 
 
-@pytest.mark.parametrize(("queries", "tokens"), [(5, 5), (1, 5), (1, 4), (4, 4)])
+@pytest.mark.parametrize(
+  ("queries", "tokens"), marks.first(2, [(5, 5), (1, 4), (1, 5), (4, 4)], several=True)
+)
 def test_filled_up_attention_has_the_same_values_and_gradients(queries, tokens):
   rng = np.random.default_rng(0)
   q, k, v = (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from subtune_jax.models import batch_norm, convolution, inference, resnet
+from tests import marks
 from tests.deploy import export_networks
 
 
@@ -52,7 +53,7 @@ def test_outside_of_it_layers_are_as_before():
   assert "custom_vjp" in str(jax.make_jaxpr(LAYERS["depthwise"])(X))
 
 
-@pytest.mark.parametrize("family", ["bit", "resnet"])
+@pytest.mark.parametrize("family", marks.first(1, ["resnet", "bit"]))
 def test_batch_norm_and_standardised_kernels_are_constants(family):
   """No square root but those of norms of activations is left to the program."""
   made = export_networks.of_family(family)

@@ -114,7 +114,7 @@ def test_the_variables_are_the_blocks_and_a_head(name):
   assert {trainable_split.unit_of(path, units) for path in stats} <= set(model.block_names)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", marks.first(8, _BY_SIZE))
 def test_parameters_are_float32_whatever_the_computation_is(name):
   _, shapes = _shapes(name, 45, jnp.bfloat16)
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}

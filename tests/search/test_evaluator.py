@@ -11,7 +11,7 @@ from subtune_jax.models import heads
 from subtune_jax.search import evaluator, greedy, store
 from subtune_jax.training import loop, trace
 from subtune_jax.training import mesh as mesh_lib
-from tests import tiny
+from tests import marks, tiny
 from tests.search import small
 
 SETS = [(), ("stem",), ("block2/unit1",), ("block1/unit1", "block3/unit1")]
@@ -85,11 +85,15 @@ def test_the_first_training_is_traced(scored, tmp_path, in_pieces):
 
 @pytest.mark.parametrize(
   ("fields", "options"),
-  [
-    ({}, {"prefix_bytes": 100_000}),
-    ({}, {"prefix_bytes": 10, "prefix_disk_bytes": 1 << 20}),
-    ({"in_pieces": False, "prefix_cache": False}, {"prefix_bytes": 0}),
-  ],
+  marks.first(
+    2,
+    [
+      ({"in_pieces": False, "prefix_cache": False}, {"prefix_bytes": 0}),
+      ({}, {"prefix_bytes": 10, "prefix_disk_bytes": 1 << 20}),
+      ({}, {"prefix_bytes": 100_000}),
+    ],
+    several=True,
+  ),
 )
 def test_options_of_speed_change_no_score(scored, tmp_path, fields, options):
   """Logits within 1e-3 of a magnitude of 1 to 5, the same accuracies and the same choice."""

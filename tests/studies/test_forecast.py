@@ -64,6 +64,7 @@ def test_the_counts_are_what_the_run_does(tmp_path):
   assert (left.trainings, left.epochs) == (2, 2)
 
 
+@pytest.mark.slow
 def test_the_counts_where_methods_are_trained_again_on_all_labels(tmp_path):
   made = config(methods=("lp", "subtuning"))
   made.data.retrain = True

@@ -406,6 +406,7 @@ def test_bad_configs_are_refused_before_anything_is_written(target, tmp_path, ch
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_on_a_later_seed_is_no_choice(target, tmp_path):
   made = config()
   made.seeds, made.ft.learning_rates = (0, 1), (1e-3, 1e-2)

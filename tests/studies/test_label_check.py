@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 
 from subtune_jax.runner import examples
 from subtune_jax.studies.compare import chosen, errors
@@ -11,6 +12,7 @@ from subtune_jax.studies.compare import run as compare
 from tests.studies import test_compare
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_worst_errors_and_checks_labels(tmp_path, monkeypatch):
   config = test_compare.make_config()
   config.methods, config.data.ood, config.save_model = ("lp",), ("emoji_domains/fluent",), False

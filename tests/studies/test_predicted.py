@@ -50,6 +50,7 @@ def test_nothing_is_trained_and_a_set_is_chosen(finished):
   assert not blocks or f'--config.subtuning.blocks="({listed},)"' in " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_the_kernels_are_kept_and_another_number_of_probes_is_another_file(finished, tmp_path):
   folder, record, _ = finished
   (kept,) = (folder / "search/kernels").iterdir()

@@ -220,6 +220,7 @@ def test_rates_chosen_inside_the_folds_are_shown_and_offered_to_the_final_compar
   assert search_config.final_config(made, ("stem",)).subtuning.learning_rates == (1e-3, 1e-2)
 
 
+@pytest.mark.slow
 def test_a_budget_in_milliseconds(tmp_path):
   """Forks are timed once, and kept with the search; a profile keeps to budgets as greedy does."""
   options = {"kinds": ("profile",), "final": False, "folds": 2, "references": False}

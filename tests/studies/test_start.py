@@ -201,6 +201,7 @@ def test_full_metrics_are_named(tmp_path):
   writer.close()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_after_the_training_is_named(changing, tmp_path, monkeypatch):
   write_bytes = pathlib.Path.write_bytes
 

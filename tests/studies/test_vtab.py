@@ -145,6 +145,7 @@ def replayed(whole, monkeypatch):
   return ran, replayed_until
 
 
+@pytest.mark.slow
 def test_killed_in_the_second_task_it_ends_the_same(whole, replayed, tmp_path):
   ran, until = replayed
   until[0] = 2

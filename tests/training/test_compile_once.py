@@ -98,6 +98,7 @@ def test_a_trace_holds_steps_and_says_where_it_is(tmp_path):
   assert sum("train_step" in str(event.get("name")) for event in events) >= 2
 
 
+@pytest.mark.slow
 def test_a_trace_ends_with_a_training_that_fails(tmp_path):
   model, variables = tiny.make()
   said = []

@@ -10,7 +10,7 @@ from subtune_jax import masks, methods
 from subtune_jax.training import evaluate, loop, stage_runner, trainable_split
 from subtune_jax.training import mesh as mesh_lib
 from subtune_jax.training import step as step_lib
-from tests import tiny
+from tests import marks, tiny
 
 DECAY = {"weight_decay": 0.1, "clip_norm": 0.5}
 METHODS = {
@@ -88,7 +88,7 @@ def test_scan_equals_the_loop(name):
     assert a == pytest.approx(b, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", marks.first(3, METHODS))
 def test_four_devices_give_the_losses_of_one(name):
   one = fit(METHODS[name])
   four = fit(METHODS[name], mesh=mesh_lib.make_mesh())

@@ -201,7 +201,7 @@ def test_cross_entropy_of_wrong_and_right_answers():
     np.testing.assert_allclose(loss, expected[i], rtol=1e-6, atol=1e-15)
 
 
-@pytest.mark.parametrize("absent", [(4,), (9,), (0, 5)])
+@pytest.mark.parametrize("absent", marks.first(1, [(0, 5), (4,), (9,)]))
 def test_absent_class_never_wins(absent):
   x, y, x_val, y_val = _digits(absent=absent)
   path = _fit(x, y, [10.0, 0.1, 1e-4])
