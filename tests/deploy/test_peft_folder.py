@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
-import safetensors.torch
 
 import subtune_jax
 from subtune_jax import merge, predict, weights
@@ -22,6 +21,7 @@ from tests import deploy_network, peft_peers
 
 peft = peft_peers.load()
 torch = pytest.importorskip("torch")
+import safetensors.torch  # noqa: E402 - it imports torch
 
 VIT = {"width": 32, "depth": 2, "heads": 2, "patch_size": 8}
 RESNET = {"stage_sizes": (1, 1, 1, 1)}

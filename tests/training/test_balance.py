@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from sklearn import datasets, linear_model
 from sklearn.utils import class_weight
-import torch
 
 from subtune_jax import methods
 from subtune_jax.data import lazy
 from subtune_jax.training import batches, checkpoint, class_weights, loop, probe, resume
 from subtune_jax.training import mesh as mesh_lib
 from tests import marks, tiny
+
+torch = pytest.importorskip("torch", reason="the peer of the losses is torch's")
 
 L2 = (1.0, 1e-2, 1e-4)
 

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from subtune_jax import methods
 from subtune_jax.models import head2toe, vit
 from subtune_jax.training import group_lasso, loop, selected_features
 from tests import tiny
 from tests.search import small
+
+torch = pytest.importorskip("torch", reason="the peer of pooling is torch's")
 
 GRID = np.arange(25, dtype=np.float32).reshape(1, 5, 5, 1)
 

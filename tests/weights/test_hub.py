@@ -12,12 +12,14 @@ import threading
 from huggingface_hub import constants
 import numpy as np
 import pytest
-from safetensors import torch as safetensors_torch
-import torch
 
 from subtune_jax import models, weights
 from subtune_jax.weights import errors, hub
-from tests.weights import torch_vits
+
+torch = pytest.importorskip("torch", reason="the files of the hub are torch's")
+from safetensors import torch as safetensors_torch  # noqa: E402 - it imports torch
+
+from tests.weights import torch_vits  # noqa: E402 - likewise
 
 REPO, COMMIT, OLDER = "some/vit", "a" * 40, "b" * 40
 NAME = f"hf_hub:{REPO}"

@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from subtune_jax.deploy import classifier as classifier_lib
@@ -51,7 +52,14 @@ def write(
     network = _module(tf, classifier, dtype)
     tf.saved_model.save(network, str(folder), signatures={"serving_default": network.answer})
     read = tf.saved_model.load(str(folder)).signatures["serving_default"]
-    program.check(classifier, lambda images: _run(tf, read, images), dtype)
+    try:
+      program.check(classifier, lambda images: _run(tf, read, images), dtype)
+    except tf.errors.OpError as e:
+      raise program.ExportError(
+        f"TensorFlow {tf.__version__} cannot run what jax {jax.__version__} wrote "
+        f"({' '.join(str(e).split())[:300]}); export to stablehlo or onnx, or take an older "
+        "jax or a newer TensorFlow"
+      ) from e
     size, classes = classifier.image_size, len(classifier.class_names)
     program.describe(folder, said, _README.format(size=size, dtype=dtype, classes=classes))
   return pathlib.Path(path)
