@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from subtune_jax import strict_json
+from subtune_jax.report import estimate as estimate_lib
 
 RESULTS = "results.json"
 VERSION = 1  # of the records that this library writes; older ones have none
@@ -187,3 +188,10 @@ def check_one_of(value: Any, allowed: Sequence[Any], where: str) -> None:
 def number(value: float | None) -> float:
   """`value`, or nan for None: how a training that diverged is recorded."""
   return math.nan if value is None else float(value)
+
+
+def estimate(entry: Mapping[str, Any], key: str = "mean") -> estimate_lib.Estimate:
+  """A number of an entry and its interval, NaN where the record has none."""
+  return estimate_lib.Estimate(
+    number(entry[key]), number(entry.get("low")), number(entry.get("high"))
+  )

@@ -17,6 +17,7 @@ from scipy import stats
 
 from subtune_jax.report import charts, heat_map, html, marks, style, terminal, words
 from subtune_jax.statistics import intervals
+from subtune_jax.studies import fields
 from subtune_jax.studies.compare import record as compare_record
 from subtune_jax.studies.corruption import figures as corruption_plots
 from subtune_jax.studies.corruption import page as corruption_page
@@ -452,7 +453,7 @@ def test_size_page_shows_the_numbers_of_the_record(pages):
     for method in size["methods"]:
       low, high = 100 * method["low"], 100 * method["high"]
       assert f"{100 * method['accuracy']:.1f} [{low:.1f}, {high:.1f}]" in text
-    value = search_records.estimate(size["against_ft"]["subtuning"])
+    value = fields.estimate(size["against_ft"]["subtuning"])
     assert words.difference(value) in text
     assert words.difference(value) in page
   assert "Units that SubTuning trains" in text
@@ -473,7 +474,7 @@ def test_difference_points_are_hollow_where_undecided():
   points = [line for line in axes.lines if line.get_linestyle() == "None"]
   found = [line.get_markerfacecolor() != "white" for line in points if line.get_marker() == "^"]
   wanted = [
-    search_records.estimate(size["against_ft"]["subtuning"]).verdict != "undecided"
+    fields.estimate(size["against_ft"]["subtuning"]).verdict != "undecided"
     for size in record["sizes"]
   ]
   assert found == wanted

@@ -5,11 +5,10 @@ import os
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
-from subtune_jax.studies import sections
+from subtune_jax.studies import fields, sections
 from subtune_jax.studies.active_learning import figures as own_figures
 from subtune_jax.studies.active_learning import record as own_record
 from subtune_jax.studies.active_learning import saved
-from subtune_jax.studies.search import record as search_record
 
 Record = own_record.Record
 _INTERVALS = (
@@ -46,7 +45,7 @@ def headline(record: Record) -> list[str]:
     if best is None:
       continue
     title, own = record["rules"][best[0]], best[1]
-    value = search_record.estimate(own)
+    value = fields.estimate(own)
     span = f"95 % interval {_share(value.low)} to {_share(value.high)} %"
     at = f"at {words.percent(own['at'])} % accuracy"
     if value.verdict == estimate.HIGHER:
@@ -80,7 +79,7 @@ def figures(record: Record) -> list[document_lib.Figure]:
 def _saved_cell(entry: own_record.Saved | None) -> Cell:
   if entry is None:
     return Cell("")
-  value = search_record.estimate(entry)
+  value = fields.estimate(entry)
   tone: document_lib.Tone = "undecided" if value.verdict == estimate.UNDECIDED else ""
   note = f"{_share(value.low)} to {_share(value.high)}"
   return Cell(_share(value.mean), (note,), tone=tone, plain=f"{_share(value.mean)} [{note}]")
@@ -101,7 +100,7 @@ def _saved_table(record: Record) -> Section:
 def _accuracies(record: Record, method: own_record.Method) -> Section:
   rows: list[list[Cell | str]] = []
   for row in method["rules"]:
-    values = map(search_record.estimate, row["points"])
+    values = map(fields.estimate, row["points"])
     rows.append([record["rules"][row["rule"]], *map(document_lib.accuracy, values)])
   header = ["Test accuracy, %; labels", *(f"{total:,}" for total in record["totals"])]
   return Section(method["title"], [Table(header, rows)], level=3)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subtune_jax.report import charts, heat_map, marks, style, words
+from subtune_jax.studies import fields
 from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.search import figures as search_figures
 from subtune_jax.studies.search import record as search_record
@@ -97,11 +98,11 @@ def profiles(record: Row) -> "Figure | None":
 
 def _draw_profile(axes, names, row: Row, references: dict) -> list[float]:
   """One small profile, its lines added to the legend; returns the accuracies shown."""
-  levels = [search_record.estimate(row[key]) if row[key] else None for key in ("head", "all")]
+  levels = [fields.estimate(row[key]) if row[key] else None for key in ("head", "all")]
   references |= {title: handle for handle, title in search_figures.references(axes, *levels)}
   shown = [value for value in levels if value is not None]
   for point in row["profile"]:
-    value, chosen = search_record.estimate(point), point["unit"] in row["chosen"]
+    value, chosen = fields.estimate(point), point["unit"] in row["chosen"]
     marks.mean(axes, names.index(point["unit"]), value, *_LOOK, filled=chosen, size=5.5)
     shown.append(value)
   axes.tick_params(axis="x", length=0)
@@ -121,7 +122,7 @@ def test_accuracy(record: Row) -> "Figure | None":
     for index, name in enumerate(titles):
       if name in row["test"]:
         at = place + 0.72 * ((index + 0.5) / len(titles) - 0.5)
-        value = search_record.estimate(row["test"][name], "accuracy")
+        value = fields.estimate(row["test"][name], "accuracy")
         marks.mean(axes, at, value, *looks[name], size=5.5, flat=True)
         values += charts.ends([value])
   charts.row_ticks(axes, [title for title, _ in rows])

@@ -6,7 +6,7 @@ import pathlib
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
-from subtune_jax.studies import sections
+from subtune_jax.studies import fields, sections
 from subtune_jax.studies.corruption import figures as corruption_figures
 from subtune_jax.studies.corruption import record as corruption_record
 from subtune_jax.studies.search import page as search_page
@@ -103,7 +103,7 @@ def _choices(record: Row, workdir: pathlib.Path) -> Section:
 
 
 def _accuracy(entry: Row | None) -> Cell:
-  value = search_record.estimate(entry) if entry else None
+  value = fields.estimate(entry) if entry else None
   return document_lib.accuracy(value)
 
 
@@ -143,7 +143,7 @@ def _tests(record: Row, workdir: pathlib.Path) -> Section:
   for link, row in zip(_links(record, workdir), record["rows"], strict=True):
     if row["test"]:
       found = [row["test"].get(name) for name in titles]
-      values = [search_record.estimate(entry, "accuracy") if entry else None for entry in found]
+      values = [fields.estimate(entry, "accuracy") if entry else None for entry in found]
       rows.append([link, *map(document_lib.interval, values)])
   means = corruption_record.mean_test(record)
   rows.append(["Mean", *(document_lib.interval(means.get(name)) for name in titles)])

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subtune_jax.report import charts, estimate, heat_map, marks, style, words
+from subtune_jax.studies import fields
 from subtune_jax.studies.dataset_size import record as size_record
 from subtune_jax.studies.search import record as search_record
 
@@ -27,7 +28,7 @@ def curves(record: Row) -> "Figure":
     found = {x: method for x, method in found.items() if method is not None}
     means = []
     for x, method in found.items():
-      value, seeds = search_record.estimate(method, "accuracy"), method["by_seed"]
+      value, seeds = fields.estimate(method, "accuracy"), method["by_seed"]
       marks.interval(axes, x, (100 * value.low, 100 * value.high), color)
       seed_values = 100 * np.array(seeds, float)
       marks.seed_dots(axes, [x] * len(seeds), seed_values, color=color, marker="_", s=16)
@@ -57,7 +58,7 @@ def differences(record: Row) -> "Figure | None":
     xs = [size * charts.dodge(sizes, index, len(found)) for size in by_size]
     ys = [100 * entry["mean"] for entry in by_size.values()]
     axes.plot(xs, ys, color=color, linewidth=1.4, zorder=2)
-    for x, value in zip(xs, map(search_record.estimate, by_size.values()), strict=True):
+    for x, value in zip(xs, map(fields.estimate, by_size.values()), strict=True):
       decided = value.known and value.verdict != estimate.UNDECIDED
       marks.mean(axes, x, value, color, marker, filled=decided)
   axes.margins(y=0.1)

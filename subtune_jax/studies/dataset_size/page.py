@@ -6,7 +6,7 @@ import pathlib
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
-from subtune_jax.studies import sections
+from subtune_jax.studies import fields, sections
 from subtune_jax.studies.dataset_size import figures as size_figures
 from subtune_jax.studies.dataset_size import record as size_record
 from subtune_jax.studies.search import record as search_record
@@ -66,10 +66,10 @@ def _accuracies(record: Record, workdir: pathlib.Path) -> Section:
   against = [n for n in titles if any(n in size["against_ft"] for size in record["sizes"])]
   for size in record["sizes"]:
     found = [size_record.method(size, name) for name in titles]
-    values = [search_record.estimate(entry, "accuracy") if entry else None for entry in found]
+    values = [fields.estimate(entry, "accuracy") if entry else None for entry in found]
     rows.append([_images(size, workdir), *map(document_lib.interval, values)])
     lead = [size["against_ft"].get(name) for name in against]
-    values = [search_record.estimate(entry) if entry else None for entry in lead]
+    values = [fields.estimate(entry) if entry else None for entry in lead]
     against_rows.append([_images(size, workdir), *map(document_lib.difference, values)])
   heads = document_lib.methods(titles)
   parts: list[document_lib.Part] = []
@@ -118,9 +118,9 @@ def _best_units(record: Record) -> Section:
       others = ", ".join(entry["unit"] for entry in near)
       rows.append([
         f"{head['size']:,}",
-        document_lib.accuracy(search_record.estimate(head)),
+        document_lib.accuracy(fields.estimate(head)),
         best["unit"],
-        document_lib.accuracy(search_record.estimate(best)),
+        document_lib.accuracy(fields.estimate(best)),
         Cell("", (others or "none",), tone="names", plain=words.count(len(near), "unit")),
       ])  # fmt: skip
   header = ["Held-out accuracy, %; images", "Head alone", "Best unit", "Its accuracy"]

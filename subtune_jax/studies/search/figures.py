@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subtune_jax.report import block_strip, charts, estimate, heat_map, marks, style, words
+from subtune_jax.studies import fields
 from subtune_jax.studies.search import record as search_record
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def references(
 
 def _labelled_references(axes, sets, names) -> list[charts.Entry]:
   """The same of a search, with the accuracies in the legend."""
-  values = [search_record.estimate(sets[units]) if units in sets else None for units in ((), names)]
+  values = [fields.estimate(sets[units]) if units in sets else None for units in ((), names)]
   known = [value for value in values if value is not None]
   return [
     (handle, f"{title}: {words.percent(value.mean)} %")
@@ -55,7 +56,7 @@ def _labelled_references(axes, sets, names) -> list[charts.Entry]:
 
 def all_values(entries: Sequence[Row], *, folds: bool = True) -> list[float]:
   """Accuracies of sets with the ends of their intervals and, if wanted, those of the folds."""
-  values = charts.ends(map(search_record.estimate, entries))
+  values = charts.ends(map(fields.estimate, entries))
   if folds:
     values += [accuracy for entry in entries for accuracy in search_record.folds(entry)]
   return values
@@ -79,7 +80,7 @@ def profile(record: Row) -> "Figure | None":
     if name in alone:  # a race drops some
       look = (COLOR, MARKER) if alone[name]["complete"] else (_DROPPED, "x")
       marks.fold_dots(axes, i, search_record.folds(alone[name]))
-      marks.mean(axes, i, search_record.estimate(alone[name]), *look, filled=name in chosen)
+      marks.mean(axes, i, fields.estimate(alone[name]), *look, filled=name in chosen)
   shown = [*alone.values(), *(sets[units] for units in ((), everything) if units in sets)]
   charts.label(axes)
   charts.accuracy_axis(axes, all_values(shown))
@@ -148,7 +149,7 @@ def windows(record: Row) -> "Figure | None":
     axes.plot(xs, ys, color=color, linewidth=1.4, alpha=0.8, zorder=2)
     for x, tried in zip(xs, found.values(), strict=True):
       chosen = tried["units"] == record["chosen"]
-      marks.mean(axes, x, search_record.estimate(tried), color, marker, filled=chosen, size=6)
+      marks.mean(axes, x, fields.estimate(tried), color, marker, filled=chosen, size=6)
     title = "1 unit" if window == 1 else f"{window} units in a row"
     entries.append((marks.key(color, marker, filled=False), title))
   shown = [tried for found in series.values() for tried in found.values()]
@@ -226,7 +227,7 @@ def _draw_ranking(axes, record: Row, shown: Sequence[Row], labels: Sequence[str]
   """Sets from the best down, with intervals; those told apart from the first are grey."""
   for place, tried in enumerate(shown):
     color = marks.QUIET if search_record.told_apart(tried, shown[0]) else COLOR
-    value, chosen = search_record.estimate(tried), tried["units"] == record["chosen"]
+    value, chosen = fields.estimate(tried), tried["units"] == record["chosen"]
     marks.mean(axes, place, value, color, MARKER, filled=chosen, flat=True)
   charts.row_ticks(axes, labels, longest=charts.LONGEST_SET)
   label = f"{charts.ACCURACY}\n(axis does not start at 0)"
@@ -253,11 +254,9 @@ def _block_row(
   tried = sets.get(tuple(units))
   note = "" if tried is None else f"{words.parameters(tried['trained_params'])} trained"
   ranks = {}
-  if record.get("lora"):  # units are named UNIT=RANK
-    ranks = {
-      block: unit.partition("=")[2]
-      for unit in units for block in search_record.blocks(record, [unit])
-    }  # fmt: skip
+  for unit in units if record.get("lora") else ():
+    _, rank = search_record.unit_and_rank(unit)
+    ranks |= dict.fromkeys(search_record.blocks(record, [unit]), rank)
   blocks = search_record.blocks(record, units) | {block_strip.HEAD}
   return block_strip.BlockRow(label, blocks, color, note, marks=ranks)
 

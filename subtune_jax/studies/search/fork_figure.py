@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from subtune_jax.report import block_strip, charts, marks, style, words
+from subtune_jax.studies import fields
 from subtune_jax.studies.search import figures
 from subtune_jax.studies.search import record as search_record
 
@@ -35,7 +36,7 @@ def draw(record: Row) -> "Figure | None":
   marked = [*best, *(tried for tried in named if tried not in best)]
   for tried in marked:
     color, marker, _ = looks.get(tuple(tried["units"]), _SET)
-    value, filled = search_record.estimate(tried), tried in named
+    value, filled = fields.estimate(tried), tried in named
     marks.mean(axes, _cost(record, tried), value, color, marker, filled=filled)
   for number, place in enumerate(path, start=1):
     charts.note(axes, number, place, (7, -4))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subtune_jax.report import charts, marks, style
+from subtune_jax.studies import fields
 from subtune_jax.studies.search import figures as search_figures
 from subtune_jax.studies.search import record as search_record
 from subtune_jax.studies.search import sentences
@@ -97,7 +98,7 @@ def _draw_path(record: Row, path: Row, points: Sequence[Point], top, below) -> N
   taken = [(number, 100 * tried["mean"]) for number, tried, on in points if on]
   top.plot(*np.array(taken).reshape(-1, 2).T, color=_COLOR, linewidth=1.6, zorder=2)
   for number, tried, on in points:
-    value, (color, marker) = search_record.estimate(tried), _set_look(record, tried)
+    value, (color, marker) = fields.estimate(tried), _set_look(record, tried)
     if not on and taken:
       (x, y), look = taken[-1], {"linewidth": 1.2, "linestyle": style.DASHED}
       top.plot([x, number], [y, 100 * value.mean], color=_COLOR, zorder=2, **look)

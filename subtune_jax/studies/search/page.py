@@ -8,7 +8,7 @@ import pathlib
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
-from subtune_jax.studies import sections
+from subtune_jax.studies import fields, sections
 from subtune_jax.studies.compare import figures as compare_figures
 from subtune_jax.studies.compare import page as compare_page
 from subtune_jax.studies.compare import record as compare_record
@@ -87,7 +87,7 @@ def _best_sets(record: Row) -> Section:
     params, fork = words.parameters(tried["trained_params"]), f"{tried['fork_macs'] / 1e6:.1f}"
     share = f"{100 * tried['fork_macs'] / macs:.0f} %" if macs else ""
     rows.append([
-      name, document_lib.interval(search_record.estimate(tried)), against,
+      name, document_lib.interval(fields.estimate(tried)), against,
       Cell(params, (f"{100 * tried['trained_params'] / total:.0f} % of all",), plain=params),
       Cell(fork, (f"{share} of the network",) if share else (), plain=f"{fork} {share:>5}"),
       search_record.chance_text(ranked.probability),
@@ -133,7 +133,7 @@ def _profile(record: Row) -> Section:
     if tried is not None:
       mark = "> " if unit["name"] in record["chosen"] else "  "
       diverged = tried.get("diverged", False)
-      value = "n/a" if diverged else document_lib.interval(search_record.estimate(tried))
+      value = "n/a" if diverged else document_lib.interval(fields.estimate(tried))
       dropped = "" if tried["complete"] else "dropped by the race"
       dropped = "diverged" if diverged else dropped
       rows.append([mark + unit["name"], value, words.parameters(unit["params"]), dropped])

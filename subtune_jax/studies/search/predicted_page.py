@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from subtune_jax.report import charts, document, marks, style, words
 from subtune_jax.report.document import Cell, Section, Table, Text
+from subtune_jax.studies import fields
 from subtune_jax.studies.search import figures as search_figures
 from subtune_jax.studies.search import record as search_record
 
@@ -92,15 +93,13 @@ def section(record: Row, drawn: Mapping[str, document.Figure]) -> Section:
     gain = document.difference(search_record.difference(tried, head)) if units else Cell("")
     row = [
       name,
-      document.interval(search_record.estimate(tried)),
+      document.interval(fields.estimate(tried)),
       gain,
       words.parameters(tried["trained_params"]),
     ]
     if trained:
       known = trained.get(units)
-      row.append(
-        document.interval(search_record.estimate(known)) if known and known["complete"] else ""
-      )
+      row.append(document.interval(fields.estimate(known)) if known and known["complete"] else "")
     rows.append(row)
   header = [
     "Set of blocks", "Predicted accuracy, %", "Against the head, points",

@@ -208,15 +208,6 @@ def searches(record: Row, kind: str) -> list[Row]:
   return [search for search in record["searches"] if search["kind"] == kind]
 
 
-def estimate(entry: Row, key: str = "mean") -> estimate_lib.Estimate:
-  """The accuracy of an entry and its interval, NaN where the record has none."""
-  return estimate_lib.Estimate(
-    fields.number(entry[key]),
-    fields.number(entry.get("low")),
-    fields.number(entry.get("high")),
-  )
-
-
 def folds(entry: Row) -> np.ndarray:
   """[num_folds] accuracies of an entry, NaN for a fold that was not trained."""
   return np.array([fields.number(value) for value in entry["by_fold"]])
@@ -321,9 +312,16 @@ def set_name(units: Sequence[str], all_units: Sequence[str]) -> str:
 
 def _rank_of_all(units: Sequence[str], all_units: Sequence[str]) -> str:
   """The one rank at which all units are in a set of ranks ("block9=4"); "" of another set."""
-  names, ranks = ({name.rpartition("=")[i] for name in units} for i in (0, 2))
-  every = {name.rpartition("=")[0] for name in all_units}
-  return ranks.pop() if len(ranks) == 1 and names == every and "" not in every else ""
+  pairs = [unit_and_rank(name) for name in units]
+  names, ranks = {unit for unit, _ in pairs}, {rank for _, rank in pairs}
+  every = {unit_and_rank(name)[0] for name in all_units}
+  return ranks.pop() if len(ranks) == 1 and names == every else ""
+
+
+def unit_and_rank(name: str) -> tuple[str, str]:
+  """("block9", "4") of a unit at a rank, "block9=4"; ("block9", "") of a unit."""
+  unit, equals, rank = name.rpartition("=")
+  return (unit, rank) if equals else (name, "")
 
 
 def chance_text(probability: float | None) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from subtune_jax.report import words
+from subtune_jax.studies import fields
 from subtune_jax.studies.search import record as search_record
 
 Row = search_record.Row
@@ -72,7 +73,7 @@ def _chosen(record: Row, verb: str) -> list[str]:
 
 def _accuracy(record: Row, chosen: Row) -> str:
   sets, names = search_record.by_units(record), search_record.unit_names(record)
-  value = search_record.estimate(chosen)
+  value = fields.estimate(chosen)
   text = f": {words.percent(value.mean)} %"
   if value.known:
     text += f" (95 % interval {words.percent(value.low)} to {words.percent(value.high)})"
@@ -149,15 +150,16 @@ def moves(step: Row, gap: str = " ") -> list[str]:
   """What came and went in a step: "+ block9"; of ranks "block9 4 → 16"."""
   came = [name for name in step["chosen"] if name not in step["base"]]
   went = [name for name in step["base"] if name not in step["chosen"]]
-  before = {name.partition("=")[0]: name for name in went if "=" in name}
+  before = dict(map(search_record.unit_and_rank, went))
   parts = []
   for name in came:
-    unit, _, rank = name.partition("=")
+    unit, rank = search_record.unit_and_rank(name)
     old = before.get(unit)
-    if old is not None:
-      went.remove(old)
-      steps = f"{old.partition('=')[2]}{gap}→{gap}{rank}"
-    parts.append(f"+{gap}{name}" if old is None else f"{unit}{gap}{steps}")
+    if old:
+      went.remove(f"{unit}={old}")
+      parts.append(f"{unit}{gap}{old}{gap}\N{RIGHTWARDS ARROW}{gap}{rank}")
+    else:
+      parts.append(f"+{gap}{name}")
   return [*parts, *(f"{words.MINUS}{gap}{name}" for name in went)]
 
 

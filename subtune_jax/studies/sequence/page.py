@@ -5,9 +5,8 @@ import os
 from subtune_jax.report import document as document_lib
 from subtune_jax.report import words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
-from subtune_jax.studies import sections
+from subtune_jax.studies import fields, sections
 from subtune_jax.studies.compare import record as compare_record
-from subtune_jax.studies.search import record as search_record
 from subtune_jax.studies.sequence import figures as sequence_figures
 from subtune_jax.studies.sequence import record as sequence_record
 
@@ -63,9 +62,7 @@ def _final(record: Record) -> Section:
   header = ["At the end", "Forgetting", *["Forward transfer"] * measured, *short_names(record)]
   rows = []
   for method, gained in zip(record["methods"], transfer, strict=True):
-    cells = [
-      document_lib.interval(search_record.estimate(own, "accuracy")) for own in method["final"]
-    ]
+    cells = [document_lib.interval(fields.estimate(own, "accuracy")) for own in method["final"]]
     lost = f"{100 * mean_forgetting(method):.1f}"
     more = [] if gained is None else [f"{100 * gained:+.1f}" if gained else "0.0"]
     rows.append([method["title"], lost, *more, *cells, words.num_bytes(method["num_bytes"])])

@@ -10,7 +10,6 @@ from subtune_jax.report import document as document_lib
 from subtune_jax.report import estimate, html, words
 from subtune_jax.report.document import Cell, Facts, Section, Table, Text
 from subtune_jax.studies import fields, sections
-from subtune_jax.studies.search import record as search_record
 from subtune_jax.studies.vtab import record as vtab_record
 
 Record = vtab_record.Record
@@ -44,7 +43,7 @@ def standing(record: Record) -> str:
 
 
 def _estimate(method: fields.Accuracy) -> estimate.Estimate:
-  return search_record.estimate(method, "accuracy")
+  return fields.estimate(method, "accuracy")
 
 
 def task_line(row: vtab_record.Task) -> str:
